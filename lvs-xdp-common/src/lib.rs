@@ -1,0 +1,2 @@
+//! What a packet means to lvs-xdp.
+#![no_std]

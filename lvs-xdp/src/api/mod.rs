@@ -1,0 +1,3 @@
+//! The agent's HTTP/JSON interface on its Unix socket: types, server, client.
+
+pub mod types;
