@@ -1,2 +1,41 @@
-//! What a packet means to lvs-xdp.
+//! What a packet means to lvs-xdp: everything that is decided about a packet, and the bytes it is decided from.
+//!
+//! The same code runs in the kernel, called by the XDP program, and on the host, called by tests and
+//! by the agent. It has no clock, no randomness and no input or output of its own: the frame comes
+//! through [`packet::Frame`], the tables and the time through [`maps::Maps`].
+//!
+//! In reading order:
+//! - [`packet`]: from a frame to a [`packet::Packet`]
+//! - [`director`]: from a packet to a [`director::Verdict`], top to bottom as a packet goes
+//! - [`connection`]: what one connection entry says: states, time-outs, the entry's word
+//! - [`table`]: the connection table: find, insert, change, expire, without a lock
+//! - [`scheduler`]: which destination a new connection gets
+//! - [`ring`]: how the agent fills the rings of the hash schedulers
+//! - [`hash`]: the flow hash, and IPVS's own hashes
+//! - [`maps`], [`abi`], [`atomic`]: the tables' layout, shared with the agent
+//! - [`reason`]: a name for everything that can become of a packet
 #![no_std]
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(
+        internal_features,
+        reason = "core::sync::atomic has no compare-and-swap on this target"
+    )
+)]
+
+#[cfg(not(target_arch = "bpf"))]
+extern crate alloc;
+
+pub mod abi;
+pub mod atomic;
+pub mod connection;
+pub mod director;
+pub mod hash;
+pub mod maps;
+pub mod packet;
+pub mod reason;
+#[cfg(not(target_arch = "bpf"))]
+pub mod ring;
+pub mod scheduler;
+pub mod table;

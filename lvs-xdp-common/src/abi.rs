@@ -1,0 +1,519 @@
+//! The layout of the maps: the contract between the program, the agent, and the next version of both.
+//!
+//! Every row is made of 64-bit words. Each word is written whole, so readers see its old or its new
+//! value; what must change together with another word is either in the same word or becomes visible
+//! by a third one (the generation bit of [`Control`], the entry's word of the connection table).
+//!
+//! A change of anything here raises [`ABI_VERSION`]: the directory of the pins carries it.
+
+use crate::{
+    atomic::Word,
+    hash::HashKey,
+    packet::{Address, IpProto, Mac},
+};
+
+/// The version of this layout.
+pub const ABI_VERSION: u32 = 1;
+
+/// Entries in a bucket of the connection table: one cache line.
+pub const BUCKET_ENTRIES: u32 = 8;
+/// Destination ids are this wide, in the entry's word and everywhere else.
+pub const DESTINATION_BITS: u32 = 20;
+/// The most destinations that one service can have.
+pub const LIST_MAX: u32 = 4096;
+/// Binary places of [`Control::seconds_per_jiffy`].
+pub const SECONDS_SHIFT: u32 = 28;
+
+/// The maps' names, as pinned and as in the object file.
+pub mod name {
+    /// [`super::Control`], one row.
+    pub const CONTROL: &str = "CONTROL";
+    /// Buckets of the service index.
+    pub const SERVICE_INDEX: &str = "SERVICE_INDEX";
+    /// [`super::ServiceRow`] by service id; row 0 is unused.
+    pub const SERVICES: &str = "SERVICES";
+    /// Destination lists, in extents.
+    pub const LISTS: &str = "LISTS";
+    /// Rings of the hash schedulers, in extents.
+    pub const RINGS: &str = "RINGS";
+    /// [`super::Cursor`] by service id.
+    pub const CURSORS: &str = "CURSORS";
+    /// [`super::DestinationRow`] by destination id; row 0 is unused.
+    pub const DESTINATIONS: &str = "DESTINATIONS";
+    /// [`super::Counts`] by destination id.
+    pub const COUNTS: &str = "COUNTS";
+    /// Per-CPU [`super::COUNTER_WORDS`] words by destination id.
+    pub const COUNTERS: &str = "COUNTERS";
+    /// Per-CPU packet counts by [`crate::reason::Reason`].
+    pub const REASONS: &str = "REASONS";
+    /// The connection table: buckets of entries' words.
+    pub const HOT: &str = "HOT";
+    /// Its companion: who the flow of each entry is.
+    pub const COLD: &str = "COLD";
+    /// MAC addresses of the director by interface.
+    pub const INTERFACES: &str = "INTERFACES";
+    /// Interfaces that frames are redirected to.
+    pub const REDIRECT: &str = "REDIRECT";
+    /// jiffies64 and CLOCK_MONOTONIC nanoseconds, written by the program `clock`.
+    pub const CLOCK: &str = "CLOCK";
+}
+
+/// What holds for the whole director: one row, 192 bytes.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Control {
+    /// Bit 0: which of each service's two configurations is live.
+    pub generation: Word,
+    /// [`control_flag`]s.
+    pub flags: Word,
+    /// The secret of the flow hash.
+    pub hash_key: [Word; 2],
+    /// jiffies64 at second 0 of the director's clock.
+    pub jiffies_base: Word,
+    /// Seconds in a jiffy, as a binary fraction of [`SECONDS_SHIFT`] places.
+    pub seconds_per_jiffy: Word,
+    /// Buckets of the connection table, less 1.
+    pub bucket_mask: Word,
+    /// Buckets of the service index, less 1.
+    pub service_mask: Word,
+    /// Seconds without a packet after which an entry expires, by [`crate::connection::State`].
+    pub timeouts: [Word; 16],
+}
+
+/// Flags of [`Control::flags`].
+pub mod control_flag {
+    /// The connection table is being filled from another one: TCP packets that open nothing and find
+    /// no entry are dropped, not judged.
+    pub const MIGRATING: u64 = 1;
+}
+
+impl Control {
+    /// The secret of the flow hash.
+    #[inline(always)]
+    pub fn key(&self) -> HashKey {
+        HashKey(self.hash_key[0].load(), self.hash_key[1].load())
+    }
+
+    /// Seconds of the director's clock at this jiffy.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "136 years fit")]
+    pub fn seconds(&self, jiffies: u64) -> u32 {
+        let since = jiffies.wrapping_sub(self.jiffies_base.load());
+        (since.wrapping_mul(self.seconds_per_jiffy.load()) >> SECONDS_SHIFT) as u32
+    }
+}
+
+/// A bucket of the service index: words of [`index_word`]; 0 is free. The second bucket of a service
+/// is looked at only where the first has no free word.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct IndexBucket(pub [Word; 8]);
+
+/// The word of the service index for a service hash and id.
+#[inline(always)]
+pub fn index_word(hash: u64, id: u32) -> u64 {
+    hash & !0xffff_ffff | u64::from(id)
+}
+
+/// The two buckets of the service index for a service hash.
+#[inline(always)]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "masked to the number of buckets, at most 2^16"
+)]
+pub fn index_buckets(hash: u64, mask: u64) -> (u32, u32) {
+    let first = hash & mask;
+    (first as u32, ((hash >> 16 | 1) & mask ^ first) as u32)
+}
+
+/// One service, 128 bytes. The first line is what a packet needs; the second is the agent's.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct ServiceRow {
+    /// The virtual address, in halves.
+    pub address: [Word; 2],
+    /// Bits 0..16 port, 16..24 protocol.
+    pub identity: Word,
+    /// [`service_flag`]s.
+    pub flags: Word,
+    /// The list of each of the two configurations: [`ListWord`].
+    pub lists: [Word; 2],
+    /// The ring of each of the two configurations: [`RingWord`].
+    pub rings: [Word; 2],
+    /// Connections, packets and bytes of destinations that were removed. The agent's.
+    pub retired: [Word; 3],
+    spare: [Word; 5],
+}
+
+/// Flags of [`ServiceRow::flags`].
+pub mod service_flag {
+    /// The virtual address is an address of the host.
+    pub const LOCAL: u64 = 1;
+}
+
+impl ServiceRow {
+    /// Whether this is the row of that service.
+    #[inline(always)]
+    pub fn is(&self, address: Address, identity: u64) -> bool {
+        self.identity.load() == identity
+            && self.address[1].load() == address.low()
+            && self.address[0].load() == address.high()
+    }
+
+    /// The word [`Self::identity`] for a port and protocol.
+    #[inline(always)]
+    pub fn identity(port: u16, protocol: IpProto) -> u64 {
+        u64::from(port) | u64::from(protocol.0) << 16
+    }
+}
+
+/// What the program does with a service's packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// There is no such service in this configuration.
+    Absent = 0,
+    /// It was deleted; entries that name its destinations may remain.
+    Tombstone = 1,
+    /// Round robin.
+    Rr = 2,
+    /// Weighted round robin.
+    Wrr = 3,
+    /// The highest weight.
+    Fo = 4,
+    /// Source hashing.
+    Sh = 5,
+    /// Destination hashing.
+    Dh = 6,
+    /// Maglev hashing.
+    Mh = 7,
+}
+
+impl Kind {
+    /// The kind of this number; what no version knows is [`Kind::Absent`].
+    #[inline(always)]
+    pub const fn from_number(number: u64) -> Self {
+        match number {
+            1 => Self::Tombstone,
+            2 => Self::Rr,
+            3 => Self::Wrr,
+            4 => Self::Fo,
+            5 => Self::Sh,
+            6 => Self::Dh,
+            7 => Self::Mh,
+            _ => Self::Absent,
+        }
+    }
+
+    /// Whether the destination follows from the packet alone, so that a flow needs no entry to stay with it.
+    #[inline(always)]
+    pub const fn is_hash(self) -> bool {
+        matches!(self, Self::Sh | Self::Dh | Self::Mh)
+    }
+}
+
+/// Which list a service has: kind, where it lies, how long it is, and its generation.
+///
+/// An extent of a list of n destinations in [`name::LISTS`]: word 0 is wrr's `mw << 32 | di`, words
+/// 1 to n are [`list_entry`]s in the schedulers' order, and then come, four to a word, the places
+/// that the cursor's positions 0.. of the generation before become in this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ListWord(pub u64);
+
+impl ListWord {
+    /// Packs a list's description. `offset` is in words, below 2^30.
+    pub const fn new(kind: Kind, offset: u32, length: u32, generation: u16, restart: bool) -> Self {
+        Self(
+            kind as u64
+                | (restart as u64) << 4
+                | (length as u64) << 5
+                | (generation as u64) << 18
+                | (offset as u64) << 34,
+        )
+    }
+
+    /// What the service is.
+    #[inline(always)]
+    pub const fn kind(self) -> Kind {
+        Kind::from_number(self.0 & 0xf)
+    }
+
+    /// Whether the scheduler starts anew, as after a change of scheduler.
+    #[inline(always)]
+    pub const fn restart(self) -> bool {
+        self.0 & 0x10 != 0
+    }
+
+    /// Number of destinations, at most [`LIST_MAX`].
+    #[inline(always)]
+    pub const fn length(self) -> u32 {
+        (self.0 >> 5 & 0x1fff) as u32
+    }
+
+    /// Counts this service's lists.
+    #[inline(always)]
+    pub const fn generation(self) -> u16 {
+        (self.0 >> 18 & 0xffff) as u16
+    }
+
+    /// First word of the extent.
+    #[inline(always)]
+    pub const fn offset(self) -> u32 {
+        (self.0 >> 34) as u32
+    }
+}
+
+/// One destination in a list: its effective weight and its id.
+#[inline(always)]
+pub const fn list_entry(weight: u32, id: u32) -> u64 {
+    (weight as u64) << 32 | id as u64
+}
+
+/// Which ring a service has: flags, number of slots, and where it lies. A word holds four slots; a
+/// slot is an index into the service's list, or [`RingWord::EMPTY`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RingWord(pub u64);
+
+impl RingWord {
+    /// A slot without a destination.
+    pub const EMPTY: u16 = 0xffff;
+
+    /// Packs a ring's description. `slots` is below 2^18, `offset` in words.
+    pub const fn new(offset: u32, slots: u32, fallback: bool, port: bool) -> Self {
+        Self(fallback as u64 | (port as u64) << 1 | (slots as u64) << 2 | (offset as u64) << 32)
+    }
+
+    /// Whether an unusable destination's clients are hashed again.
+    #[inline(always)]
+    pub const fn fallback(self) -> bool {
+        self.0 & 1 != 0
+    }
+
+    /// Whether the client's port is hashed with its address.
+    #[inline(always)]
+    pub const fn port(self) -> bool {
+        self.0 & 2 != 0
+    }
+
+    /// Number of slots.
+    #[inline(always)]
+    pub const fn slots(self) -> u32 {
+        (self.0 >> 2 & 0x3_ffff) as u32
+    }
+
+    /// First word of the extent.
+    #[inline(always)]
+    pub const fn offset(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+/// Where rr and wrr stand in a service's list: one word, changed by compare-and-swap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cursor {
+    /// The generation of the list that the position is a place in.
+    pub generation: u16,
+    /// 0: before the list's head; i + 1: at the destination of index i, chosen last.
+    pub position: u16,
+    /// wrr's current weight.
+    pub current_weight: u32,
+}
+
+impl Cursor {
+    /// From the word in the map.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the parts are wanted")]
+    pub const fn from_word(word: u64) -> Self {
+        Self {
+            generation: (word >> 48) as u16,
+            position: (word >> 32) as u16,
+            current_weight: word as u32,
+        }
+    }
+
+    /// The word for the map.
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        (self.generation as u64) << 48 | (self.position as u64) << 32 | self.current_weight as u64
+    }
+}
+
+/// One destination, 64 bytes.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct DestinationRow {
+    /// Bits 0..48 the real server's MAC address, above them [`destination_flag`]s.
+    pub towards: Word,
+    /// Bits 0..48 the MAC address of the director's interface towards it.
+    pub from: Word,
+    /// Bits 0..32 that interface's index, 32..64 the service's id.
+    pub place: Word,
+    /// The real server's address, in halves.
+    pub address: [Word; 2],
+    /// Bits 0..16 the real server's port; 32..64 the last weight above 0, which mh goes by.
+    pub port: Word,
+    spare: [Word; 2],
+}
+
+/// Flags of [`DestinationRow::towards`].
+pub mod destination_flag {
+    /// The MAC address is known.
+    pub const RESOLVED: u64 = 1 << 48;
+    /// It was removed: its connections' packets are dropped.
+    pub const REMOVED: u64 = 1 << 49;
+    /// The row is in use.
+    pub const USED: u64 = 1 << 50;
+}
+
+impl DestinationRow {
+    /// The service it belongs to.
+    #[inline(always)]
+    pub fn service(&self) -> u32 {
+        (self.place.load() >> 32) as u32
+    }
+}
+
+/// Connections of a destination, over all CPUs.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Active connections in the lower half, inactive ones in the upper.
+    pub connections: Word,
+    /// Persistence templates.
+    pub templates: Word,
+}
+
+/// Words of a destination's per-CPU counters: packets, bytes, connections, spare.
+pub const COUNTER_WORDS: usize = 4;
+
+/// A bucket of the connection table: eight entries' words, one cache line.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct Bucket(pub [Word; 8]);
+
+/// Who the flow of an entry is, 64 bytes. Written while the entry is claimed, and read when what it
+/// says matters: at changes of state, in lists, when the table is moved.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct ColdRow {
+    /// The client's address, in halves.
+    pub client: [Word; 2],
+    /// The virtual address, in halves.
+    pub address: [Word; 2],
+    /// Bits 0..16 client port, 16..32 virtual port, 32..40 protocol.
+    pub ports: Word,
+    /// Bits 0..32 the service's id; the upper half is for the template that controls the entry.
+    pub service: Word,
+    spare: [Word; 2],
+}
+
+/// MAC addresses under which the director takes packets of one interface, 64 bytes.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct InterfaceRow {
+    /// The interface's index; 0 where the row is free.
+    pub if_index: Word,
+    /// MAC addresses; 0 where there is none.
+    pub macs: [Word; 7],
+}
+
+/// Rows of [`name::INTERFACES`]: an interface's row is its index modulo this.
+pub const INTERFACE_ROWS: u32 = 256;
+
+impl InterfaceRow {
+    /// Whether a frame of that interface to `mac` is for the director; true where nothing is known.
+    #[inline(always)]
+    pub fn takes(&self, if_index: u32, mac: Mac) -> bool {
+        if self.if_index.load() != u64::from(if_index) {
+            return true;
+        }
+        let mut index = 0;
+        while index < 7 {
+            if self.macs[index].load() == mac.0 {
+                return true;
+            }
+            index += 1;
+        }
+        false
+    }
+}
+
+const _: () = {
+    assert!(size_of::<Control>() == 192);
+    assert!(size_of::<IndexBucket>() == 64);
+    assert!(size_of::<ServiceRow>() == 128);
+    assert!(size_of::<DestinationRow>() == 64);
+    assert!(size_of::<Counts>() == 16);
+    assert!(size_of::<Bucket>() == 64);
+    assert!(size_of::<ColdRow>() == 64);
+    assert!(size_of::<InterfaceRow>() == 64);
+};
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn list_words_keep_their_parts(
+            kind in 0..8u64, offset in 0..1u32 << 30, length in 0..=LIST_MAX, generation: u16, restart: bool
+        ) {
+            let word = ListWord::new(Kind::from_number(kind), offset, length, generation, restart);
+            prop_assert_eq!(
+                (word.kind() as u64, word.offset(), word.length(), word.generation(), word.restart()),
+                (kind, offset, length, generation, restart)
+            );
+        }
+
+        #[test]
+        fn ring_words_keep_their_parts(offset: u32, slots in 0..1u32 << 18, fallback: bool, port: bool) {
+            let word = RingWord::new(offset, slots, fallback, port);
+            prop_assert_eq!(
+                (word.offset(), word.slots(), word.fallback(), word.port()),
+                (offset, slots, fallback, port)
+            );
+        }
+
+        #[test]
+        fn cursors_keep_their_parts(generation: u16, position: u16, current_weight: u32) {
+            let cursor = Cursor { generation, position, current_weight };
+            prop_assert_eq!(Cursor::from_word(cursor.word()), cursor);
+        }
+
+        #[test]
+        fn the_two_buckets_of_a_service_differ(hash: u64, bits in 1..16u32) {
+            let (first, second) = index_buckets(hash, (1 << bits) - 1);
+            prop_assert_ne!(first, second);
+            prop_assert!(first < 1 << bits && second < 1 << bits);
+        }
+    }
+
+    #[test]
+    fn seconds_follow_the_tick_rate() {
+        for hz in [100u64, 250, 300, 1000] {
+            let control = Control {
+                jiffies_base: Word::new(4_294_667_296),
+                seconds_per_jiffy: Word::new((1 << SECONDS_SHIFT) / hz + 1),
+                ..Control::default()
+            };
+            for second in [0u32, 1, 900, 86_400 * 365] {
+                let seen = control.seconds(4_294_667_296 + u64::from(second) * hz);
+                assert!(seen.abs_diff(second) <= second / 100_000, "{hz} {second} {seen}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_interface_takes_its_own_addresses_only() {
+        let row = InterfaceRow {
+            if_index: Word::new(3),
+            ..InterfaceRow::default()
+        };
+        row.macs[1].store(77);
+        assert!(row.takes(3, Mac(77)));
+        assert!(!row.takes(3, Mac(78)));
+        assert!(row.takes(259, Mac(78)), "another interface's row says nothing");
+    }
+}

@@ -1,0 +1,164 @@
+//! The tables as the director sees them: given by the kernel's maps in the program, by memory on the host.
+
+use crate::{
+    abi::{Bucket, ColdRow, Control, Counts, DestinationRow, IndexBucket, InterfaceRow, ServiceRow},
+    atomic::Word,
+};
+
+/// The tables, and what time it is. A row past a table's end is `None`.
+pub trait Maps {
+    /// What holds for the whole director.
+    fn control(&self) -> &Control;
+    /// Seconds of the director's clock.
+    fn now(&self) -> u32;
+    /// A bucket of the service index.
+    fn service_bucket(&self, index: u32) -> Option<&IndexBucket>;
+    /// A service by id.
+    fn service(&self, id: u32) -> Option<&ServiceRow>;
+    /// A word of the lists.
+    fn list(&self, index: u32) -> Option<&Word>;
+    /// A word of the rings.
+    fn ring(&self, index: u32) -> Option<&Word>;
+    /// A service's cursor.
+    fn cursor(&self, service: u32) -> Option<&Word>;
+    /// A destination by id.
+    fn destination(&self, id: u32) -> Option<&DestinationRow>;
+    /// A destination's connections.
+    fn counts(&self, id: u32) -> Option<&Counts>;
+    /// A bucket of the connection table.
+    fn bucket(&self, index: u32) -> Option<&Bucket>;
+    /// The companion row of an entry: bucket * 8 + slot.
+    fn cold(&self, index: u32) -> Option<&ColdRow>;
+    /// The row of the director's MAC addresses for an interface.
+    fn interface(&self, index: u32) -> Option<&InterfaceRow>;
+    /// Calls `step` with 0, 1, .. `count` - 1, until it returns false. In the program this is bpf_loop.
+    fn repeat<S: Step<Self>>(&self, count: u32, step: &mut S)
+    where
+        Self: Sized;
+}
+
+/// The body of a loop that is too long for the verifier to walk.
+pub trait Step<M> {
+    /// Does round `index`; false ends the loop.
+    fn step(&mut self, maps: &M, index: u32) -> bool;
+}
+
+/// Tables in this process's memory, for tests and simulations.
+#[cfg(not(target_arch = "bpf"))]
+pub mod memory {
+    use alloc::vec::Vec;
+    use core::sync::atomic::{AtomicU32, Ordering};
+
+    use super::{
+        Bucket, ColdRow, Control, Counts, DestinationRow, IndexBucket, InterfaceRow, Maps, ServiceRow, Step,
+        Word,
+    };
+    use crate::{abi::INTERFACE_ROWS, connection::TIMEOUTS};
+
+    /// The tables, and a clock that stands until it is set.
+    #[derive(Debug)]
+    pub struct Memory {
+        /// What holds for the whole director.
+        pub control: Control,
+        /// Seconds of the clock.
+        pub clock: AtomicU32,
+        /// The service index.
+        pub service_index: Vec<IndexBucket>,
+        /// Services.
+        pub services: Vec<ServiceRow>,
+        /// Lists.
+        pub lists: Vec<Word>,
+        /// Rings.
+        pub rings: Vec<Word>,
+        /// Cursors.
+        pub cursors: Vec<Word>,
+        /// Destinations.
+        pub destinations: Vec<DestinationRow>,
+        /// Counts.
+        pub counts: Vec<Counts>,
+        /// Buckets of the connection table.
+        pub hot: Vec<Bucket>,
+        /// Companion rows.
+        pub cold: Vec<ColdRow>,
+        /// Interfaces.
+        pub interfaces: Vec<InterfaceRow>,
+    }
+
+    fn rows<T: Default>(count: u32) -> Vec<T> {
+        (0..count).map(|_| T::default()).collect()
+    }
+
+    impl Memory {
+        /// Empty tables: `connections` entries, `services` and `destinations` rows, all powers of two.
+        pub fn new(connections: u32, services: u32, destinations: u32) -> Self {
+            let control = Control::default();
+            for (word, seconds) in control.timeouts.iter().zip(TIMEOUTS) {
+                word.store(u64::from(seconds));
+            }
+            control.bucket_mask.store(u64::from(connections / 8 - 1));
+            let index = (services / 2).max(2);
+            control.service_mask.store(u64::from(index - 1));
+            Self {
+                control,
+                clock: AtomicU32::new(1_000_000),
+                service_index: rows(index),
+                services: rows(services),
+                lists: rows(destinations * 8),
+                rings: rows(services * 64 + 2048),
+                cursors: rows(services),
+                destinations: rows(destinations),
+                counts: rows(destinations),
+                hot: rows(connections / 8),
+                cold: rows(connections),
+                interfaces: rows(INTERFACE_ROWS),
+            }
+        }
+
+        /// Moves the clock on.
+        pub fn pass_time(&self, seconds: u32) {
+            self.clock.fetch_add(seconds, Ordering::SeqCst);
+        }
+    }
+
+    impl Maps for Memory {
+        fn control(&self) -> &Control {
+            &self.control
+        }
+        fn now(&self) -> u32 {
+            self.clock.load(Ordering::SeqCst)
+        }
+        fn service_bucket(&self, index: u32) -> Option<&IndexBucket> {
+            self.service_index.get(index as usize)
+        }
+        fn service(&self, id: u32) -> Option<&ServiceRow> {
+            self.services.get(id as usize)
+        }
+        fn list(&self, index: u32) -> Option<&Word> {
+            self.lists.get(index as usize)
+        }
+        fn ring(&self, index: u32) -> Option<&Word> {
+            self.rings.get(index as usize)
+        }
+        fn cursor(&self, service: u32) -> Option<&Word> {
+            self.cursors.get(service as usize)
+        }
+        fn destination(&self, id: u32) -> Option<&DestinationRow> {
+            self.destinations.get(id as usize)
+        }
+        fn counts(&self, id: u32) -> Option<&Counts> {
+            self.counts.get(id as usize)
+        }
+        fn bucket(&self, index: u32) -> Option<&Bucket> {
+            self.hot.get(index as usize)
+        }
+        fn cold(&self, index: u32) -> Option<&ColdRow> {
+            self.cold.get(index as usize)
+        }
+        fn interface(&self, index: u32) -> Option<&InterfaceRow> {
+            self.interfaces.get(index as usize)
+        }
+        fn repeat<S: Step<Self>>(&self, count: u32, step: &mut S) {
+            let _ = (0..count).all(|index| step.step(self, index));
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! A name for everything that can become of a packet.
+
+/// What the program does with a packet, without the details.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Sent to a real server.
+    Forward,
+    /// Left to the host's own stack, untouched.
+    Pass,
+    /// Thrown away.
+    Drop,
+}
+
+impl Outcome {
+    /// Its name in listings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal, $outcome:ident;)+) => {
+        /// Why a packet was forwarded, passed or dropped. Its number is its index in the per-CPU counters.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl Reason {
+            /// Every reason, in the order of the counters.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// Its name in listings and metrics.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// One line about it.
+            pub fn help(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+).trim_ascii(),)+ }
+            }
+
+            /// What became of the packet.
+            pub fn outcome(self) -> Outcome {
+                match self { $(Self::$variant => Outcome::$outcome,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Belonged to a known connection.
+    Connection = "connection", Forward;
+    /// Started a connection.
+    NewConnection = "new-connection", Forward;
+    /// The connection table had no room; a hash scheduler serves the flow without an entry.
+    Untracked = "untracked", Forward;
+    /// Neither IPv4 nor a frame whose headers are understood.
+    NotIp = "not-ip", Pass;
+    /// Ethernet multicast or broadcast.
+    NotUnicast = "not-unicast", Pass;
+    /// Too short for the headers it announces, or headers that contradict each other.
+    Malformed = "malformed", Pass;
+    /// An IPv4 fragment; fragments are left to the host.
+    Fragment = "fragment", Pass;
+    /// Neither TCP nor UDP.
+    OtherProtocol = "other-protocol", Pass;
+    /// No virtual service has this address, port and protocol.
+    NotForUs = "not-for-us", Pass;
+    /// For a virtual service, but its MAC address is not the director's.
+    OtherHost = "other-host", Pass;
+    /// TCP without a connection and no SYN; the host, which holds the VIP, answers with a reset.
+    NoConnectionPassed = "no-connection-passed", Pass;
+    /// TCP without a connection and no SYN, and the VIP is not an address of the host.
+    NoConnection = "no-connection", Drop;
+    /// A new connection, but no destination is usable.
+    NoDestination = "no-destination", Drop;
+    /// The connection's destination was removed.
+    DestinationRemoved = "destination-removed", Drop;
+    /// The destination's MAC address is not known yet.
+    Unresolved = "unresolved", Drop;
+    /// A new connection, but the connection table has no room for it.
+    TableFull = "table-full", Drop;
+    /// A new connection whose tag collides with another's in the connection table.
+    TagCollision = "tag-collision", Drop;
+    /// Two CPUs were entering the same connection; the client sends again.
+    InsertRace = "insert-race", Drop;
+    /// The connection table is being moved to another; the client sends again.
+    Migrating = "migrating", Drop;
+    /// The destination is behind an interface that frames cannot be redirected to.
+    RedirectFailed = "redirect-failed", Drop;
+    /// A map has another size than the program was told: a defect.
+    Internal = "internal", Pass;
+}

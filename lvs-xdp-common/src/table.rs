@@ -1,0 +1,544 @@
+//! The connection table: find, insert, change and expire entries, without a lock.
+//!
+//! A flow's hash gives a primary bucket, a partner bucket and a tag. The partner is the primary
+//! XORed with a number made of the tag alone, so all flows of one tag that can meet share one *pair*
+//! of buckets, and no two live entries of a pair have the same tag. That is what makes a tag enough
+//! to tell the flows of established connections apart with one cache line read.
+//!
+//! - Every write of an entry's word is a compare-and-swap; who wins it applies the change of the
+//!   destination's counts, and nobody else does.
+//! - A new entry is claimed, then its cold row is written, then its word. A claim carries its tag,
+//!   and after claiming the pair is looked at again: of two CPUs that enter one flow, at least one
+//!   sees the other. The one in the lower place goes on, the other gives way.
+//! - An entry past its time-out is no entry: find does not return it, insert takes its place.
+
+use crate::{
+    abi::{Bucket, ColdRow},
+    atomic::Word,
+    connection::{Count, Entry, State},
+    maps::Maps,
+    packet::{Address, IpProto, Packet, TcpFlag},
+};
+
+/// Tries of a compare-and-swap before giving up: each failure means that another CPU succeeded.
+const TRIES: u32 = 4;
+/// Times a claim of another CPU is looked at while waiting for it to become an entry or to go.
+const PATIENCE: u32 = 32;
+/// With this many live entries in the primary bucket a new one goes to the emptier of the two.
+const CROWDED: u32 = 7;
+
+/// Where in the table a flow may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key {
+    tag: u32,
+    primary: u32,
+    partner: u32,
+}
+
+impl Key {
+    /// The key of a flow hash, in a table of `mask` + 1 buckets (a power of two, at least 2).
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "masked, or the upper 23 bits")]
+    pub const fn new(hash: u64, mask: u64) -> Self {
+        let tag = (hash >> 41) as u32;
+        let primary = (hash & mask) as u32;
+        // Odd times odd is odd: the partner is never the primary.
+        let offset = (tag | 1).wrapping_mul(0x9E37_79B1) & mask as u32 | 1;
+        Self {
+            tag,
+            primary,
+            partner: primary ^ offset,
+        }
+    }
+}
+
+/// Who a flow is: what the cold row keeps of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Flow {
+    /// The client's address.
+    pub client: Address,
+    /// The virtual address.
+    pub address: Address,
+    /// Bits 0..16 client port, 16..32 virtual port, 32..40 protocol.
+    ports: u64,
+    /// The service's id.
+    pub service: u32,
+}
+
+impl Flow {
+    /// The flow of a packet for a service.
+    #[inline(always)]
+    pub const fn new(packet: &Packet, service: u32) -> Self {
+        Self {
+            client: packet.source,
+            address: packet.destination,
+            ports: packet.source_port as u64
+                | (packet.destination_port as u64) << 16
+                | (packet.protocol.0 as u64) << 32,
+            service,
+        }
+    }
+
+    /// The client's port.
+    pub const fn client_port(&self) -> u16 {
+        (self.ports & 0xffff) as u16
+    }
+
+    /// The virtual port.
+    pub const fn port(&self) -> u16 {
+        (self.ports >> 16 & 0xffff) as u16
+    }
+
+    /// The protocol.
+    pub const fn protocol(&self) -> IpProto {
+        IpProto((self.ports >> 32 & 0xff) as u8)
+    }
+
+    /// Reads a cold row. Meaningful only where the entry's word is the same before and after.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half is the service")]
+    pub fn read(row: &ColdRow) -> Self {
+        Self {
+            client: Address::from_halves(row.client[0].load(), row.client[1].load()),
+            address: Address::from_halves(row.address[0].load(), row.address[1].load()),
+            ports: row.ports.load(),
+            service: row.service.load() as u32,
+        }
+    }
+
+    #[inline(always)]
+    fn write(&self, row: &ColdRow) {
+        row.client[0].store(self.client.high());
+        row.client[1].store(self.client.low());
+        row.address[0].store(self.address.high());
+        row.address[1].store(self.address.low());
+        row.ports.store(self.ports);
+        row.service.store(u64::from(self.service));
+    }
+
+    #[inline(always)]
+    fn is(&self, row: &ColdRow) -> bool {
+        row.ports.load() == self.ports
+            && row.client[1].load() == self.client.low()
+            && row.address[1].load() == self.address.low()
+            && row.client[0].load() == self.client.high()
+            && row.address[0].load() == self.address.high()
+    }
+}
+
+/// The place of one entry.
+#[derive(Debug)]
+pub struct Place<'m> {
+    /// Its word.
+    pub word: &'m Word,
+    /// Bucket * 8 + slot: the index of its cold row.
+    pub index: u32,
+}
+
+impl Clone for Place<'_> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl Copy for Place<'_> {}
+
+/// The time-out of an entry's state, in seconds.
+#[inline(always)]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "time-outs are at most 2,678,400 s"
+)]
+fn timeout<M: Maps>(maps: &M, state_number: u64) -> u32 {
+    maps.control().timeouts[(state_number & 0xf) as usize].load() as u32
+}
+
+/// Whether an entry is past its time-out.
+#[inline(always)]
+pub fn is_expired<M: Maps>(maps: &M, entry: Entry, now: u32) -> bool {
+    entry.is_expired(now, timeout(maps, entry.state_number()))
+}
+
+/// What a count of one more entry in this state adds to its destination's counts.
+#[inline(always)]
+const fn count_of(state: State) -> u64 {
+    match state.count() {
+        Count::Active => 1,
+        Count::Inactive => 1 << 32,
+        Count::Nothing | Count::Template => 0,
+    }
+}
+
+/// Changes a destination's counts: one entry fewer in state `from`, one more in state `to`.
+#[inline(always)]
+fn recount<M: Maps>(maps: &M, destination: u32, from: State, to: State) {
+    let Some(counts) = maps.counts(destination) else {
+        return;
+    };
+    let delta = count_of(to).wrapping_sub(count_of(from));
+    if delta != 0 {
+        counts.connections.add(delta);
+    }
+    let templates = u64::from(matches!(to.count(), Count::Template))
+        .wrapping_sub(u64::from(matches!(from.count(), Count::Template)));
+    if templates != 0 {
+        counts.templates.add(templates);
+    }
+}
+
+/// The live entry of a flow's tag, if there is one; expired ones are returned too.
+#[inline(always)]
+pub fn find<'m, M: Maps>(maps: &'m M, key: Key) -> Option<(Place<'m>, Entry)> {
+    match scan(maps.bucket(key.primary)?, key.primary, key.tag) {
+        Some(found) => Some(found),
+        None => scan(maps.bucket(key.partner)?, key.partner, key.tag),
+    }
+}
+
+#[inline(always)]
+fn scan(bucket: &Bucket, index: u32, tag: u32) -> Option<(Place<'_>, Entry)> {
+    let mut slot = 0;
+    while slot < 8 {
+        let entry = Entry(bucket.0[slot].load());
+        if entry.tag() == tag && entry.is_live() {
+            #[expect(clippy::cast_possible_truncation, reason = "below 8")]
+            return Some((
+                Place {
+                    word: &bucket.0[slot],
+                    index: index * 8 + slot as u32,
+                },
+                entry,
+            ));
+        }
+        slot += 1;
+    }
+    None
+}
+
+/// What became of an entry that was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Touch {
+    /// It is this flow's, and says so now.
+    Kept,
+    /// It is another flow's of the same tag.
+    Foreign,
+    /// It is gone: another flow's is in its place.
+    Gone,
+}
+
+/// Notes that a packet of a flow was seen: refreshes the entry and moves it on to `next(state)`.
+///
+/// The common case, a packet that changes no state and was seen within the same second, writes nothing
+/// and does not look at the cold row; SYN, FIN, RST and every change of state do, since a tag is not
+/// identity.
+#[inline(always)]
+pub fn touch<M: Maps>(
+    maps: &M,
+    place: Place<'_>,
+    mut entry: Entry,
+    flow: &Flow,
+    packet: &Packet,
+    now: u32,
+) -> Touch {
+    let Entry(mut word) = entry;
+    let mut tries = 0;
+    while tries < TRIES {
+        let state = entry.state();
+        let next = state.next(packet.flag);
+        let telling = matches!(packet.flag, TcpFlag::Syn | TcpFlag::Fin | TcpFlag::Rst);
+        if (telling || next as u64 != state as u64) && !is_flow(maps, place, flow) {
+            return Touch::Foreign;
+        }
+        let fresh = entry.seen(next, now, timeout(maps, next as u64));
+        if fresh.0 == word {
+            return Touch::Kept;
+        }
+        if place.word.swap(word, fresh.0) {
+            if next as u64 != state as u64 {
+                recount(maps, entry.destination(), state, next);
+            }
+            return Touch::Kept;
+        }
+        word = place.word.load();
+        let seen = Entry(word);
+        if seen.tag() != entry.tag() || !seen.is_live() || seen.destination() != entry.destination() {
+            return Touch::Gone;
+        }
+        entry = seen;
+        tries += 1;
+    }
+    Touch::Kept
+}
+
+/// Whether an entry is this flow's, by the cold row.
+#[inline(always)]
+pub fn is_flow<M: Maps>(maps: &M, place: Place<'_>, flow: &Flow) -> bool {
+    maps.cold(place.index).is_some_and(|row| flow.is(row))
+}
+
+/// Takes an entry out and settles its destination's counts; false where its word has changed meanwhile.
+#[inline(always)]
+pub fn remove<M: Maps>(maps: &M, word: &Word, entry: Entry) -> bool {
+    let removed = word.swap(entry.0, Entry::EMPTY.0);
+    if removed {
+        recount(maps, entry.destination(), entry.state(), State::Empty);
+    }
+    removed
+}
+
+/// A flow to be entered, of which [`find`] has found no live entry.
+#[derive(Debug, Clone, Copy)]
+pub struct New {
+    /// Where it may be.
+    pub key: Key,
+    /// Who it is.
+    pub flow: Flow,
+    /// Its destination.
+    pub destination: u32,
+    /// Its first state.
+    pub state: State,
+}
+
+/// What came of entering a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inserted {
+    /// It is in the table.
+    Done,
+    /// Another CPU has entered the same flow, with this destination.
+    Exists(u32),
+    /// A live entry of another flow has the same tag.
+    Collision,
+    /// Both buckets are full of entries that do not give way.
+    Full,
+    /// Another CPU is entering a flow of this tag and did not finish in time.
+    Race,
+}
+
+impl Inserted {
+    /// In one register: all that a function of the program that is not inlined can return.
+    #[inline(always)]
+    const fn pack(self) -> u64 {
+        match self {
+            Self::Done => 0,
+            Self::Exists(destination) => 1 | (destination as u64) << 8,
+            Self::Collision => 2,
+            Self::Full => 3,
+            Self::Race => 4,
+        }
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "ids have 20 bits")]
+    const fn unpack(packed: u64) -> Self {
+        match packed & 0xff {
+            0 => Self::Done,
+            1 => Self::Exists((packed >> 8) as u32),
+            2 => Self::Collision,
+            3 => Self::Full,
+            _ => Self::Race,
+        }
+    }
+}
+
+/// How dear an entry is, as a place for a new one: the lower, the better.
+const FREE: u32 = 0;
+const EXPIRED: u32 = 1;
+const HALF_OPEN: u32 = 2;
+const TAKEN: u32 = 3;
+
+/// What a bucket has to offer.
+struct Survey {
+    /// Entries that have not expired, claimed ones included.
+    live: u32,
+    slot: u32,
+    rank: u32,
+    victim: u64,
+}
+
+#[inline(always)]
+fn survey<M: Maps>(maps: &M, bucket: &Bucket, tag: u32, now: u32) -> Survey {
+    let mut best = Survey {
+        live: 0,
+        slot: 0,
+        rank: TAKEN,
+        victim: 0,
+    };
+    let mut oldest = 0;
+    let mut slot = 0;
+    while slot < 8 {
+        let entry = Entry(bucket.0[slot].load());
+        let (rank, age) = if entry.0 == 0 {
+            (FREE, 0)
+        } else if !entry.is_live() {
+            (TAKEN, 0)
+        } else if is_expired(maps, entry, now) {
+            // An expired entry of the same tag has to be the one that goes.
+            (if entry.tag() == tag { FREE } else { EXPIRED }, u32::MAX)
+        } else if entry.state().is_half_open() {
+            (HALF_OPEN, entry.age(now))
+        } else {
+            (TAKEN, 0)
+        };
+        if rank >= HALF_OPEN {
+            best.live += 1;
+        }
+        if rank < best.rank || rank == best.rank && rank != TAKEN && age > oldest {
+            best.rank = rank;
+            best.slot = slot as u32;
+            best.victim = entry.0;
+            oldest = age;
+        }
+        slot += 1;
+    }
+    best
+}
+
+/// Enters a flow.
+///
+/// The place taken is a free one, else that of an expired entry, else that of the oldest half-open
+/// one; the counts of what was displaced are settled.
+#[inline(always)]
+pub fn insert<M: Maps>(maps: &M, new: &New) -> Inserted {
+    Inserted::unpack(enter(maps, new))
+}
+
+#[inline(never)]
+fn enter<M: Maps>(maps: &M, new: &New) -> u64 {
+    try_enter(maps, new).pack()
+}
+
+#[inline(always)]
+fn try_enter<M: Maps>(maps: &M, new: &New) -> Inserted {
+    let New {
+        key,
+        ref flow,
+        destination,
+        state,
+    } = *new;
+    let now = maps.now();
+    let (Some(primary), Some(partner)) = (maps.bucket(key.primary), maps.bucket(key.partner)) else {
+        return Inserted::Full;
+    };
+    let claim = Entry::new(key.tag, destination, State::Claimed, now, 0);
+    let entry = Entry::new(key.tag, destination, state, now, timeout(maps, state as u64));
+    let mut tries = 0;
+    while tries < TRIES {
+        tries += 1;
+        let first = survey(maps, primary, key.tag, now);
+        let mut chosen = first;
+        let mut bucket = primary;
+        let mut index = key.primary;
+        if chosen.live >= CROWDED || chosen.rank >= HALF_OPEN {
+            let second = survey(maps, partner, key.tag, now);
+            // An established connection's place is never better than any other.
+            if second.rank < HALF_OPEN && second.live < chosen.live
+                || second.rank < chosen.rank && chosen.rank >= HALF_OPEN
+            {
+                chosen = second;
+                bucket = partner;
+                index = key.partner;
+            }
+        }
+        if chosen.rank == TAKEN {
+            return Inserted::Full;
+        }
+        let place = Place {
+            word: &bucket.0[(chosen.slot & 7) as usize],
+            index: index * 8 + chosen.slot,
+        };
+        if !place.word.swap(chosen.victim, claim.0) {
+            continue;
+        }
+        let victim = Entry(chosen.victim);
+        if victim.0 != 0 {
+            recount(maps, victim.destination(), victim.state(), State::Empty);
+        }
+        if let Some(other) = rival(maps, key, flow, place, primary, partner) {
+            return other;
+        }
+        if let Some(row) = maps.cold(place.index) {
+            flow.write(row);
+        }
+        // Counted before it can be seen, so that whoever ends it finds it counted.
+        recount(maps, destination, State::Empty, state);
+        place.word.store(entry.0);
+        return Inserted::Done;
+    }
+    Inserted::Race
+}
+
+/// After claiming `own`: whoever else has an entry or a claim of this tag in the pair of buckets and
+/// may keep it. Where there is one, the claim on `own` has been given up.
+#[inline(always)]
+fn rival<'m, M: Maps>(
+    maps: &'m M,
+    key: Key,
+    flow: &Flow,
+    own: Place<'m>,
+    primary: &'m Bucket,
+    partner: &'m Bucket,
+) -> Option<Inserted> {
+    let mut slot = 0;
+    while slot < 16 {
+        let (bucket, index) = if slot < 8 {
+            (primary, key.primary)
+        } else {
+            (partner, key.partner)
+        };
+        let at = index * 8 + (slot & 7) as u32;
+        let word = &bucket.0[slot & 7];
+        slot += 1;
+        let seen = Entry(word.load());
+        if seen.0 == 0 || seen.tag() != key.tag || at == own.index {
+            continue;
+        }
+        if seen.is_live() && is_expired(maps, seen, maps.now()) {
+            let _ = remove(maps, word, seen);
+            continue;
+        }
+        // Two claims: the one in the lower place goes on. It may still find that the other, which had
+        // looked before this claim was made, has become an entry.
+        let yields = seen.is_live() || own.index > at;
+        if yields {
+            own.word.store(Entry::EMPTY.0);
+        }
+        let (seen, settled) = settle(word, seen, key.tag);
+        if !settled {
+            if !yields {
+                own.word.store(Entry::EMPTY.0);
+            }
+            return Some(Inserted::Race);
+        }
+        if !seen.is_live() || seen.tag() != key.tag {
+            if yields {
+                return Some(Inserted::Race);
+            }
+            continue;
+        }
+        if !yields {
+            own.word.store(Entry::EMPTY.0);
+        }
+        let place = Place { word, index: at };
+        return Some(if is_flow(maps, place, flow) {
+            Inserted::Exists(seen.destination())
+        } else {
+            Inserted::Collision
+        });
+    }
+    None
+}
+
+/// Waits, but not for long, while a word is a claim of this tag; false where it still is one.
+#[inline(always)]
+fn settle(word: &Word, mut seen: Entry, tag: u32) -> (Entry, bool) {
+    let mut looks = 0;
+    while looks < PATIENCE {
+        if seen.is_live() || seen.0 == 0 || seen.tag() != tag {
+            return (seen, true);
+        }
+        seen = Entry(word.load());
+        looks += 1;
+    }
+    (seen, false)
+}
