@@ -220,7 +220,11 @@ const fn lower(from: u32, di: u32, limit: u32) -> u32 {
     if from <= limit {
         return from;
     }
-    from.saturating_sub((from - limit).div_ceil(di).saturating_mul(di))
+    let steps = (from - limit - 1).checked_div(di);
+    match steps {
+        Some(steps) => from.saturating_sub((steps + 1).saturating_mul(di)),
+        None => 0,
+    }
 }
 
 /// Looks for a usable destination whose weight is at least `threshold`, from `start` on, round the list.
@@ -311,10 +315,11 @@ impl Hashed {
     /// The slot for a try: `extra` is 0 at first, and what the kernel adds at each fallback.
     #[inline(always)]
     fn slot(self, extra: u32) -> u32 {
-        match self.kind {
-            Kind::Mh => hash::hsiphash(self.address.wrapping_add(extra), MH_KEY_1) % self.slots,
-            _ => (hash::hash_32(self.address, HASH_BITS).wrapping_add(extra)) % self.slots,
-        }
+        let hash = match self.kind {
+            Kind::Mh => hash::hsiphash(self.address.wrapping_add(extra), MH_KEY_1),
+            _ => hash::hash_32(self.address, HASH_BITS).wrapping_add(extra),
+        };
+        hash.checked_rem(self.slots).unwrap_or(0)
     }
 }
 
@@ -385,7 +390,7 @@ impl Fallback {
 impl<M: Maps> Step<M> for Fallback {
     #[inline(always)]
     fn step(&mut self, maps: &M, index: u32) -> bool {
-        let slot = self.hashed.slot((self.first + index) % self.hashed.slots);
+        let slot = self.hashed.slot((self.first + index).checked_rem(self.hashed.slots).unwrap_or(0));
         !self.take(maps, slot)
     }
 }

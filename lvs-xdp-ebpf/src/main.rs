@@ -1,7 +1,95 @@
-//! Skeleton.
+//! The XDP program: gives packet and maps to [`lvs_xdp_common::director`] and does what it says.
 #![no_std]
 #![no_main]
+
+mod frame;
+mod maps;
+
+use aya_ebpf::{
+    Global,
+    bindings::xdp_action,
+    helpers::bpf_ktime_get_ns,
+    macros::xdp,
+    programs::XdpContext,
+};
+use aya_log_ebpf::debug;
+use lvs_xdp_common::{
+    director::{self, Forward, Verdict},
+    packet,
+    reason::Reason,
+};
+
+use crate::{
+    frame::Packet,
+    maps::{Kernel, REDIRECT},
+};
+
+/// Set by the agent when it loads the program: log every packet for a service. Off, the verifier
+/// removes all of it.
+#[unsafe(no_mangle)]
+static LOG_PACKETS: Global<u32> = Global::new(0);
+
+/// Decides about every packet that comes in.
+#[xdp]
+fn director(context: XdpContext) -> u32 {
+    let Some(kernel) = Kernel::new() else { return xdp_action::XDP_PASS };
+    let ingress = context.ingress_ifindex() as u32;
+    let verdict = director::decide(&Packet(&context), &kernel, ingress);
+    if LOG_PACKETS.load() != 0 {
+        log(&context, &verdict);
+    }
+    match verdict {
+        Verdict::Forward(to) => forward(&context, &to, ingress),
+        Verdict::Pass(reason) => {
+            maps::count(reason);
+            xdp_action::XDP_PASS
+        }
+        Verdict::Drop(reason) => {
+            maps::count(reason);
+            xdp_action::XDP_DROP
+        }
+    }
+}
+
+#[inline(always)]
+fn forward(context: &XdpContext, to: &Forward, ingress: u32) -> u32 {
+    if packet::rewrite_macs(&mut Packet(context), to.to, to.from).is_none() {
+        maps::count(Reason::Malformed);
+        return xdp_action::XDP_PASS;
+    }
+    if to.if_index != ingress && REDIRECT.redirect(to.if_index, u64::from(xdp_action::XDP_DROP)).is_err() {
+        maps::count(Reason::RedirectFailed);
+        return xdp_action::XDP_DROP;
+    }
+    maps::count(to.reason);
+    maps::count_forwarded(to.destination, to.length, to.reason as u32 == Reason::NewConnection as u32);
+    if to.if_index == ingress { xdp_action::XDP_TX } else { xdp_action::XDP_REDIRECT }
+}
+
+#[inline(always)]
+fn log(context: &XdpContext, verdict: &Verdict) {
+    let destination = match verdict {
+        Verdict::Forward(forward) => forward.destination,
+        Verdict::Pass(Reason::NotForUs | Reason::NotIp | Reason::NotUnicast) => return,
+        Verdict::Pass(_) | Verdict::Drop(_) => 0,
+    };
+    debug!(context, "reason {} destination {}", verdict.reason() as u32, destination);
+}
+
+/// Says what time it is: the agent runs it by BPF_PROG_TEST_RUN, it is attached nowhere.
+#[xdp]
+fn clock(_: XdpContext) -> u32 {
+    // SAFETY: takes no argument and cannot fail.
+    maps::write_clock(unsafe { bpf_ktime_get_ns() });
+    xdp_action::XDP_PASS
+}
+
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier refuses a program that could come here.
     loop {}
 }
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,183 @@
+//! Every map of the program, and the director's view of them.
+
+use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
+    btf_maps::{Array, DevMapHash, PerCpuArray},
+    helpers::{bpf_jiffies64, bpf_loop},
+    macros::btf_map,
+};
+use core::ffi::c_void;
+use lvs_xdp_common::{
+    abi::{
+        Bucket, COUNTER_WORDS, ColdRow, Control, Counts, DestinationRow, INTERFACE_ROWS, IndexBucket, InterfaceRow,
+        ServiceRow,
+    },
+    atomic::Word,
+    maps::{Maps, Step},
+    reason::Reason,
+};
+
+const SHARED: usize = BPF_F_MMAPABLE as usize;
+
+// The sizes are the smallest that make sense: the agent sets the real ones when it loads the program.
+#[btf_map]
+static CONTROL: Array<Control, 1, SHARED> = Array::new();
+#[btf_map]
+static SERVICE_INDEX: Array<IndexBucket, 2, SHARED> = Array::new();
+#[btf_map]
+static SERVICES: Array<ServiceRow, 2, SHARED> = Array::new();
+#[btf_map]
+static LISTS: Array<Word, 64, SHARED> = Array::new();
+#[btf_map]
+static RINGS: Array<Word, 2048, SHARED> = Array::new();
+#[btf_map]
+static CURSORS: Array<Word, 2, SHARED> = Array::new();
+#[btf_map]
+static DESTINATIONS: Array<DestinationRow, 2, SHARED> = Array::new();
+#[btf_map]
+static COUNTS: Array<Counts, 2, SHARED> = Array::new();
+#[btf_map]
+static COUNTERS: PerCpuArray<[u64; COUNTER_WORDS], 2> = PerCpuArray::new();
+#[btf_map]
+static REASONS: PerCpuArray<u64, { Reason::ALL.len() }> = PerCpuArray::new();
+#[btf_map]
+static HOT: Array<Bucket, 2, SHARED> = Array::new();
+#[btf_map]
+static COLD: Array<ColdRow, 16, SHARED> = Array::new();
+#[btf_map]
+static INTERFACES: Array<InterfaceRow, { INTERFACE_ROWS as usize }, SHARED> = Array::new();
+#[btf_map]
+pub(crate) static REDIRECT: DevMapHash<64> = DevMapHash::new();
+#[btf_map]
+static CLOCK: Array<[u64; 2], 1, SHARED> = Array::new();
+
+/// Counts a packet by its reason.
+#[inline(always)]
+pub(crate) fn count(reason: Reason) {
+    if let Some(counter) = REASONS.get_ptr_mut(reason as u32) {
+        // SAFETY: the row is this CPU's own, and the program is not interrupted by itself.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// Counts a forwarded packet for its destination.
+#[inline(always)]
+pub(crate) fn count_forwarded(destination: u32, length: u16, is_new: bool) {
+    if let Some(counters) = COUNTERS.get_ptr_mut(destination) {
+        // SAFETY: as for `count`.
+        let [packets, bytes, connections, _] = unsafe { &mut *counters };
+        *packets += 1;
+        *bytes += u64::from(length);
+        *connections += u64::from(is_new);
+    }
+}
+
+/// Writes what time it is, in jiffies and in nanoseconds of CLOCK_MONOTONIC, for the agent.
+pub(crate) fn write_clock(nanoseconds: u64) {
+    if let Some(clock) = CLOCK.get_ptr_mut(0) {
+        // SAFETY: the agent runs this one at a time, and reads when it has run.
+        unsafe { *clock = [bpf_jiffies64(), nanoseconds] };
+    }
+}
+
+/// A row of a shared array as a reference: rows are made of words, which may change at any time.
+macro_rules! row {
+    ($map:ident, $index:expr) => {
+        $map.get_ptr($index).map(|row| {
+            // SAFETY: array elements live as long as the map, which lives as long as the program, and
+            // are made of `Word`s only.
+            unsafe { &*row }
+        })
+    };
+}
+
+/// The kernel's maps.
+pub(crate) struct Kernel {
+    control: &'static Control,
+}
+
+impl Kernel {
+    #[inline(always)]
+    pub(crate) fn new() -> Option<Self> {
+        Some(Self { control: row!(CONTROL, 0)? })
+    }
+}
+
+impl Maps for Kernel {
+    #[inline(always)]
+    fn control(&self) -> &Control {
+        self.control
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        // SAFETY: takes no argument and cannot fail.
+        self.control.seconds(unsafe { bpf_jiffies64() })
+    }
+
+    #[inline(always)]
+    fn service_bucket(&self, index: u32) -> Option<&IndexBucket> {
+        row!(SERVICE_INDEX, index)
+    }
+
+    #[inline(always)]
+    fn service(&self, id: u32) -> Option<&ServiceRow> {
+        row!(SERVICES, id)
+    }
+
+    #[inline(always)]
+    fn list(&self, index: u32) -> Option<&Word> {
+        row!(LISTS, index)
+    }
+
+    #[inline(always)]
+    fn ring(&self, index: u32) -> Option<&Word> {
+        row!(RINGS, index)
+    }
+
+    #[inline(always)]
+    fn cursor(&self, service: u32) -> Option<&Word> {
+        row!(CURSORS, service)
+    }
+
+    #[inline(always)]
+    fn destination(&self, id: u32) -> Option<&DestinationRow> {
+        row!(DESTINATIONS, id)
+    }
+
+    #[inline(always)]
+    fn counts(&self, id: u32) -> Option<&Counts> {
+        row!(COUNTS, id)
+    }
+
+    #[inline(always)]
+    fn bucket(&self, index: u32) -> Option<&Bucket> {
+        row!(HOT, index)
+    }
+
+    #[inline(always)]
+    fn cold(&self, index: u32) -> Option<&ColdRow> {
+        row!(COLD, index)
+    }
+
+    #[inline(always)]
+    fn interface(&self, index: u32) -> Option<&InterfaceRow> {
+        row!(INTERFACES, index)
+    }
+
+    #[inline(always)]
+    fn repeat<S: Step<Self>>(&self, count: u32, step: &mut S) {
+        // SAFETY: bpf_loop (Linux 5.17) calls `round` with this pointer before it returns, and with no other.
+        unsafe {
+            bpf_loop(count, round::<S> as *mut c_void, core::ptr::from_mut(step).cast(), 0);
+        }
+    }
+}
+
+/// One round of [`Maps::repeat`]: 1 ends the loop.
+extern "C" fn round<S: Step<Kernel>>(index: u32, step: *mut c_void) -> i64 {
+    let Some(kernel) = Kernel::new() else { return 1 };
+    // SAFETY: `repeat` passes a valid pointer to an `S` that nobody else uses meanwhile.
+    let step = unsafe { &mut *step.cast::<S>() };
+    i64::from(!step.step(&kernel, index))
+}
