@@ -326,4 +326,4 @@ fn check_address(whose: &str, address: IpAddr) -> Result<(), ApiError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -262,7 +262,7 @@ impl Plain {
 }
 
 /// Valid changes over so few names that many of them meet.
-fn any_change() -> impl Strategy<Value = Change> {
+pub(crate) fn any_change() -> impl Strategy<Value = Change> {
     let key = (1u16..=3).prop_map(|port| service_key(VIP, port));
     let flags = btree_set(
         prop_oneof![Just(SchedulerFlag::Fallback), Just(SchedulerFlag::Port)],
