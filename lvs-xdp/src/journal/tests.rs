@@ -1,0 +1,488 @@
+use std::{env, os::unix::fs::PermissionsExt as _, process::Command};
+
+use nix::sys::{
+    resource::{Resource, getrlimit, setrlimit},
+    signal::{SigHandler, Signal, signal},
+};
+use proptest::{collection::vec, prelude::*};
+use tempfile::TempDir;
+
+use super::*;
+use crate::{
+    api::types::{
+        ForwardingMethod, Protocol, Scheduler, SchedulerFlag, ServerKey, ServerSpec, ServiceKey, ServiceSpec,
+    },
+    model::tests::any_change,
+};
+
+fn key(port: u16) -> ServiceKey {
+    ServiceKey {
+        protocol: Protocol::Udp,
+        address: [192, 0, 2, 1].into(),
+        port,
+    }
+}
+
+fn service(port: u16) -> Change {
+    let flags = vec![SchedulerFlag::Fallback, SchedulerFlag::Port];
+    Change::AddService {
+        service: ServiceSpec {
+            key: key(port),
+            scheduler: Scheduler::Mh,
+            flags,
+        },
+    }
+}
+
+fn server(port: u16, host: u8, weight: u32) -> ServerSpec {
+    let key = ServerKey {
+        address: [198, 51, 100, host].into(),
+        port,
+    };
+    ServerSpec {
+        key,
+        weight,
+        method: ForwardingMethod::Dr,
+    }
+}
+
+/// A transaction that needs no other: a service with two servers.
+fn whole(port: u16) -> Vec<Change> {
+    let add = |host| Change::AddServer {
+        service: key(port),
+        server: server(port, host, 10),
+        require_on_link: false,
+    };
+    vec![service(port), add(1), add(2)]
+}
+
+fn model(transactions: &[Vec<Change>]) -> Model {
+    let mut model = Model::default();
+    for changes in transactions {
+        model.apply(changes).unwrap();
+    }
+    model
+}
+
+/// A state file as successive calls of `append` make it.
+fn file(transactions: &[Vec<Change>]) -> Vec<u8> {
+    transactions.iter().fold(header(VERSION), |mut bytes, changes| {
+        bytes.extend(transaction(changes).unwrap());
+        bytes
+    })
+}
+
+/// A state directory with this state file.
+fn directory(bytes: &[u8]) -> TempDir {
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join(FILE), bytes).unwrap();
+    dir
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> = dir
+        .read_dir()
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Opens, expects nothing to be said, and gives the model.
+#[track_caller]
+fn reopen(dir: &Path) -> Model {
+    let Opened { model, warnings, .. } = Journal::open(dir).unwrap();
+    assert_eq!(warnings, [""; 0]);
+    model
+}
+
+#[test]
+fn what_was_appended_is_there_when_opened_again() {
+    let temp = TempDir::new().unwrap();
+    let dir = temp.path().join("a/b");
+    let Opened {
+        mut journal,
+        model: empty,
+        warnings,
+    } = Journal::open(&dir).unwrap();
+    assert_eq!((&empty, warnings.len()), (&Model::default(), 0));
+    let edit = Change::EditServer {
+        service: key(53),
+        server: server(53, 1, 0),
+    };
+    let remove = Change::DeleteServer {
+        service: key(53),
+        server: server(53, 2, 0).key,
+    };
+    let history = [whole(53), whole(54), vec![edit], vec![remove], vec![]];
+    for changes in &history {
+        journal.append(changes).unwrap();
+    }
+    drop(journal);
+    assert_eq!(reopen(&dir), model(&history));
+    assert_eq!(fs::read(dir.join(FILE)).unwrap(), file(&history[..4]));
+    assert_eq!(names(&dir), ["lock", "state"]);
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!(
+        (mode(&dir), mode(&dir.join(FILE)), mode(&dir.join("lock"))),
+        (0o700, 0o600, 0o600)
+    );
+}
+
+proptest! {
+    #[test]
+    fn any_history_is_read_back(history in vec(vec(any_change(), 1..4), 0..40)) {
+        let mut model = Model::default();
+        let taken: Vec<_> = history.into_iter().filter(|changes| model.apply(changes).is_ok()).collect();
+        for bytes in [file(&taken), snapshot(&model).unwrap()] {
+            let contents = read(&bytes).unwrap();
+            prop_assert_eq!(contents.faults, [""; 0]);
+            prop_assert_eq!((&contents.model, contents.torn), (&model, false));
+            prop_assert_eq!(contents.length, bytes.len() as u64);
+        }
+    }
+}
+
+#[test]
+fn a_cut_anywhere_in_the_last_line_gives_the_state_before_it() {
+    let history = [whole(1), whole(2)];
+    let bytes = file(&history);
+    let before = file(&history[..1]).len();
+    for cut in before..bytes.len() {
+        let dir = directory(&bytes[..cut]);
+        let Opened {
+            mut journal,
+            model: read,
+            warnings,
+        } = Journal::open(dir.path()).unwrap();
+        assert_eq!(read, model(&history[..1]), "cut at {cut}");
+        if cut == before {
+            assert_eq!(warnings.len(), 0);
+        } else {
+            assert!(
+                matches!(&warnings[..], [line] if line.contains("cut short")),
+                "{warnings:?}"
+            );
+        }
+        assert_eq!(names(dir.path()), ["lock", "state"]);
+        journal.append(&history[1]).unwrap();
+        drop(journal);
+        assert_eq!(reopen(dir.path()), model(&history));
+    }
+}
+
+#[test]
+fn every_flipped_bit_is_seen_and_costs_no_other_line() {
+    let history = [whole(1), whole(2), whole(3)];
+    let bytes = file(&history);
+    let mut line = 0;
+    for (at, byte) in bytes.iter().enumerate() {
+        for bit in 0..8 {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 1 << bit;
+            let contents = read(&flipped).unwrap();
+            assert!(!contents.faults.is_empty(), "byte {at} bit {bit}");
+            // A line end that is gone joins two lines.
+            let lost = if *byte == b'\n' {
+                line..=line + 1
+            } else {
+                line..=line
+            };
+            for n in (1..=history.len()).filter(|n| !lost.contains(n)) {
+                let port = u16::try_from(n).unwrap();
+                assert!(
+                    contents.model.services().contains_key(&key(port)),
+                    "byte {at} bit {bit} line {n}"
+                );
+            }
+        }
+        line += usize::from(*byte == b'\n');
+    }
+}
+
+#[test]
+fn a_damaged_file_is_kept_and_the_rest_of_it_restored() {
+    let history = [whole(1), whole(2), whole(3)];
+    let bytes = file(&history);
+    let starts = [
+        0,
+        file(&[]).len(),
+        file(&history[..1]).len(),
+        file(&history[..2]).len(),
+    ];
+    for (line, start) in starts.into_iter().enumerate() {
+        let mut damaged = bytes.clone();
+        damaged[start + 20] ^= 4;
+        let dir = directory(&damaged);
+        let Opened {
+            mut journal,
+            model: read,
+            warnings,
+        } = Journal::open(dir.path()).unwrap();
+        let rest: Vec<_> = (1..=3)
+            .filter(|&n| n != line)
+            .map(|n| history[n - 1].clone())
+            .collect();
+        assert_eq!(read, model(&rest), "line {line}");
+
+        let names = names(dir.path());
+        let [_, _, aside] = &names[..] else {
+            panic!("{names:?}")
+        };
+        assert!(aside.starts_with("state.corrupt-"), "{aside}");
+        assert_eq!(fs::read(dir.path().join(aside)).unwrap(), damaged);
+        let [warning] = &warnings[..] else {
+            panic!("{warnings:?}")
+        };
+        assert!(
+            warning.contains(aside) && warning.contains(&format!("line {}", line + 1)),
+            "{warning}"
+        );
+
+        journal.append(&whole(9)).unwrap();
+        drop(journal);
+        assert_eq!(reopen(dir.path()), model(&[rest, vec![whole(9)]].concat()));
+    }
+}
+
+#[test]
+fn damage_upon_damage_keeps_every_file() {
+    let dir = TempDir::new().unwrap();
+    let garbage: [&[u8]; 4] = [b"", b"garbage", b"garbage\nmore\n\xff\0\n", b"\n\n"];
+    for bytes in garbage {
+        fs::write(dir.path().join("written"), bytes).unwrap();
+        fs::rename(dir.path().join("written"), dir.path().join(FILE)).unwrap();
+        let Opened { model, warnings, .. } = Journal::open(dir.path()).unwrap();
+        assert_eq!((model, warnings.len()), (Model::default(), 1));
+    }
+    let mut kept: Vec<_> = names(dir.path())
+        .into_iter()
+        .filter(|name| name.starts_with("state.corrupt-"))
+        .map(|name| fs::read(dir.path().join(name)).unwrap())
+        .collect();
+    kept.sort();
+    let mut expected = garbage.map(<[u8]>::to_vec);
+    expected.sort();
+    assert_eq!(kept, expected);
+}
+
+#[test]
+fn what_does_not_depend_on_a_damaged_line_is_restored() {
+    let add = |port| Change::AddServer {
+        service: key(port),
+        server: server(port, 9, 1),
+        require_on_link: false,
+    };
+    let mut bytes = file(&[whole(1), whole(2), vec![add(1), service(3), add(2)]]);
+    let first = header(VERSION).len();
+    bytes[first] ^= 1;
+    let contents = read(&bytes).unwrap();
+    assert_eq!(contents.model, model(&[whole(2), vec![service(3), add(2)]]));
+    assert!(
+        matches!(&contents.faults[..], [a, b] if a.starts_with("line 2") && b.starts_with("line 4")),
+        "{:?}",
+        contents.faults
+    );
+}
+
+#[test]
+fn a_file_of_another_version_is_left_alone() {
+    let mut bytes = header(VERSION + 1);
+    bytes.extend(line(b"who knows"));
+    let dir = directory(&bytes);
+    let error = format!("{:#}", Journal::open(dir.path()).unwrap_err());
+    assert!(
+        error.contains("format version 2") && !error.contains('\n'),
+        "{error}"
+    );
+    assert_eq!(fs::read(dir.path().join(FILE)).unwrap(), bytes);
+    assert_eq!(names(dir.path()), ["lock", "state"]);
+}
+
+#[test]
+fn a_directory_has_one_journal_at_a_time() {
+    let dir = TempDir::new().unwrap();
+    let first = Journal::open(dir.path()).unwrap();
+    let error = format!("{:#}", Journal::open(dir.path()).unwrap_err());
+    assert!(
+        error.contains(&format!("another agent (pid {})", process::id())),
+        "{error}"
+    );
+    assert!(!error.contains('\n'), "{error}");
+    drop(first);
+    Journal::open(dir.path()).unwrap();
+}
+
+#[test]
+fn a_path_that_is_no_directory_is_refused() {
+    let dir = directory(b"");
+    let error = format!("{:#}", Journal::open(&dir.path().join(FILE)).unwrap_err());
+    assert!(
+        error.contains("as the state directory") && !error.contains('\n'),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_grown_file_is_written_anew() {
+    let dir = TempDir::new().unwrap();
+    let Opened {
+        mut journal,
+        mut model,
+        ..
+    } = Journal::open(dir.path()).unwrap();
+    let mut change = |journal: &mut Journal, changes: &[Change]| {
+        journal.append(changes).unwrap();
+        model.apply(changes).unwrap();
+        model.clone()
+    };
+    let mut latest = change(&mut journal, &whole(1));
+    let mut weight = 0;
+    while !journal.needs_compaction() {
+        // Many edits in one transaction, since each transaction waits for the disk.
+        let edits: Vec<_> = (0..100)
+            .map(|_| {
+                weight += 1;
+                Change::EditServer {
+                    service: key(1),
+                    server: server(1, 1, weight),
+                }
+            })
+            .collect();
+        latest = change(&mut journal, &edits);
+    }
+    let length = || dir.path().join(FILE).metadata().unwrap().len();
+    assert!(length() > SMALL);
+    journal.compact(&latest).unwrap();
+    assert!(!journal.needs_compaction());
+    assert_eq!(length(), snapshot(&latest).unwrap().len() as u64);
+
+    latest = change(&mut journal, &whole(2));
+    drop(journal);
+    assert_eq!(reopen(dir.path()), latest);
+    assert_eq!(names(dir.path()), ["lock", "state"]);
+}
+
+#[test]
+fn a_grown_file_is_written_anew_when_opened() {
+    let edits = |n| {
+        vec![
+            Change::EditServer {
+                service: key(1),
+                server: server(1, 1, n)
+            };
+            100
+        ]
+    };
+    let history: Vec<_> = std::iter::once(whole(1)).chain((0..10).map(edits)).collect();
+    let dir = directory(&file(&history));
+    assert_eq!(reopen(dir.path()), model(&history));
+    assert_eq!(
+        fs::read(dir.path().join(FILE)).unwrap(),
+        snapshot(&model(&history)).unwrap()
+    );
+}
+
+#[test]
+fn a_crash_while_the_file_is_written_anew_leaves_the_old_one() {
+    let dir = directory(&file(&[whole(1)]));
+    fs::write(dir.path().join(ASIDE), &file(&[whole(2)])[..60]).unwrap();
+    let Opened {
+        mut journal,
+        model: read,
+        warnings,
+    } = Journal::open(dir.path()).unwrap();
+    assert_eq!((&read, warnings.len()), (&model(&[whole(1)]), 0));
+    journal.compact(&read).unwrap();
+    drop(journal);
+    assert_eq!(reopen(dir.path()), read);
+    assert_eq!(names(dir.path()), ["lock", "state"]);
+}
+
+#[test]
+fn a_transaction_is_taken_back_with_the_model_before_it() {
+    let dir = directory(&file(&[whole(1)]));
+    let Opened {
+        mut journal,
+        model: before,
+        ..
+    } = Journal::open(dir.path()).unwrap();
+    journal.append(&whole(2)).unwrap();
+    journal.compact(&before).unwrap();
+    journal.append(&whole(3)).unwrap();
+    drop(journal);
+    assert_eq!(reopen(dir.path()), model(&[whole(1), whole(3)]));
+}
+
+#[test]
+fn what_a_failure_left_is_removed_before_the_next_transaction() {
+    let dir = directory(&file(&[whole(1)]));
+    let Opened { mut journal, .. } = Journal::open(dir.path()).unwrap();
+    // As after an append that failed, and whose remains could not be removed then.
+    journal.file.write_all_at(&[b'x'; 4096], journal.length).unwrap();
+    journal.torn = true;
+    journal.append(&whole(2)).unwrap();
+    drop(journal);
+    assert_eq!(
+        fs::read(dir.path().join(FILE)).unwrap(),
+        file(&[whole(1), whole(2)])
+    );
+}
+
+/// A file size limit stands in for the full disk: the kernel writes what fits, then refuses, as with ENOSPC.
+/// It is the whole process's, so the test runs itself again in one of its own.
+#[test]
+fn a_full_disk_refuses_the_change_and_harms_nothing() {
+    const DIRECTORY: &str = "LVS_XDP_TEST_FULL_DISK";
+    let history = [whole(1), whole(2), whole(3)];
+    let Some(dir) = env::var_os(DIRECTORY) else {
+        let dir = directory(&file(&history[..1]));
+        let output = Command::new(env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "journal::tests::a_full_disk_refuses_the_change_and_harms_nothing",
+            ])
+            .env(DIRECTORY, dir.path())
+            .output()
+            .unwrap();
+        let printed = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && printed.contains("1 passed"),
+            "{printed}"
+        );
+        assert_eq!(reopen(dir.path()), model(&history));
+        assert_eq!(names(dir.path()), ["lock", "state"]);
+        return;
+    };
+
+    let Opened {
+        mut journal,
+        model: read,
+        ..
+    } = Journal::open(Path::new(&dir)).unwrap();
+    let on_disk = || fs::read(Path::new(&dir).join(FILE)).unwrap();
+    // SAFETY: no handler runs; the signal is ignored so that the write fails instead.
+    unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) }.unwrap();
+    let (soft, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
+    let part = journal.length + 30;
+    setrlimit(Resource::RLIMIT_FSIZE, part, hard).unwrap();
+    for _ in 0..2 {
+        let error = journal.append(&history[1]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+        assert_eq!(on_disk(), file(&history[..1]));
+    }
+    let damaged = directory(b"garbage\n");
+    setrlimit(Resource::RLIMIT_FSIZE, 10, hard).unwrap();
+    journal.compact(&read).unwrap_err();
+    assert_eq!(on_disk(), file(&history[..1]));
+    assert_eq!(names(Path::new(&dir)), ["lock", "state"]);
+    // A damaged file is not given another name before there is one to take its place.
+    Journal::open(damaged.path()).unwrap_err();
+    assert_eq!(names(damaged.path()), ["lock", "state"]);
+
+    setrlimit(Resource::RLIMIT_FSIZE, soft, hard).unwrap();
+    for changes in &history[1..] {
+        journal.append(changes).unwrap();
+    }
+}

@@ -1,0 +1,329 @@
+//! The desired state: which services and real servers there shall be, and which changes make sense.
+//!
+//! Pure: no I/O and no clock. What is compiled into the maps, what the journal keeps and what is listed
+//! all come from here, and the rules for a change (those of IPVS, narrowed to direct routing) are here only.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use crate::api::types::{
+    ApiError, Change, ErrorCode, ForwardingMethod, Scheduler, ServerKey, ServerSpec, ServiceKey, ServiceSpec,
+};
+
+/// The most real servers a service can have.
+pub const MAX_SERVERS: usize = 4096;
+
+/// The highest weight, IPVS's (it keeps weights as a signed 32-bit number).
+pub const MAX_WEIGHT: u32 = i32::MAX.unsigned_abs();
+
+/// A virtual service and its real servers, as configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceEntry {
+    /// The service's settings; its flags are sorted, without repetition.
+    pub spec: ServiceSpec,
+    /// The real servers in the schedulers' order, which is IPVS's: the one added last first.
+    pub servers: Vec<ServerSpec>,
+}
+
+/// The whole desired state.
+///
+/// Clones share their services, so a change can be tried on a copy that replaces the live model only once
+/// everything else has succeeded.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Model {
+    services: BTreeMap<ServiceKey, Arc<ServiceEntry>>,
+}
+
+/// What the services touched by a list of changes were before it; `None` did not exist.
+type Undo = BTreeMap<ServiceKey, Option<Arc<ServiceEntry>>>;
+
+impl Model {
+    /// Every service by its identity.
+    pub fn services(&self) -> &BTreeMap<ServiceKey, Arc<ServiceEntry>> {
+        &self.services
+    }
+
+    /// Applies `changes` in their order, all or none.
+    ///
+    /// `require_on_link` has no meaning here: whether an address is on-link is known to the neighbour table,
+    /// not to the desired state.
+    ///
+    /// # Errors
+    /// The first change that is refused decides; the model is then as it was before. An object that should
+    /// (not) exist is reported before unfit settings are, as the kernel does.
+    pub fn apply(&mut self, changes: &[Change]) -> Result<(), ApiError> {
+        let mut undo = Undo::new();
+        let result = changes
+            .iter()
+            .try_for_each(|change| self.apply_one(change, &mut undo));
+        if result.is_err() {
+            for (key, entry) in undo {
+                match entry {
+                    Some(entry) => self.services.insert(key, entry),
+                    None => self.services.remove(&key),
+                };
+            }
+        }
+        result
+    }
+
+    /// The services that `changes` will name or remove, seen from the model before them.
+    ///
+    /// All others keep their very [`ServiceEntry`], so whoever derives something from the model needs to look
+    /// at these only.
+    pub fn touched(&self, changes: &[Change]) -> BTreeSet<ServiceKey> {
+        let mut touched = BTreeSet::new();
+        for change in changes {
+            match change {
+                Change::AddService { service } | Change::EditService { service } => {
+                    touched.insert(service.key);
+                }
+                Change::DeleteService { service }
+                | Change::AddServer { service, .. }
+                | Change::EditServer { service, .. }
+                | Change::DeleteServer { service, .. } => {
+                    touched.insert(*service);
+                }
+                Change::Clear => touched.extend(self.services.keys()),
+            }
+        }
+        touched
+    }
+
+    /// The shortest list of changes that makes this model out of an empty one.
+    pub fn changes(&self) -> Vec<Change> {
+        self.services.values().flat_map(|entry| entry.changes()).collect()
+    }
+
+    fn apply_one(&mut self, change: &Change, undo: &mut Undo) -> Result<(), ApiError> {
+        match change {
+            Change::AddService { service } => {
+                if self.services.contains_key(&service.key) {
+                    return Err(ApiError::new(
+                        ErrorCode::ServiceExists,
+                        format!(
+                            "service {} exists already: edit it, or delete it first",
+                            service.key
+                        ),
+                    ));
+                }
+                let spec = checked_service(service)?;
+                undo.entry(spec.key).or_insert(None);
+                self.services.insert(
+                    spec.key,
+                    Arc::new(ServiceEntry {
+                        spec,
+                        servers: Vec::new(),
+                    }),
+                );
+            }
+            Change::EditService { service } => {
+                let entry = self.existing(&service.key)?;
+                let spec = checked_service(service)?;
+                change_entry(entry, undo).spec = spec;
+            }
+            Change::DeleteService { service } => {
+                let entry = self
+                    .services
+                    .remove(service)
+                    .ok_or_else(|| no_such_service(service))?;
+                undo.entry(*service).or_insert(Some(entry));
+            }
+            Change::AddServer {
+                service,
+                server,
+                require_on_link: _,
+            } => {
+                let entry = self.defined(service)?;
+                if entry.position(&server.key).is_some() {
+                    return Err(ApiError::new(
+                        ErrorCode::ServerExists,
+                        format!(
+                            "real server {} exists already in service {service}: edit it, or delete it first",
+                            server.key
+                        ),
+                    ));
+                }
+                check_server(service, server)?;
+                if entry.servers.len() >= MAX_SERVERS {
+                    return Err(ApiError::new(
+                        ErrorCode::Full,
+                        format!(
+                            "service {service} has {MAX_SERVERS} real servers, the most a service can have: \
+                             delete one, or put further ones into another service"
+                        ),
+                    ));
+                }
+                change_entry(entry, undo).servers.insert(0, server.clone());
+            }
+            Change::EditServer { service, server } => {
+                let entry = self.defined(service)?;
+                let position = entry.existing(&server.key)?;
+                check_server(service, server)?;
+                change_entry(entry, undo).servers[position] = server.clone();
+            }
+            Change::DeleteServer { service, server } => {
+                let entry = self.defined(service)?;
+                let position = entry.existing(server)?;
+                change_entry(entry, undo).servers.remove(position);
+            }
+            Change::Clear => {
+                for (key, entry) in std::mem::take(&mut self.services) {
+                    undo.entry(key).or_insert(Some(entry));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The service itself is what the change is about.
+    fn existing(&mut self, key: &ServiceKey) -> Result<&mut Arc<ServiceEntry>, ApiError> {
+        self.services.get_mut(key).ok_or_else(|| no_such_service(key))
+    }
+
+    /// The change is about a server of the service; IPVS tells this case from the other.
+    fn defined(&mut self, key: &ServiceKey) -> Result<&mut Arc<ServiceEntry>, ApiError> {
+        self.services.get_mut(key).ok_or_else(|| {
+            ApiError::new(
+                ErrorCode::ServiceNotDefined,
+                format!("service {key} is not defined: add the service before its real servers"),
+            )
+        })
+    }
+}
+
+impl ServiceEntry {
+    /// The shortest list of changes that makes this service where it does not exist.
+    pub fn changes(&self) -> impl Iterator<Item = Change> {
+        let service = self.spec.key;
+        // Each added server goes to the head, so the tail must be added first.
+        let servers = self.servers.iter().rev().map(move |server| Change::AddServer {
+            service,
+            server: server.clone(),
+            require_on_link: false,
+        });
+        std::iter::once(Change::AddService {
+            service: self.spec.clone(),
+        })
+        .chain(servers)
+    }
+
+    fn position(&self, key: &ServerKey) -> Option<usize> {
+        self.servers.iter().position(|server| server.key == *key)
+    }
+
+    fn existing(&self, key: &ServerKey) -> Result<usize, ApiError> {
+        self.position(key).ok_or_else(|| {
+            ApiError::new(
+                ErrorCode::NoSuchServer,
+                format!(
+                    "there is no real server {key} in service {}: list the service to see which there are",
+                    self.spec.key
+                ),
+            )
+        })
+    }
+}
+
+/// Makes `entry` writable, and remembers what it was before the first change of the list.
+///
+/// Only the first change copies the entry: the later ones find a copy that nobody else has.
+fn change_entry<'a>(entry: &'a mut Arc<ServiceEntry>, undo: &mut Undo) -> &'a mut ServiceEntry {
+    undo.entry(entry.spec.key)
+        .or_insert_with(|| Some(Arc::clone(entry)));
+    Arc::make_mut(entry)
+}
+
+fn no_such_service(key: &ServiceKey) -> ApiError {
+    ApiError::new(
+        ErrorCode::NoSuchService,
+        format!("there is no service {key}: list the services to see which there are"),
+    )
+}
+
+fn invalid(message: String) -> ApiError {
+    ApiError::new(ErrorCode::Invalid, message)
+}
+
+/// The settings as they are kept: valid, and with their flags in order.
+fn checked_service(spec: &ServiceSpec) -> Result<ServiceSpec, ApiError> {
+    let ServiceSpec {
+        key,
+        scheduler,
+        flags,
+    } = spec;
+    // The one place that keeps IPv6 out: real servers follow their service's family.
+    if key.address.is_ipv6() {
+        return Err(invalid(format!(
+            "service {key}: IPv6 services are not supported: use an IPv4 address"
+        )));
+    }
+    check_address("virtual", key.address)?;
+    if key.port == 0 {
+        return Err(invalid(format!(
+            "service {key}: port 0 is not supported: use a port from 1 to 65535"
+        )));
+    }
+    if !flags.is_empty() && !matches!(scheduler, Scheduler::Sh | Scheduler::Mh) {
+        return Err(invalid(format!(
+            "service {key}: scheduler {scheduler} takes no flags: use sh or mh, or leave the flags out"
+        )));
+    }
+    let mut spec = spec.clone();
+    spec.flags.sort_unstable();
+    spec.flags.dedup();
+    Ok(spec)
+}
+
+fn check_server(service: &ServiceKey, spec: &ServerSpec) -> Result<(), ApiError> {
+    let ServerSpec { key, weight, method } = spec;
+    if key.address.is_ipv4() != service.address.is_ipv4() {
+        return Err(invalid(format!(
+            "real server {key}: service {service} has another address family: use an address of the same one"
+        )));
+    }
+    check_address("real server's", key.address)?;
+    if key.address == service.address {
+        return Err(invalid(format!(
+            "real server {key} has the virtual address of its service: use the real server's own address"
+        )));
+    }
+    match method {
+        // Only the MAC addresses change, so the real server sees the port the client used.
+        ForwardingMethod::Dr if key.port != service.port => {
+            return Err(invalid(format!(
+                "real server {key}: direct routing cannot change the port: use the service's port {}",
+                service.port
+            )));
+        }
+        ForwardingMethod::Dr => {}
+    }
+    if *weight > MAX_WEIGHT {
+        return Err(invalid(format!(
+            "real server {key}: weight {weight} is too high: use a weight from 0 to {MAX_WEIGHT}"
+        )));
+    }
+    Ok(())
+}
+
+/// Refuses what can be no host's address.
+fn check_address(whose: &str, address: IpAddr) -> Result<(), ApiError> {
+    let kind = if address.is_unspecified() {
+        "unspecified"
+    } else if address.is_multicast() {
+        "multicast"
+    } else if matches!(address, IpAddr::V4(v4) if v4.is_broadcast()) {
+        "broadcast"
+    } else {
+        return Ok(());
+    };
+    Err(invalid(format!(
+        "the {whose} address {address} is {kind}: use a unicast address"
+    )))
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
