@@ -117,7 +117,12 @@ impl Lab {
     ///
     /// When this is not root, a program that the lab needs is missing, or a step fails; the error says what and why.
     pub fn start(config: LabConfig) -> Result<Self> {
-        let mut lab = Self::hosts(config)?;
+        // Known before anything is built.
+        let binary = config.binary.clone().map_or_else(find_binary, Ok)?;
+        let mut lab = Self::hosts(LabConfig {
+            binary: Some(binary),
+            ..config
+        })?;
         lab.prepare_real_servers()?;
         lab.start_agent()?;
         Ok(lab)
@@ -332,10 +337,7 @@ impl Lab {
     }
 
     fn binary(&self) -> Result<PathBuf> {
-        match &self.config.binary {
-            Some(path) => Ok(path.clone()),
-            None => find_binary(),
-        }
+        self.config.binary.clone().map_or_else(find_binary, Ok)
     }
 
     /// Adds the end of the agent's log to an error.
