@@ -1,1 +1,18 @@
-//! Skeleton.
+//! The lab: LVS's reference case on real packets, in network namespaces, and the tools of the tests that need it.
+//!
+//! Everything here needs root, and makes only network namespaces, files and pins that carry this
+//! process's id and are removed when their guards are dropped. What a run that was killed left
+//! behind is removed by the next one.
+//!
+//! Modules in reading order: [`lab`] is the whole, the rest are its parts.
+
+pub mod agent;
+pub mod lab;
+pub mod load;
+pub mod netns;
+pub mod packet;
+pub mod process;
+mod stale;
+pub mod topology;
+pub mod web;
+pub mod xdp_pass;
