@@ -390,7 +390,9 @@ impl Fallback {
 impl<M: Maps> Step<M> for Fallback {
     #[inline(always)]
     fn step(&mut self, maps: &M, index: u32) -> bool {
-        let slot = self.hashed.slot((self.first + index).checked_rem(self.hashed.slots).unwrap_or(0));
+        let slot = self
+            .hashed
+            .slot((self.first + index).checked_rem(self.hashed.slots).unwrap_or(0));
         !self.take(maps, slot)
     }
 }

@@ -287,6 +287,19 @@ pub fn remove<M: Maps>(maps: &M, word: &Word, entry: Entry) -> bool {
     removed
 }
 
+/// Brings an entry to a state and time that another table has for the same flow; false where its word
+/// has changed meanwhile.
+#[cfg(not(target_arch = "bpf"))]
+pub fn overwrite<M: Maps>(maps: &M, place: Place<'_>, entry: Entry, state: State, seen: u32) -> bool {
+    let swapped = place
+        .word
+        .swap(entry.0, entry.seen(state, seen, timeout(maps, state as u64)).0);
+    if swapped {
+        recount(maps, entry.destination(), entry.state(), state);
+    }
+    swapped
+}
+
 /// A flow to be entered, of which [`find`] has found no live entry.
 #[derive(Debug, Clone, Copy)]
 pub struct New {
@@ -298,6 +311,9 @@ pub struct New {
     pub destination: u32,
     /// Its first state.
     pub state: State,
+    /// When it was last seen, in seconds of the director's clock: now, but for an entry that is moved
+    /// here from another table.
+    pub seen: u32,
 }
 
 /// What came of entering a flow.
@@ -421,7 +437,7 @@ fn try_enter<M: Maps>(maps: &M, new: &New) -> Inserted {
         return Inserted::Full;
     };
     let claim = Entry::new(key.tag, destination, State::Claimed, now, 0);
-    let entry = Entry::new(key.tag, destination, state, now, timeout(maps, state as u64));
+    let entry = Entry::new(key.tag, destination, state, seen, timeout(maps, state as u64));
     let mut tries = 0;
     while tries < TRIES {
         tries += 1;

@@ -19,12 +19,14 @@ impl Frame for Packet<'_> {
     #[inline(always)]
     fn load<T: AnyBitPattern>(&self, offset: usize) -> Option<T> {
         // SAFETY: `at` has compared the value's end with the packet's; any bytes are a valid `T`.
-        self.at::<T>(offset).map(|value| unsafe { value.read_unaligned() })
+        self.at::<T>(offset)
+            .map(|value| unsafe { value.read_unaligned() })
     }
 
     #[inline(always)]
     fn store<T: NoUninit>(&mut self, offset: usize, value: T) -> Option<()> {
         // SAFETY: `at` has compared the value's end with the packet's.
-        self.at::<T>(offset).map(|place| unsafe { place.write_unaligned(value) })
+        self.at::<T>(offset)
+            .map(|place| unsafe { place.write_unaligned(value) })
     }
 }

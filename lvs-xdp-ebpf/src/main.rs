@@ -5,13 +5,7 @@
 mod frame;
 mod maps;
 
-use aya_ebpf::{
-    Global,
-    bindings::xdp_action,
-    helpers::bpf_ktime_get_ns,
-    macros::xdp,
-    programs::XdpContext,
-};
+use aya_ebpf::{Global, bindings::xdp_action, helpers::bpf_ktime_get_ns, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::debug;
 use lvs_xdp_common::{
     director::{self, Forward, Verdict},
@@ -32,7 +26,9 @@ static LOG_PACKETS: Global<u32> = Global::new(0);
 /// Decides about every packet that comes in.
 #[xdp]
 fn director(context: XdpContext) -> u32 {
-    let Some(kernel) = Kernel::new() else { return xdp_action::XDP_PASS };
+    let Some(kernel) = Kernel::new() else {
+        return xdp_action::XDP_PASS;
+    };
     let ingress = context.ingress_ifindex() as u32;
     let verdict = director::decide(&Packet(&context), &kernel, ingress);
     if LOG_PACKETS.load() != 0 {
@@ -57,13 +53,25 @@ fn forward(context: &XdpContext, to: &Forward, ingress: u32) -> u32 {
         maps::count(Reason::Malformed);
         return xdp_action::XDP_PASS;
     }
-    if to.if_index != ingress && REDIRECT.redirect(to.if_index, u64::from(xdp_action::XDP_DROP)).is_err() {
+    if to.if_index != ingress
+        && REDIRECT
+            .redirect(to.if_index, u64::from(xdp_action::XDP_DROP))
+            .is_err()
+    {
         maps::count(Reason::RedirectFailed);
         return xdp_action::XDP_DROP;
     }
     maps::count(to.reason);
-    maps::count_forwarded(to.destination, to.length, to.reason as u32 == Reason::NewConnection as u32);
-    if to.if_index == ingress { xdp_action::XDP_TX } else { xdp_action::XDP_REDIRECT }
+    maps::count_forwarded(
+        to.destination,
+        to.length,
+        to.reason as u32 == Reason::NewConnection as u32,
+    );
+    if to.if_index == ingress {
+        xdp_action::XDP_TX
+    } else {
+        xdp_action::XDP_REDIRECT
+    }
 }
 
 #[inline(always)]
@@ -73,7 +81,12 @@ fn log(context: &XdpContext, verdict: &Verdict) {
         Verdict::Pass(Reason::NotForUs | Reason::NotIp | Reason::NotUnicast) => return,
         Verdict::Pass(_) | Verdict::Drop(_) => 0,
     };
-    debug!(context, "reason {} destination {}", verdict.reason() as u32, destination);
+    debug!(
+        context,
+        "reason {} destination {}",
+        verdict.reason() as u32,
+        destination
+    );
 }
 
 /// Says what time it is: the agent runs it by BPF_PROG_TEST_RUN, it is attached nowhere.

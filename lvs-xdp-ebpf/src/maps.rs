@@ -9,8 +9,8 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use lvs_xdp_common::{
     abi::{
-        Bucket, COUNTER_WORDS, ColdRow, Control, Counts, DestinationRow, INTERFACE_ROWS, IndexBucket, InterfaceRow,
-        ServiceRow,
+        Bucket, COUNTER_WORDS, ColdRow, Control, Counts, DestinationRow, INTERFACE_ROWS, IndexBucket,
+        InterfaceRow, ServiceRow,
     },
     atomic::Word,
     maps::{Maps, Step},
@@ -99,7 +99,9 @@ pub(crate) struct Kernel {
 impl Kernel {
     #[inline(always)]
     pub(crate) fn new() -> Option<Self> {
-        Some(Self { control: row!(CONTROL, 0)? })
+        Some(Self {
+            control: row!(CONTROL, 0)?,
+        })
     }
 }
 
@@ -169,7 +171,12 @@ impl Maps for Kernel {
     fn repeat<S: Step<Self>>(&self, count: u32, step: &mut S) {
         // SAFETY: bpf_loop (Linux 5.17) calls `round` with this pointer before it returns, and with no other.
         unsafe {
-            bpf_loop(count, round::<S> as *mut c_void, core::ptr::from_mut(step).cast(), 0);
+            bpf_loop(
+                count,
+                round::<S> as *mut c_void,
+                core::ptr::from_mut(step).cast(),
+                0,
+            );
         }
     }
 }

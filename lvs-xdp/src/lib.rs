@@ -1,5 +1,6 @@
 //! lvs-xdp: LVS Direct Routing in XDP. The agent, the command line and the `ipvsadm` drop-in.
 
 pub mod api;
+pub mod dataplane;
 pub mod journal;
 pub mod model;

@@ -1,0 +1,126 @@
+//! Which words of an array are in use: extents are taken and given back.
+
+use std::collections::BTreeMap;
+
+/// The free extents of an array: length by offset, never two adjacent ones.
+#[derive(Debug, Clone)]
+pub(super) struct Extents {
+    free: BTreeMap<u32, u32>,
+}
+
+/// A run of words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Extent {
+    pub(super) offset: u32,
+    pub(super) length: u32,
+}
+
+impl Extents {
+    /// All `length` words are free.
+    pub(super) fn new(length: u32) -> Self {
+        Self {
+            free: BTreeMap::from([(0, length)]),
+        }
+    }
+
+    /// Takes the first run of `length` words; `None` where there is no such run. No words need no place.
+    pub(super) fn take(&mut self, length: u32) -> Option<Extent> {
+        if length == 0 {
+            return Some(Extent::default());
+        }
+        let offset = self
+            .free
+            .iter()
+            .find(|&(_, &free)| free >= length)
+            .map(|(&offset, _)| offset)?;
+        self.reserve(Extent { offset, length });
+        Some(Extent { offset, length })
+    }
+
+    /// Takes this very extent, as far as it is free.
+    pub(super) fn reserve(&mut self, extent: Extent) {
+        let Extent { offset, length } = extent;
+        let Some((&start, &free)) = self.free.range(..=offset).next_back() else {
+            return;
+        };
+        let end = offset + length;
+        if length == 0 || end > start + free {
+            return;
+        }
+        self.free.remove(&start);
+        if start < offset {
+            self.free.insert(start, offset - start);
+        }
+        if end < start + free {
+            self.free.insert(end, start + free - end);
+        }
+    }
+
+    /// Gives an extent back.
+    pub(super) fn give(&mut self, extent: Extent) {
+        let Extent {
+            mut offset,
+            mut length,
+        } = extent;
+        if length == 0 {
+            return;
+        }
+        if let Some((&start, &free)) = self.free.range(..offset).next_back()
+            && start + free == offset
+        {
+            self.free.remove(&start);
+            offset = start;
+            length += free;
+        }
+        if let Some(free) = self.free.remove(&(offset + length)) {
+            length += free;
+        }
+        self.free.insert(offset, length);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn what_is_taken_never_overlaps_and_all_comes_back(steps in proptest::collection::vec((any::<bool>(), 0..40u32), 0..200)) {
+            let mut extents = Extents::new(256);
+            let mut taken: Vec<Extent> = Vec::new();
+            for (take, number) in steps {
+                if take {
+                    if let Some(extent) = extents.take(number) {
+                        for other in &taken {
+                            prop_assert!(
+                                number == 0 || other.length == 0
+                                    || extent.offset >= other.offset + other.length
+                                    || other.offset >= extent.offset + extent.length
+                            );
+                        }
+                        prop_assert!(extent.offset + extent.length <= 256);
+                        taken.push(extent);
+                    }
+                } else if !taken.is_empty() {
+                    let extent = taken.swap_remove(number as usize % taken.len());
+                    extents.give(extent);
+                }
+            }
+            for extent in taken {
+                extents.give(extent);
+            }
+            prop_assert_eq!(extents.take(256), Some(Extent { offset: 0, length: 256 }));
+        }
+    }
+
+    #[test]
+    fn an_extent_found_in_the_maps_is_reserved() {
+        let mut extents = Extents::new(10);
+        extents.reserve(Extent { offset: 3, length: 4 });
+        assert_eq!(extents.take(4), None);
+        assert_eq!(extents.take(3), Some(Extent { offset: 0, length: 3 }));
+        assert_eq!(extents.take(3), Some(Extent { offset: 7, length: 3 }));
+    }
+}

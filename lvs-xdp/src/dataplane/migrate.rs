@@ -1,0 +1,255 @@
+//! To tables of another size, under traffic, with no connection lost.
+//!
+//! The new maps are filled from the old ones, then the program on the new maps takes the place of the
+//! one on the old, then what changed meanwhile follows. In between, a TCP packet that finds no entry
+//! is dropped instead of judged ([`control_flag::MIGRATING`]): its sender repeats it, and some
+//! milliseconds later its entry is there. A kill at any moment leaves the old maps in use, or the new
+//! ones with that flag, which makes the next agent finish.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use lvs_xdp_common::{
+    abi::{COUNTER_WORDS, control_flag, name},
+    atomic::Word,
+    hash,
+    maps::Maps as _,
+    packet::{Packet, TcpFlag},
+    table::{self, Key, New},
+};
+
+use super::{
+    Dataplane,
+    compile::enter_index,
+    pins::{LinkPin, Pins, open_map},
+    sweep::Listed,
+    tables::{Capacity, Tables},
+};
+
+/// Which maps to use.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// The generation to load the program with.
+    pub(super) generation: u32,
+    /// The generation that is there; the same one where nothing has to move.
+    pub(super) from: Option<u32>,
+}
+
+/// Maps that are made anew when any size changes: the connection table, what is counted of it, and
+/// the row that holds the sizes.
+const MOVED: [&str; 4] = [name::CONTROL, name::HOT, name::COLD, name::COUNTS];
+
+/// Finds what is pinned and prepares the directory of a new generation where sizes have changed.
+pub(super) fn plan(pins: &Pins, running: Option<u32>, capacity: Capacity) -> anyhow::Result<Plan> {
+    let shapes = capacity.shapes();
+    let generations = pins.generations()?;
+    let next = generations.last().map_or(1, |last| last + 1);
+    let Some(live) = pins.live(running)? else {
+        pins.keep_only(None)?;
+        std::fs::create_dir_all(pins.generation(next)).context("cannot make a directory for the maps")?;
+        return Ok(Plan {
+            generation: next,
+            from: None,
+        });
+    };
+    let differing = pins.differing(live, &shapes)?;
+    if differing.is_empty() {
+        return Ok(Plan {
+            generation: live,
+            from: Some(live),
+        });
+    }
+    finish_first(pins, live)?;
+    pins.keep_only(Some(live))?;
+    std::fs::create_dir_all(pins.generation(next)).context("cannot make a directory for the maps")?;
+    for shape in &shapes {
+        if !MOVED.contains(&shape.name) && !differing.iter().any(|other| other.name == shape.name) {
+            pins.share(live, next, shape.name)?;
+        }
+    }
+    pins.share(live, next, name::REDIRECT)?;
+    Ok(Plan {
+        generation: next,
+        from: Some(live),
+    })
+}
+
+/// Finishes the move of a killed agent before another one starts.
+fn finish_first(pins: &Pins, live: u32) -> anyhow::Result<()> {
+    let tables = Tables::open(&pins.generation(live))?;
+    finish(pins, live, &tables)
+}
+
+/// Where a move to `live` was not finished: brings over what the generation before has.
+fn finish(pins: &Pins, live: u32, tables: &Tables) -> anyhow::Result<()> {
+    let flags = &tables.control[0].flags;
+    if flags.load() & control_flag::MIGRATING == 0 {
+        return Ok(());
+    }
+    let before = pins
+        .generations()?
+        .into_iter()
+        .rev()
+        .find(|number| *number < live);
+    if let Some(old) = before.and_then(|number| Tables::open(&pins.generation(number)).ok()) {
+        old.set_now(tables.now());
+        copy_connections(&old, tables);
+    }
+    flags.store(flags.load() & !control_flag::MIGRATING);
+    Ok(())
+}
+
+impl Dataplane {
+    /// Fills this generation's maps from another's and switches to them.
+    pub(super) fn migrate(&mut self, from: u32, links: &[LinkPin]) -> anyhow::Result<()> {
+        let old = Tables::open(&self.pins.generation(from))?;
+        let new = Arc::clone(&self.tables);
+        let control = &new.control[0];
+        for (to, from) in control
+            .hash_key
+            .iter()
+            .chain(&control.timeouts)
+            .zip(old.control[0].hash_key.iter().chain(&old.control[0].timeouts))
+        {
+            to.store(from.load());
+        }
+        control.generation.store(old.control[0].generation.load());
+        // The two clocks must agree: entries carry times of the old one.
+        control.jiffies_base.store(old.control[0].jiffies_base.load());
+        control
+            .seconds_per_jiffy
+            .store(old.control[0].seconds_per_jiffy.load());
+        self.copy_configuration(from, &old)?;
+        control.flags.store(control_flag::MIGRATING);
+        let now = self.tick()?;
+        old.set_now(now);
+        copy_connections(&old, &new);
+        self.take_over(links)?;
+        super::grace().context("cannot wait for the old program's last packet")?;
+        finish(&self.pins, self.generation, &new)
+    }
+
+    /// Finishes a move that was interrupted.
+    pub(super) fn finish_migration(&mut self) -> anyhow::Result<()> {
+        self.tick()?;
+        finish(&self.pins, self.generation, &self.tables)
+    }
+
+    /// Copies those of the configuration's maps that are not the same ones in both generations.
+    fn copy_configuration(&mut self, from: u32, old: &Tables) -> anyhow::Result<()> {
+        let new = Arc::clone(&self.tables);
+        let mut fits = true;
+        if old.services.len() != new.services.len() {
+            fits &= copy_rows(&old.services, &new.services, |row| {
+                let words = row.address.iter().chain([&row.identity, &row.flags]);
+                words
+                    .chain(&row.lists)
+                    .chain(&row.rings)
+                    .chain(&row.retired)
+                    .collect()
+            });
+            fits &= copy_rows(&old.cursors, &new.cursors, |word| vec![word]);
+        }
+        if old.lists.len() != new.lists.len() {
+            fits &= copy_rows(&old.lists, &new.lists, |word| vec![word]);
+        }
+        if old.rings.len() != new.rings.len() {
+            fits &= copy_rows(&old.rings, &new.rings, |word| vec![word]);
+        }
+        if old.destinations.len() != new.destinations.len() {
+            fits &= copy_rows(&old.destinations, &new.destinations, |row| {
+                [&row.towards, &row.from, &row.place, &row.port]
+                    .into_iter()
+                    .chain(&row.address)
+                    .collect()
+            });
+            let counters: aya::maps::PerCpuArray<aya::maps::MapData, [u64; COUNTER_WORDS]> =
+                open_map(&self.pins.generation(from), name::COUNTERS)?;
+            for index in 0..counters.len().min(self.counters.len()) {
+                self.counters.set(index, counters.get(&index, 0)?, 0)?;
+            }
+        }
+        if !fits {
+            bail!(
+                "the tables hold more than the new sizes have room for: start the agent with larger --services and --destinations"
+            );
+        }
+        if old.service_index.len() != new.service_index.len() {
+            let control = &new.control[0];
+            let mask = new.service_index.len() as u64 - 1;
+            for (id, row) in (0..).zip(new.services.iter()) {
+                let identity = row.identity.load();
+                if identity != 0 {
+                    let address = lvs_xdp_common::packet::Address::from_halves(
+                        row.address[0].load(),
+                        row.address[1].load(),
+                    );
+                    let [port, protocol] = [identity & 0xffff, identity >> 16 & 0xff];
+                    let hash = hash::service(
+                        control.key(),
+                        address,
+                        u16::try_from(port)?,
+                        u8::try_from(protocol)?,
+                    );
+                    enter_index(&new.service_index, hash, mask, id);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Copies rows word for word; false where a row that is used has no place in the new table.
+fn copy_rows<'a, T>(old: &'a [T], new: &'a [T], words: impl Fn(&'a T) -> Vec<&'a Word>) -> bool {
+    for (from, to) in old.iter().zip(new) {
+        for (from, to) in words(from).into_iter().zip(words(to)) {
+            to.store(from.load());
+        }
+    }
+    old.iter()
+        .skip(new.len())
+        .all(|row| words(row).iter().all(|word| word.load() == 0))
+}
+
+/// Enters every live connection of one table in another, and brings those that are there up to date.
+fn copy_connections(old: &Tables, new: &Tables) {
+    let control = &new.control[0];
+    let mask = control.bucket_mask.load();
+    for Listed { entry, flow, .. } in old.connections() {
+        let packet = Packet {
+            mac: lvs_xdp_common::packet::Mac(0),
+            source: flow.client,
+            destination: flow.address,
+            source_port: flow.client_port(),
+            destination_port: flow.port(),
+            protocol: flow.protocol(),
+            flag: TcpFlag::None,
+            opens: false,
+            length: 0,
+        };
+        let key = Key::new(hash::flow(control.key(), &packet), mask);
+        let seen = old.now() - entry.age(old.now()).min(old.now());
+        match table::find(new, key) {
+            Some((place, there)) if table::is_flow(new, place, &flow) => {
+                // Packets that the new program has seen since count more than those before.
+                if there.age(new.now()) >= entry.age(old.now()) && there.destination() == entry.destination()
+                {
+                    let _ = table::overwrite(new, place, there, entry.state(), seen);
+                }
+            }
+            Some(_) => {}
+            None => {
+                let _ = table::insert(
+                    new,
+                    &New {
+                        key,
+                        flow,
+                        destination: entry.destination(),
+                        state: entry.state(),
+                        seen,
+                    },
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,598 @@
+//! The program in the kernel and its maps: the only part of lvs-xdp that knows aya.
+//!
+//! [`Dataplane::open`] loads the program, adopting maps and links that an earlier agent has pinned,
+//! and [`Dataplane::attach`] puts it on an interface. From then on forwarding needs no agent.
+//! In reading order: [`tables`] (the maps in memory), `pins`, [`compile`] (from the desired state to
+//! rows, in extents of `extents`), [`sweep`] (expiry, lists of connections), `migrate` (to tables of
+//! another size).
+
+pub mod compile;
+mod extents;
+mod migrate;
+mod pins;
+pub mod sweep;
+mod tables;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{MapData, PerCpuArray, xdp::DevMapHash},
+    programs::{
+        ProgramError, TestRun as _, TestRunOptions, Xdp, XdpMode,
+        links::{FdLink, LinkError, PinnedLink},
+    },
+};
+use lvs_xdp_common::{
+    abi::{ABI_VERSION, COUNTER_WORDS, INTERFACE_ROWS, SECONDS_SHIFT, name},
+    connection::TIMEOUTS,
+    packet::Mac,
+    reason::Reason,
+};
+use nix::net::if_::if_indextoname;
+
+pub use self::tables::Capacity;
+use self::{
+    compile::Compiler,
+    pins::{LinkPin, Pins, open_map},
+    tables::Tables,
+};
+use crate::api::types::{InterfaceStatus, ReasonCount, Stats};
+
+/// The object file; empty where the program could not be built (see build.rs).
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/director"));
+
+/// Where in the network driver's path the program runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// In the driver, before the kernel has made anything of the frame.
+    Native,
+    /// In the kernel's generic path: works with every driver, slower.
+    Generic,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        })
+    }
+}
+
+impl FromStr for Mode {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "native" => Ok(Self::Native),
+            "generic" => Ok(Self::Generic),
+            _ => Err(()),
+        }
+    }
+}
+
+/// What [`Dataplane::open`] needs to know.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The directory of the pins, on a BPF file system.
+    pub pin_directory: PathBuf,
+    /// Room in the tables.
+    pub capacity: Capacity,
+    /// Log every packet for a service.
+    pub log_packets: bool,
+}
+
+/// An interface with the program on it.
+#[derive(Debug, Clone)]
+pub struct Attached {
+    /// The interface.
+    pub if_index: u32,
+    /// Its name when it was attached.
+    pub name: String,
+    /// The mode.
+    pub mode: Mode,
+    /// Why it is generic, where native was tried and refused.
+    pub reason: Option<String>,
+}
+
+/// The loaded program with its maps.
+#[derive(Debug)]
+pub struct Dataplane {
+    ebpf: Ebpf,
+    pins: Pins,
+    generation: u32,
+    capacity: Capacity,
+    tables: Arc<Tables>,
+    counters: PerCpuArray<MapData, [u64; COUNTER_WORDS]>,
+    reasons: PerCpuArray<MapData, u64>,
+    redirect: DevMapHash<MapData>,
+    attached: BTreeMap<u32, Attached>,
+}
+
+impl Dataplane {
+    /// Loads the program with the maps that are pinned, or with new ones, and puts it in the place of
+    /// the one that runs, where one does.
+    ///
+    /// # Errors
+    ///
+    /// Without the rights, without BPF in the kernel, with pins of another layout, or where the kernel
+    /// refuses the program: one line that says so.
+    pub fn open(options: &Options) -> anyhow::Result<Self> {
+        if OBJECT.is_empty() {
+            bail!(
+                "this binary was built without its eBPF program: run `cargo xtask setup` and build it again"
+            );
+        }
+        if !nix::unistd::geteuid().is_root() {
+            bail!("loading an XDP program needs root: run the agent as root");
+        }
+        let pins = Pins::open(&options.pin_directory)?;
+        let links = pins.links()?;
+        let running = running_program(&links)?;
+        let plan = migrate::plan(&pins, running, options.capacity)?;
+        let directory = pins.generation(plan.generation);
+        let mut ebpf = load(&directory, options)?;
+        let tables = Arc::new(Tables::open(&directory)?);
+        let mut dataplane = Self {
+            counters: open_map(&directory, name::COUNTERS)?,
+            reasons: open_map(&directory, name::REASONS)?,
+            redirect: open_map(&directory, name::REDIRECT)?,
+            attached: BTreeMap::new(),
+            capacity: options.capacity,
+            generation: plan.generation,
+            pins,
+            tables,
+            ebpf: {
+                for program in ["director", "clock"] {
+                    load_program(&mut ebpf, program)?;
+                }
+                ebpf
+            },
+        };
+        dataplane.initialise(plan.from.is_none())?;
+        match plan.from {
+            Some(from) if from != plan.generation => dataplane.migrate(from, &links)?,
+            _ => {
+                dataplane.take_over(&links)?;
+                dataplane.finish_migration()?;
+            }
+        }
+        dataplane.pins.keep_only(Some(dataplane.generation))?;
+        Ok(dataplane)
+    }
+
+    /// Sets up what new maps need.
+    fn initialise(&mut self, is_new: bool) -> anyhow::Result<()> {
+        let control = &self.tables.control[0];
+        if control.seconds_per_jiffy.load() == 0 {
+            let (base, hz) = self.calibrate()?;
+            control.jiffies_base.store(base);
+            control.seconds_per_jiffy.store((1 << SECONDS_SHIFT) / hz + 1);
+        }
+        control
+            .bucket_mask
+            .store(u64::from(self.capacity.connections / 8 - 1));
+        control
+            .service_mask
+            .store(self.tables.service_index.len() as u64 - 1);
+        if is_new && control.hash_key[0].load() == 0 {
+            let mut key = [0; 16];
+            std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut key)
+                .context("cannot read /dev/urandom")?;
+            let (first, second) = key.split_at(8);
+            for (word, bytes) in control.hash_key.iter().zip([first, second]) {
+                word.store(u64::from_ne_bytes(bytes.try_into()?));
+            }
+            self.set_timeouts(&TIMEOUTS);
+        }
+        Ok(())
+    }
+
+    /// Puts the loaded program in the place of the one that the links run: no packet is missed.
+    fn take_over(&mut self, links: &[LinkPin]) -> anyhow::Result<()> {
+        for pin in links {
+            self.replace(pin)?;
+        }
+        self.pin_program()
+    }
+
+    fn replace(&mut self, pin: &LinkPin) -> anyhow::Result<()> {
+        let Ok(interface) = if_indextoname(pin.if_index) else {
+            // The interface is gone, and its link holds nothing.
+            let _ = std::fs::remove_file(&pin.path);
+            return Ok(());
+        };
+        let link = FdLink::from(PinnedLink::from_pin(&pin.path).context("cannot open a pinned link")?);
+        director(&mut self.ebpf)?
+            .attach_to_link(link.try_into()?)
+            .context("cannot put the new program in the place of the one that runs")?;
+        let name = interface.to_string_lossy().into_owned();
+        self.attached.insert(
+            pin.if_index,
+            Attached {
+                if_index: pin.if_index,
+                name,
+                mode: pin.mode,
+                reason: None,
+            },
+        );
+        Ok(())
+    }
+
+    /// Pins the program in its generation's directory: this is what makes the directory complete.
+    fn pin_program(&mut self) -> anyhow::Result<()> {
+        let path = self.pins.program(self.generation);
+        let _ = std::fs::remove_file(&path);
+        director(&mut self.ebpf)?
+            .pin(&path)
+            .context("cannot pin the program")?;
+        Ok(())
+    }
+
+    /// Attaches the program to an interface; does nothing where it is attached already.
+    ///
+    /// # Errors
+    ///
+    /// The interface has another XDP program, or the mode that was asked for is refused.
+    pub fn attach(&mut self, interface: &str, wanted: Option<Mode>) -> anyhow::Result<Attached> {
+        let if_index = nix::net::if_::if_nametoindex(interface).map_err(|_| {
+            anyhow::anyhow!("there is no interface `{interface}`: `ip link` lists those that there are")
+        })?;
+        if let Some(attached) = self.attached.get(&if_index) {
+            if wanted.is_some_and(|mode| mode != attached.mode) {
+                bail!(
+                    "the program is attached to {interface} in {} mode: run `lvs-xdp unload` before changing the mode",
+                    attached.mode
+                );
+            }
+            return Ok(attached.clone());
+        }
+        let (mode, reason) = match wanted {
+            Some(mode) => {
+                self.try_attach(if_index, mode)
+                    .map_err(|error| refused(interface, mode, &error))?;
+                (mode, None)
+            }
+            None => match self.try_attach(if_index, Mode::Native) {
+                Ok(()) => (Mode::Native, None),
+                Err(error) if is_busy(&error) => return Err(refused(interface, Mode::Native, &error)),
+                Err(error) => {
+                    self.try_attach(if_index, Mode::Generic)
+                        .map_err(|error| refused(interface, Mode::Generic, &error))?;
+                    (Mode::Generic, Some(why(&error)))
+                }
+            },
+        };
+        let attached = Attached {
+            if_index,
+            name: interface.to_owned(),
+            mode,
+            reason,
+        };
+        self.attached.insert(if_index, attached.clone());
+        self.allow_redirect(if_index)?;
+        Ok(attached)
+    }
+
+    fn try_attach(&mut self, if_index: u32, mode: Mode) -> Result<(), ProgramError> {
+        let path = self.pins.link(if_index, mode);
+        let program = director(&mut self.ebpf).map_err(|_| ProgramError::NotLoaded)?;
+        let id = program.attach_to_if_index(
+            if_index,
+            match mode {
+                Mode::Native => XdpMode::Driver,
+                Mode::Generic => XdpMode::Skb,
+            },
+        )?;
+        let link: FdLink = program
+            .take_link(id)?
+            .try_into()
+            .map_err(|_: LinkError| ProgramError::UnexpectedProgramType)?;
+        link.pin(path).map_err(|error| match error {
+            aya::pin::PinError::SyscallError(error) => ProgramError::SyscallError(error),
+            _ => ProgramError::UnexpectedProgramType,
+        })?;
+        Ok(())
+    }
+
+    /// Lets frames be redirected out of an interface.
+    pub fn allow_redirect(&mut self, if_index: u32) -> anyhow::Result<()> {
+        self.redirect
+            .insert(if_index, if_index, None, 0)
+            .context("cannot enter an interface for redirection")
+    }
+
+    /// The interfaces that the program is attached to.
+    pub fn attached(&self) -> impl Iterator<Item = &Attached> {
+        self.attached.values()
+    }
+
+    /// What the status says of them.
+    pub fn interfaces(&self) -> Vec<InterfaceStatus> {
+        self.attached()
+            .map(|attached| InterfaceStatus {
+                name: attached.name.clone(),
+                index: attached.if_index,
+                mode: attached.mode.to_string(),
+                reason: attached.reason.clone(),
+            })
+            .collect()
+    }
+
+    /// Notes the MAC addresses under which the director takes frames of an interface.
+    pub fn set_macs(&self, if_index: u32, macs: &[[u8; 6]]) {
+        let row = &self.tables.interfaces[(if_index % INTERFACE_ROWS) as usize];
+        // Unknown while it changes: then every frame is taken.
+        row.if_index.store(0);
+        let mut macs = macs.iter();
+        for word in &row.macs {
+            word.store(macs.next().map_or(0, |mac| Mac::from_octets(*mac).0));
+        }
+        if macs.next().is_none() {
+            row.if_index.store(u64::from(if_index));
+        }
+    }
+
+    /// Time-outs by state, in seconds.
+    pub fn set_timeouts(&self, timeouts: &[u32; 16]) {
+        for (word, seconds) in self.tables.control[0].timeouts.iter().zip(timeouts) {
+            word.store(u64::from(*seconds));
+        }
+    }
+
+    /// The tables.
+    pub fn tables(&self) -> &Arc<Tables> {
+        &self.tables
+    }
+
+    /// The bookkeeping of what the maps hold.
+    pub fn compiler(&self) -> Compiler {
+        Compiler::new(Arc::clone(&self.tables), self.capacity)
+    }
+
+    /// Frees what removed destinations and deleted services have used, where no connection is left.
+    ///
+    /// # Errors
+    ///
+    /// Where a counter cannot be cleared.
+    pub fn reap(&mut self, compiler: &mut Compiler) -> anyhow::Result<()> {
+        for id in compiler.reap() {
+            compiler.retire(id, self.stats(id));
+            self.clear_stats(id)?;
+        }
+        compiler.bury_empty();
+        Ok(())
+    }
+
+    /// Room in the tables.
+    pub fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    /// The kernel's id of the program.
+    pub fn program_id(&self) -> anyhow::Result<u32> {
+        let program: &Xdp = self.ebpf.program("director").context("no program")?.try_into()?;
+        Ok(program.info()?.id())
+    }
+
+    /// Asks the kernel what time it is, and sets the tables' clock; seconds of the director's clock.
+    pub fn tick(&mut self) -> anyhow::Result<u32> {
+        let (jiffies, _) = self.clock()?;
+        let seconds = self.tables.control[0].seconds(jiffies);
+        self.tables.set_now(seconds);
+        Ok(seconds)
+    }
+
+    /// jiffies64 and CLOCK_MONOTONIC nanoseconds, now.
+    fn clock(&mut self) -> anyhow::Result<(u64, u64)> {
+        let program: &mut Xdp = self
+            .ebpf
+            .program_mut("clock")
+            .context("no program `clock`")?
+            .try_into()?;
+        let frame = [0; 14];
+        program
+            .test_run(TestRunOptions {
+                data_in: Some(&frame),
+                ..TestRunOptions::new()
+            })
+            .context("cannot read the kernel's clock")?;
+        let clock = &self.tables.clock[0];
+        Ok((clock.jiffies.load(), clock.nanoseconds.load()))
+    }
+
+    /// The base of the director's clock, in jiffies, and the kernel's tick rate.
+    ///
+    /// `sysconf(_SC_CLK_TCK)` is 100 whatever the kernel's HZ, so it is measured.
+    fn calibrate(&mut self) -> anyhow::Result<(u64, u64)> {
+        const RATES: [u64; 6] = [100, 250, 300, 512, 1000, 1024];
+        let (first, from) = self.clock()?;
+        std::thread::sleep(Duration::from_millis(120));
+        let (last, until) = self.clock()?;
+        let measured = (last - first).saturating_mul(1_000_000_000) / (until - from).max(1);
+        let hz = RATES
+            .into_iter()
+            .min_by_key(|rate| rate.abs_diff(measured))
+            .unwrap_or(250);
+        Ok((first, hz))
+    }
+
+    /// A destination's counters, over all CPUs.
+    pub fn stats(&self, destination: u32) -> Stats {
+        let mut stats = Stats::default();
+        for [packets, bytes, connections, _] in self
+            .counters
+            .get(&destination, 0)
+            .iter()
+            .flat_map(|values| values.iter())
+        {
+            stats.packets += packets;
+            stats.bytes += bytes;
+            stats.connections += connections;
+        }
+        stats
+    }
+
+    /// Sets a destination's counters to zero: for an id that no list and no entry names.
+    fn clear_stats(&mut self, destination: u32) -> anyhow::Result<()> {
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+        let zero = aya::maps::PerCpuValues::try_from(vec![[0; COUNTER_WORDS]; cpus])?;
+        Ok(self.counters.set(destination, zero, 0)?)
+    }
+
+    /// What became of packets, over all CPUs.
+    pub fn reasons(&self) -> Vec<ReasonCount> {
+        Reason::ALL
+            .iter()
+            .map(|&reason| ReasonCount {
+                name: reason.name().to_owned(),
+                verdict: reason.outcome().name().to_owned(),
+                help: reason.help().to_owned(),
+                packets: self
+                    .reasons
+                    .get(&(reason as u32), 0)
+                    .map_or(0, |values| values.iter().sum()),
+            })
+            .collect()
+    }
+
+    /// Takes the program off all interfaces and removes every pin.
+    pub fn unload(self) -> anyhow::Result<()> {
+        self.pins.remove_all()
+    }
+}
+
+/// Removes the program and its pins where no agent runs.
+///
+/// # Errors
+///
+/// Where a pin cannot be removed, or the directory holds those of another layout.
+pub fn unload(pin_directory: &Path) -> anyhow::Result<()> {
+    Pins::open(pin_directory)?.remove_all()
+}
+
+/// Waits until every packet has left that was in the program when this was called.
+///
+/// membarrier(2) waits for an RCU grace period, and the program runs inside an RCU read-side critical
+/// section (`synchronize_rcu` in kernel/sched/membarrier.c). Some 20 ms.
+///
+/// # Errors
+///
+/// Where the kernel has no membarrier: CONFIG_MEMBARRIER is off.
+pub fn grace() -> std::io::Result<()> {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_long = 1;
+    // SAFETY: membarrier takes three integers and touches no memory of this process.
+    let status = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if status == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
+}
+
+/// The layout's version.
+pub const LAYOUT: u32 = ABI_VERSION;
+
+fn director(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
+    Ok(ebpf
+        .program_mut("director")
+        .context("the object has no program `director`")?
+        .try_into()?)
+}
+
+fn running_program(links: &[LinkPin]) -> anyhow::Result<Option<u32>> {
+    for pin in links {
+        let link = FdLink::from(PinnedLink::from_pin(&pin.path).with_context(|| {
+            format!(
+                "{} is no link of lvs-xdp: remove it, or name another --pin-dir",
+                pin.path.display()
+            )
+        })?);
+        let id = link.info()?.program_id();
+        if id != 0 {
+            return Ok(Some(id));
+        }
+    }
+    Ok(None)
+}
+
+fn load(directory: &Path, options: &Options) -> anyhow::Result<Ebpf> {
+    let shapes = options.capacity.shapes();
+    let log = u32::from(options.log_packets);
+    let mut loader = EbpfLoader::new();
+    loader.override_global("LOG_PACKETS", &log, true);
+    for shape in &shapes {
+        loader.map_max_entries(shape.name, shape.entries);
+        loader.map_pin_path(shape.name, directory.join(shape.name));
+    }
+    loader.map_pin_path(name::REDIRECT, directory.join(name::REDIRECT));
+    loader.load(OBJECT).map_err(|error| {
+        anyhow::anyhow!(
+            "cannot make the maps: {}; is BPF in this kernel, and is there memory for the tables?",
+            chain(&error)
+        )
+    })
+}
+
+fn load_program(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<()> {
+    let program: &mut Xdp = ebpf
+        .program_mut(name)
+        .with_context(|| format!("the object has no program `{name}`"))?
+        .try_into()?;
+    program.load().map_err(|error| match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            tracing::debug!("the verifier on `{name}`:\n{verifier_log}");
+            anyhow::anyhow!(
+                "the kernel refuses the program `{name}`: {io_error} (Linux 6.1 or newer is needed; --log-level debug shows the verifier's words)"
+            )
+        }
+        other => anyhow::anyhow!("cannot load the program `{name}`: {}", chain(&other)),
+    })
+}
+
+fn is_busy(error: &ProgramError) -> bool {
+    let ProgramError::SyscallError(error) = error else {
+        return false;
+    };
+    matches!(error.io_error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST))
+}
+
+fn why(error: &ProgramError) -> String {
+    match error {
+        ProgramError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            "the driver has no native XDP".to_owned()
+        }
+        ProgramError::SyscallError(error) => error.io_error.to_string(),
+        other => chain(other),
+    }
+}
+
+fn refused(interface: &str, mode: Mode, error: &ProgramError) -> anyhow::Error {
+    if is_busy(error) {
+        anyhow::anyhow!(
+            "{interface} has another XDP program: `ip link show {interface}` tells which; remove it before lvs-xdp is attached"
+        )
+    } else {
+        anyhow::anyhow!("cannot attach to {interface} in {mode} mode: {}", why(error))
+    }
+}
+
+/// An error with its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text.lines().next().unwrap_or_default().to_owned()
+}

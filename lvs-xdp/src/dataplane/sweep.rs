@@ -1,0 +1,87 @@
+//! The agent's side of the connection table: it takes out what has expired, and lists what is there.
+//!
+//! The program knows an expired entry by itself; the sweep only makes counts and lists exact, and
+//! frees destinations that were removed, when no packet comes by to do it.
+
+use lvs_xdp_common::{
+    abi::BUCKET_ENTRIES,
+    atomic::Word,
+    connection::{Entry, State},
+    maps::Maps,
+    table::{self, Flow},
+};
+
+use super::tables::Tables;
+
+/// Seconds after which a claim is one that nobody will finish: its CPU takes nanoseconds, but an agent
+/// that was moving entries may have been killed.
+const STALE_CLAIM: u32 = 3;
+
+/// An entry with the flow it is for.
+#[derive(Debug, Clone, Copy)]
+pub struct Listed {
+    /// The entry's word.
+    pub entry: Entry,
+    /// Who the flow is.
+    pub flow: Flow,
+    /// Seconds until it expires.
+    pub expires: u32,
+}
+
+impl Tables {
+    /// Takes out every expired entry; returns how many are left.
+    pub fn sweep(&self) -> u64 {
+        let now = self.now();
+        let mut live = 0;
+        for word in self.hot.iter().flat_map(|bucket| &bucket.0) {
+            let entry = Entry(word.load());
+            if entry.0 == 0 {
+                continue;
+            }
+            if !entry.is_live() {
+                if entry.age(now) > STALE_CLAIM && entry.age(now) < u32::from(u16::MAX) - STALE_CLAIM {
+                    // Whoever has it instead keeps it.
+                    let _ = word.swap(entry.0, Entry::EMPTY.0);
+                }
+                continue;
+            }
+            if !(table::is_expired(self, entry, now) && table::remove(self, word, entry)) {
+                live += 1;
+            }
+        }
+        live
+    }
+
+    /// Every live entry, as it is while this goes on.
+    pub fn connections(&self) -> impl Iterator<Item = Listed> + '_ {
+        let now = self.now();
+        let words = self.hot.iter().flat_map(|bucket| &bucket.0);
+        (0..)
+            .zip(words)
+            .filter_map(move |(index, word)| self.listed(index, word, now))
+    }
+
+    fn listed(&self, index: u32, word: &Word, now: u32) -> Option<Listed> {
+        debug_assert!(index / BUCKET_ENTRIES < u32::MAX / BUCKET_ENTRIES);
+        let entry = Entry(word.load());
+        if !entry.is_live() || table::is_expired(self, entry, now) {
+            return None;
+        }
+        let flow = Flow::read(self.cold(index)?);
+        // The same entry before and after: then the row is its own.
+        let after = Entry(word.load());
+        if after.tag() != entry.tag() || !after.is_live() || after.destination() != entry.destination() {
+            return None;
+        }
+        let timeout = self.timeout(after.state());
+        Some(Listed {
+            entry: after,
+            flow,
+            expires: timeout.saturating_sub(after.age(now)),
+        })
+    }
+
+    fn timeout(&self, state: State) -> u32 {
+        u32::try_from(self.control().timeouts[state as usize].load()).unwrap_or(u32::MAX)
+    }
+}
