@@ -8,7 +8,7 @@ fn main() -> ExitCode {
     let mut words = env::args_os();
     let called_as = words.next().unwrap_or_default();
     if is_ipvsadm(&called_as) {
-        ipvsadm::main(words)
+        ipvsadm::main(words, None)
     } else {
         cli::main(words)
     }

@@ -128,13 +128,14 @@ impl Client {
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let body = self.request(Method::GET, path, Bytes::new()).await?;
-        serde_json::from_slice(&body)
-            .map_err(|error| self.protocol(format!("{path}: {error}; are agent and command of one version?")))
+        serde_json::from_slice(&body).map_err(|error| {
+            self.protocol(&format!("{path}: {error}; are agent and command of one version?"))
+        })
     }
 
     /// The answer's body is an empty object and is not looked at: its status says it all.
     async fn post<T: Serialize>(&self, path: &str, body: &T) -> Result<(), ClientError> {
-        let body = serde_json::to_vec(body).map_err(|error| self.protocol(error))?;
+        let body = serde_json::to_vec(body).map_err(|error| self.protocol(&error))?;
         self.request(Method::POST, path, body.into()).await?;
         Ok(())
     }
@@ -146,11 +147,14 @@ impl Client {
             .header(HOST, "localhost")
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(body))
-            .map_err(|error| self.protocol(error))?;
+            .map_err(|error| self.protocol(&error))?;
         time::timeout(ANSWER_TIMEOUT, self.exchange(request))
             .await
             .unwrap_or_else(|_| {
-                Err(self.protocol(format!("none within {} s; see its log", ANSWER_TIMEOUT.as_secs())))
+                Err(self.protocol(&format!(
+                    "none within {} s; see its log",
+                    ANSWER_TIMEOUT.as_secs()
+                )))
             })
     }
 
@@ -163,19 +167,19 @@ impl Client {
             })?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| self.protocol(error))?;
+            .map_err(|error| self.protocol(&error))?;
         // The connection's own fault shows in the request as well, and is reported from there.
         let connection = tokio::spawn(connection);
         let response = sender
             .send_request(request)
             .await
-            .map_err(|error| self.protocol(error))?;
+            .map_err(|error| self.protocol(&error))?;
         let status = response.status();
         let body = response
             .into_body()
             .collect()
             .await
-            .map_err(|error| self.protocol(error))?
+            .map_err(|error| self.protocol(&error))?
             .to_bytes();
         connection.abort();
         if status.is_success() {
@@ -183,11 +187,11 @@ impl Client {
         }
         match serde_json::from_slice::<ApiError>(&body) {
             Ok(refusal) => Err(refusal.into()),
-            Err(_) => Err(self.protocol(format!("HTTP status {status}"))),
+            Err(_) => Err(self.protocol(&format!("HTTP status {status}"))),
         }
     }
 
-    fn protocol(&self, reason: impl ToString) -> ClientError {
+    fn protocol(&self, reason: &impl ToString) -> ClientError {
         ClientError::Protocol {
             socket: self.socket.clone(),
             reason: reason.to_string(),

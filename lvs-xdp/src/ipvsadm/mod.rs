@@ -16,6 +16,7 @@ use std::{
     ffi::OsString,
     io::{self, BufWriter, Write},
     net::IpAddr,
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -130,11 +131,12 @@ impl Failure {
     }
 }
 
-/// Runs as ipvsadm on this process's standard output and error. `words` are those after the program's name.
-pub fn main(words: impl Iterator<Item = OsString>) -> ExitCode {
+/// Runs as ipvsadm on this process's standard output and error. `words` are those after the program's
+/// name. ipvsadm has no option for the socket; `socket` is what `lvs-xdp --socket` had.
+pub fn main(words: impl Iterator<Item = OsString>, socket: Option<PathBuf>) -> ExitCode {
     // A word that is no text can be no address, scheduler or number: what replaces its bytes is none either.
     let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
-    let mut director = BlockingClient::new(client::socket_path(None));
+    let mut director = BlockingClient::new(client::socket_path(socket));
     let mut out = BufWriter::new(io::stdout().lock());
     let status = run(
         &words,

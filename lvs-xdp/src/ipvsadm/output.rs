@@ -149,11 +149,11 @@ fn counters(stats: Stats, exact: bool) -> String {
 /// A count in a column of nine, in thousands and so on where it is large.
 fn short_number(count: u64) -> String {
     match count {
-        0..100_000_000 => format!("{count:>9}"),
-        0..1_000_000_000 => format!("{:>8}K", count / 1_000),
-        0..100_000_000_000 => format!("{:>8}M", count / 1_000_000),
-        0..100_000_000_000_000 => format!("{:>8}G", count / 1_000_000_000),
-        _ => format!("{:>8}T", count / 1_000_000_000_000),
+        ..100_000_000 => format!("{count:>9}"),
+        100_000_000..1_000_000_000 => format!("{:>8}K", count / 1_000),
+        1_000_000_000..100_000_000_000 => format!("{:>8}M", count / 1_000_000),
+        100_000_000_000..100_000_000_000_000 => format!("{:>8}G", count / 1_000_000_000),
+        100_000_000_000_000.. => format!("{:>8}T", count / 1_000_000_000_000),
     }
 }
 
