@@ -1,6 +1,11 @@
 //! lvs-xdp: LVS Direct Routing in XDP. The agent, the command line and the `ipvsadm` drop-in.
+//!
+//! The command line and [`ipvsadm`] are clients of [`api`]; behind it stands the agent, which carries
+//! the desired state ([`model`], kept by [`journal`]) to the program ([`dataplane`]).
 
 pub mod api;
+pub mod cli;
 pub mod dataplane;
+pub mod ipvsadm;
 pub mod journal;
 pub mod model;

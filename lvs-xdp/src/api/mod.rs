@@ -1,3 +1,4 @@
 //! The agent's HTTP/JSON interface on its Unix socket: types, server, client.
 
+pub mod client;
 pub mod types;

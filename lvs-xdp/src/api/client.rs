@@ -1,0 +1,351 @@
+//! The client of the agent's API: HTTP/1.1 over the Unix socket, one connection a request.
+
+use std::{
+    env, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use http_body_util::{BodyExt as _, Full};
+use hyper::{
+    Method, Request,
+    body::Bytes,
+    client::conn::http1,
+    header::{CONTENT_TYPE, HOST},
+};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    net::UnixStream,
+    runtime::{self, Runtime},
+    time,
+};
+
+use super::types::{ApiError, Change, Changes, Connection, Service, Status};
+
+/// The environment variable that names the agent's socket.
+pub const SOCKET_VARIABLE: &str = "LVS_XDP_SOCKET";
+
+/// The agent's socket where neither an option nor [`SOCKET_VARIABLE`] names one.
+pub const DEFAULT_SOCKET: &str = "/run/lvs-xdp/agent.sock";
+
+/// How long an answer may take. Adding a real server waits for its neighbour for up to 200 ms, and
+/// a long list of connections takes a while; an agent that takes longer than this hangs.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The agent's socket: the option, else [`SOCKET_VARIABLE`] where it is not empty, else [`DEFAULT_SOCKET`].
+pub fn socket_path(option: Option<PathBuf>) -> PathBuf {
+    choose_socket(option, env::var_os(SOCKET_VARIABLE).map(PathBuf::from))
+}
+
+fn choose_socket(option: Option<PathBuf>, variable: Option<PathBuf>) -> PathBuf {
+    option
+        .or_else(|| variable.filter(|path| !path.as_os_str().is_empty()))
+        .unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET))
+}
+
+/// Why a request has no good answer. Each message is one line and says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// There is no agent to talk to, or it may not be talked to.
+    #[error("{}", connect_advice(socket, source))]
+    Connect {
+        /// The socket that was tried.
+        socket: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The agent understood the request and refused it.
+    #[error(transparent)]
+    Refused(#[from] ApiError),
+    /// What answered did not speak as an agent of this version does.
+    #[error("no proper answer from the agent on {}: {reason}", socket.display())]
+    Protocol {
+        /// The socket that was talked to.
+        socket: PathBuf,
+        /// What was wrong with the answer.
+        reason: String,
+    },
+    /// This process could not be made ready to talk to anybody.
+    #[error("cannot start the client: {0}")]
+    Runtime(#[source] io::Error),
+}
+
+fn connect_advice(socket: &Path, error: &io::Error) -> String {
+    let socket = socket.display();
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => format!(
+            "no agent answers on {socket}: start it with `lvs-xdp agent --interface IF`, or name its socket \
+             (--socket or {SOCKET_VARIABLE})"
+        ),
+        io::ErrorKind::PermissionDenied => format!("no permission to use {socket}: run as root"),
+        _ => format!("cannot connect to the agent on {socket}: {error}"),
+    }
+}
+
+/// A client of the agent on one socket. It holds no connection between requests, so an agent that
+/// was restarted meanwhile is no fault.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// A client of the agent on `socket`; nothing is opened yet.
+    pub fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    /// `GET /v1/status`: the agent, its program and its tables.
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        self.get("/v1/status").await
+    }
+
+    /// `GET /v1/services`: every virtual service with its real servers.
+    pub async fn services(&self) -> Result<Vec<Service>, ClientError> {
+        self.get("/v1/services").await
+    }
+
+    /// `GET /v1/connections`: every connection entry.
+    pub async fn connections(&self) -> Result<Vec<Connection>, ClientError> {
+        self.get("/v1/connections").await
+    }
+
+    /// `POST /v1/changes`: applies `changes` in their order, all or none.
+    pub async fn change(&self, changes: Vec<Change>) -> Result<(), ClientError> {
+        self.post("/v1/changes", &Changes { changes }).await
+    }
+
+    /// `POST /v1/unload`: detaches the program from every interface and ends the agent.
+    pub async fn unload(&self) -> Result<(), ClientError> {
+        self.post("/v1/unload", &serde_json::Map::new()).await
+    }
+
+    /// `GET /openapi.json`: the description of the API itself.
+    pub async fn openapi(&self) -> Result<serde_json::Value, ClientError> {
+        self.get("/openapi.json").await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        let body = self.request(Method::GET, path, Bytes::new()).await?;
+        serde_json::from_slice(&body).map_err(|error| {
+            self.protocol(&format!("{path}: {error}; are agent and command of one version?"))
+        })
+    }
+
+    /// The answer's body is an empty object and is not looked at: its status says it all.
+    async fn post<T: Serialize>(&self, path: &str, body: &T) -> Result<(), ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| self.protocol(&error))?;
+        self.request(Method::POST, path, body.into()).await?;
+        Ok(())
+    }
+
+    async fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, "localhost")
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|error| self.protocol(&error))?;
+        time::timeout(ANSWER_TIMEOUT, self.exchange(request))
+            .await
+            .unwrap_or_else(|_| {
+                Err(self.protocol(&format!(
+                    "none within {} s; see its log",
+                    ANSWER_TIMEOUT.as_secs()
+                )))
+            })
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Bytes, ClientError> {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| ClientError::Connect {
+                socket: self.socket.clone(),
+                source,
+            })?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.protocol(&error))?;
+        // The connection's own fault shows in the request as well, and is reported from there.
+        let connection = tokio::spawn(connection);
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| self.protocol(&error))?;
+        let status = response.status();
+        let body = response
+            .into_body()
+            .collect()
+            .await
+            .map_err(|error| self.protocol(&error))?
+            .to_bytes();
+        connection.abort();
+        if status.is_success() {
+            return Ok(body);
+        }
+        match serde_json::from_slice::<ApiError>(&body) {
+            Ok(refusal) => Err(refusal.into()),
+            Err(_) => Err(self.protocol(&format!("HTTP status {status}"))),
+        }
+    }
+
+    fn protocol(&self, reason: &impl ToString) -> ClientError {
+        ClientError::Protocol {
+            socket: self.socket.clone(),
+            reason: reason.to_string(),
+        }
+    }
+}
+
+/// [`Client`] for programs that have nothing else to do while they wait. Its runtime is made at the
+/// first request, so that a call that never asks the agent does not pay for it.
+#[derive(Debug)]
+pub struct BlockingClient {
+    client: Client,
+    runtime: Option<Runtime>,
+}
+
+impl BlockingClient {
+    /// A client of the agent on `socket`; nothing is opened yet.
+    pub fn new(socket: PathBuf) -> Self {
+        Self {
+            client: Client::new(socket),
+            runtime: None,
+        }
+    }
+
+    /// [`Client::status`].
+    pub fn status(&mut self) -> Result<Status, ClientError> {
+        self.wait(async |client| client.status().await)
+    }
+
+    /// [`Client::services`].
+    pub fn services(&mut self) -> Result<Vec<Service>, ClientError> {
+        self.wait(async |client| client.services().await)
+    }
+
+    /// [`Client::connections`].
+    pub fn connections(&mut self) -> Result<Vec<Connection>, ClientError> {
+        self.wait(async |client| client.connections().await)
+    }
+
+    /// [`Client::change`].
+    pub fn change(&mut self, changes: Vec<Change>) -> Result<(), ClientError> {
+        self.wait(async |client| client.change(changes).await)
+    }
+
+    /// [`Client::unload`].
+    pub fn unload(&mut self) -> Result<(), ClientError> {
+        self.wait(async |client| client.unload().await)
+    }
+
+    /// [`Client::openapi`].
+    pub fn openapi(&mut self) -> Result<serde_json::Value, ClientError> {
+        self.wait(async |client| client.openapi().await)
+    }
+
+    fn wait<T>(
+        &mut self,
+        ask: impl AsyncFnOnce(&Client) -> Result<T, ClientError>,
+    ) -> Result<T, ClientError> {
+        let runtime = match &mut self.runtime {
+            Some(runtime) => runtime,
+            none => none.insert(
+                runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .map_err(ClientError::Runtime)?,
+            ),
+        };
+        runtime.block_on(ask(&self.client))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        os::unix::net::UnixListener,
+        thread,
+    };
+
+    use super::*;
+    use crate::api::types::ErrorCode;
+
+    /// What a client makes of one raw HTTP answer.
+    fn change_answered_by(answer: &'static str) -> Result<(), ClientError> {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("agent.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            // The request is far smaller than this, and comes in one piece on a Unix socket.
+            let read = stream.read(&mut [0; 4096]).unwrap();
+            assert!(read > 0);
+            stream.write_all(answer.as_bytes()).unwrap();
+        });
+        let result = BlockingClient::new(socket).change(vec![Change::Clear]);
+        server.join().unwrap();
+        result
+    }
+
+    #[test]
+    fn socket_is_option_then_variable_then_default() {
+        let (option, variable) = (Some(PathBuf::from("/option")), Some(PathBuf::from("/variable")));
+        assert_eq!(choose_socket(option, variable.clone()), Path::new("/option"));
+        assert_eq!(choose_socket(None, variable), Path::new("/variable"));
+        assert_eq!(
+            choose_socket(None, Some(PathBuf::new())),
+            Path::new(DEFAULT_SOCKET)
+        );
+        assert_eq!(choose_socket(None, None), Path::new(DEFAULT_SOCKET));
+    }
+
+    #[test]
+    fn no_agent_is_one_line_that_names_the_socket() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("none.sock");
+        let error = BlockingClient::new(socket.clone()).status().unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains(socket.to_str().unwrap()) && text.contains("lvs-xdp agent"),
+            "{text}"
+        );
+        assert!(!text.contains('\n'), "{text}");
+    }
+
+    #[test]
+    fn success_needs_no_body() {
+        change_answered_by("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").unwrap();
+    }
+
+    #[test]
+    fn refusal_carries_code_and_message() {
+        let error = change_answered_by(
+            "HTTP/1.1 409 Conflict\r\ncontent-length: 44\r\n\r\n{\"code\":\"service-exists\",\"message\":\"it is\"}\n\n",
+        )
+        .unwrap_err();
+        let ClientError::Refused(refusal) = error else {
+            panic!("{error:?}")
+        };
+        assert_eq!(refusal, ApiError::new(ErrorCode::ServiceExists, "it is"));
+    }
+
+    #[test]
+    fn answers_that_are_none_are_protocol_errors() {
+        for answer in [
+            "HTTP/1.1 500 Oops\r\ncontent-length: 4\r\n\r\nwhat",
+            "SSH-2.0-OpenSSH\r\n",
+            "",
+        ] {
+            let error = change_answered_by(answer).unwrap_err();
+            assert!(
+                matches!(error, ClientError::Protocol { .. }),
+                "{answer:?}: {error:?}"
+            );
+            assert!(!error.to_string().contains('\n'));
+        }
+    }
+}

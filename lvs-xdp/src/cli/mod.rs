@@ -1,0 +1,207 @@
+//! The command line `lvs-xdp VERB ...`: what is typed, what it asks of the agent, what is printed.
+//!
+//! [`args`] has all that can be typed; each group of verbs has a file of its own. All output goes
+//! through one writer: a reader that has seen enough (`| head`) is no error.
+
+mod agent;
+mod args;
+mod documents;
+mod realserver;
+mod server;
+mod service;
+mod status;
+mod table;
+mod value;
+
+use std::{
+    ffi::OsString,
+    io::{self, BufWriter, Write},
+    iter,
+    process::ExitCode,
+};
+
+use clap::{Parser as _, error::ErrorKind};
+use serde::Serialize;
+
+pub use agent::{AgentOptions, XdpMode};
+
+use args::{Cli, Verb};
+
+use crate::{
+    api::client::{self, BlockingClient, ClientError},
+    ipvsadm,
+};
+
+/// Why a verb was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// What was typed cannot be meant.
+    #[error("{0}")]
+    Usage(String),
+    /// It is understood and not done.
+    #[error("{0}")]
+    Refused(String),
+    /// The agent refused it, or is not there.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The answer could not be printed.
+    #[error("cannot write the output: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// Runs the command line on this process's standard output and error. `words` are those after the
+/// program's name. The status is 0 done, 1 refused, 2 wrong usage.
+pub fn main(words: impl Iterator<Item = OsString>) -> ExitCode {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let cli = match Cli::try_parse_from(iter::once("lvs-xdp".into()).chain(words)) {
+        Ok(cli) => cli,
+        Err(error) => return ExitCode::from(explain(&error, &mut out, &mut io::stderr())),
+    };
+    if let Verb::Ipvsadm(args) = cli.verb {
+        drop(out);
+        return ipvsadm::main(args.words.into_iter(), cli.socket);
+    }
+    let failure = match run(cli, &mut out).and_then(|()| Ok(out.flush()?)) {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            return ExitCode::SUCCESS;
+        }
+        Err(failure) => failure,
+    };
+    // Without standard error the status alone tells.
+    drop(writeln!(io::stderr(), "lvs-xdp: {failure}"));
+    ExitCode::from(if matches!(failure, Failure::Usage(_)) {
+        2
+    } else {
+        1
+    })
+}
+
+fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
+    let Cli { socket, verb } = cli;
+    let mut client = BlockingClient::new(client::socket_path(socket.clone()));
+    match verb {
+        Verb::Agent(args) => agent::run(args, socket),
+        Verb::Status(list) => status::status(&client.status()?, &list, out),
+        Verb::Service(verb) => service::run(verb, &mut client, out),
+        Verb::Server(verb) => server::run(verb, &mut client, out),
+        Verb::Connections(list) => status::connections(&client.connections()?, &list, out),
+        Verb::Stats(list) => status::stats(&client.services()?, &list, out),
+        Verb::Unload => Ok(client.unload()?),
+        Verb::Realserver(verb) => realserver::run(verb, out),
+        Verb::Ipvsadm(_) => Ok(()),
+        Verb::Completions { shell } => documents::completions(shell, out),
+        Verb::Man { dir } => documents::man(dir.as_deref(), out),
+        Verb::Openapi => write_json(&client.openapi()?, out),
+    }
+}
+
+/// JSON for programs, and for those who debug them.
+fn write_json<T: Serialize + ?Sized>(value: &T, out: &mut dyn Write) -> Result<(), Failure> {
+    serde_json::to_writer_pretty(&mut *out, value).map_err(io::Error::from)?;
+    Ok(writeln!(out)?)
+}
+
+/// What the parser has to say: help and version in full on standard output, faults on one line.
+/// Returns the exit status.
+fn explain(error: &clap::Error, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
+    let text = error.render().to_string();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+            0
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            drop(err.write_all(text.as_bytes()));
+            2
+        }
+        _ => {
+            drop(writeln!(err, "lvs-xdp: {}", one_line(&text)));
+            2
+        }
+    }
+}
+
+/// The parser's message as one line: what is wrong and its tips, without the usage.
+fn one_line(text: &str) -> String {
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    let parts = text
+        .split("\n\n")
+        .map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "));
+    let told = parts.filter(|part| !part.is_empty() && !part.starts_with("Usage:"));
+    told.collect::<Vec<_>>()
+        .join("; ")
+        .replace("; For more information, try", "; try")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Status and standard error of a line that is not even understood.
+    fn fault(line: &str) -> (u8, String) {
+        let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let status = explain(&error, &mut out, &mut err);
+        assert!(out.is_empty());
+        (status, String::from_utf8(err).unwrap())
+    }
+
+    #[test]
+    fn faults_are_one_line() {
+        for (line, part) in [
+            (
+                "lvs-xdp servise list",
+                "similar subcommands exist: 'server', 'service'; try '--help'",
+            ),
+            ("lvs-xdp agent", "--interface <IF>"),
+            ("lvs-xdp agent --interface a-name-too-long-", "at most 15 bytes"),
+            (
+                "lvs-xdp agent --interface eth0 --connections 1000",
+                "out of range",
+            ),
+            (
+                "lvs-xdp agent --interface eth0 --connections 5000",
+                "the next is 8192",
+            ),
+            (
+                "lvs-xdp agent --interface eth0 --xdp-mode fast",
+                "[possible values: auto, native, generic]",
+            ),
+            (
+                "lvs-xdp service add tcp 10.0.0.1:70000",
+                "port 70000 is out of range: use 1 to 65535",
+            ),
+            ("lvs-xdp service add tcp 10.0.0.1:0", "port 0 is none"),
+            ("lvs-xdp service add tcp 10.0.0.1", "it has no port"),
+            (
+                "lvs-xdp service add sctp 10.0.0.1:80",
+                "[possible values: tcp, udp]",
+            ),
+            (
+                "lvs-xdp service add tcp 10.0.0.1:80 --scheduler wlc",
+                "[possible values: rr, wrr, fo, sh, dh, mh]",
+            ),
+            ("lvs-xdp service edit tcp 10.0.0.1:80", "--scheduler"),
+            ("lvs-xdp server add tcp 10.0.0.1:80", "<RIP>"),
+            (
+                "lvs-xdp server add tcp 10.0.0.1:80 10.0.0.2 --weight -1",
+                "--weight",
+            ),
+            (
+                "lvs-xdp server add tcp 10.0.0.1:80 10.0.0.2 --weight 2147483648",
+                "0..=2147483647",
+            ),
+            ("lvs-xdp server list tcp", "<VIP:PORT>"),
+            ("lvs-xdp realserver setup --vip 10.0.0", "is no IP address"),
+        ] {
+            let (status, text) = fault(line);
+            assert_eq!(status, 2, "{line}");
+            assert!(
+                text.starts_with("lvs-xdp: ") && text.contains(part),
+                "{line}: {text}"
+            );
+            assert_eq!(text.matches('\n').count(), 1, "{line}: {text}");
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Reads the values of options and arguments; each error says what is wrong and how to write it.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use super::args::RealServer;
+
+/// The kernel's limit of an interface name: IFNAMSIZ, less the terminating NUL.
+const MAX_INTERFACE_NAME: usize = 15;
+
+/// `VIP:PORT`, `[VIP]:PORT` for IPv6.
+pub(super) fn virtual_address(text: &str) -> Result<SocketAddr, String> {
+    let example = "such as 192.168.2.100:80 or [2001:db8::100]:80";
+    match split(text)? {
+        (address, Some(port)) => Ok(SocketAddr::new(address, port)),
+        (_, None) => Err(format!("it has no port: write address and port, {example}")),
+    }
+}
+
+/// `RIP` or `RIP:PORT`.
+pub(super) fn real_server(text: &str) -> Result<RealServer, String> {
+    let (address, port) = split(text)?;
+    Ok(RealServer { address, port })
+}
+
+/// An address without a port.
+pub(super) fn address(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| {
+        format!("`{text}` is no IP address: write it in numbers, such as 192.168.2.100 or 2001:db8::100")
+    })
+}
+
+/// An interface's name, by the kernel's rules for one (dev_valid_name).
+pub(super) fn interface(text: &str) -> Result<String, String> {
+    let bad = |byte: u8| byte == b'/' || byte == b':' || byte.is_ascii_whitespace();
+    match text {
+        "" | "." | ".." => Err("no interface has this name".to_owned()),
+        _ if text.len() > MAX_INTERFACE_NAME => {
+            Err(format!("interface names have at most {MAX_INTERFACE_NAME} bytes"))
+        }
+        _ if text.bytes().any(bad) => Err("interface names have no slash, colon or blank".to_owned()),
+        _ => Ok(text.to_owned()),
+    }
+}
+
+/// The connection table's capacity.
+pub(super) fn connections(text: &str) -> Result<u32, String> {
+    const LEAST: u32 = 1 << 10;
+    const MOST: u32 = 1 << 30;
+    match text.parse::<u64>() {
+        Err(_) => Err("it is no number".to_owned()),
+        Ok(number) => match u32::try_from(number) {
+            Ok(number) if number.is_power_of_two() && (LEAST..=MOST).contains(&number) => Ok(number),
+            Ok(number) if (LEAST..MOST).contains(&number) => Err(format!(
+                "it is no power of two: the next is {}",
+                number.next_power_of_two()
+            )),
+            _ => Err(format!("it is out of range: use {LEAST} to {MOST}")),
+        },
+    }
+}
+
+fn split(text: &str) -> Result<(IpAddr, Option<u16>), String> {
+    if let Some(rest) = text.strip_prefix('[') {
+        let Some((host, rest)) = rest.split_once(']') else {
+            return Err("it lacks a `]`".to_owned());
+        };
+        let host = host
+            .parse::<Ipv6Addr>()
+            .map_err(|_| format!("`{host}` is no IPv6 address"))?;
+        return match rest.strip_prefix(':') {
+            Some(text) => Ok((host.into(), Some(port(text)?))),
+            None if rest.is_empty() => Ok((host.into(), None)),
+            None => Err("after `]` comes `:` and the port".to_owned()),
+        };
+    }
+    match text.split_once(':') {
+        Some((host, text)) if !text.contains(':') => Ok((address(host)?, Some(port(text)?))),
+        _ => Ok((address(text)?, None)),
+    }
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse() {
+        Ok(0) => Err("port 0 is none: use 1 to 65535".to_owned()),
+        Ok(port) if digits => Ok(port),
+        _ if digits => Err(format!("port {text} is out of range: use 1 to 65535")),
+        _ => Err(format!("`{text}` is no port: use 1 to 65535")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn virtual_addresses() {
+        for (text, expected) in [
+            ("192.168.2.100:80", "192.168.2.100:80"),
+            ("[2001:db8::100]:443", "[2001:db8::100]:443"),
+            ("192.168.2.100", "it has no port"),
+            ("2001:db8::100", "it has no port"),
+            ("[2001:db8::100]", "it has no port"),
+            ("[2001:db8::100:80", "it lacks a `]`"),
+            ("[2001:db8::100]80", "after `]` comes `:`"),
+            ("[192.168.2.100]:80", "`192.168.2.100` is no IPv6 address"),
+            ("192.168.2.100:0", "port 0 is none"),
+            ("192.168.2.100:65536", "port 65536 is out of range"),
+            (
+                "192.168.2.100:99999999999999999999",
+                "port 99999999999999999999 is out of range",
+            ),
+            ("192.168.2.100:", "`` is no port"),
+            ("192.168.2.100:+80", "`+80` is no port"),
+            ("192.168.2.100:http", "`http` is no port"),
+            ("300.1.1.1:80", "`300.1.1.1` is no IP address"),
+            ("10.0.0:80", "`10.0.0` is no IP address"),
+            (":80", "`` is no IP address"),
+            ("", "`` is no IP address"),
+        ] {
+            let result = virtual_address(text).map(|address| address.to_string());
+            let result = result.unwrap_or_else(|error| error);
+            assert!(result.starts_with(expected), "{text}: {result}");
+        }
+    }
+
+    #[test]
+    fn real_servers_need_no_port() {
+        let (v4, v6) = ("10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap());
+        assert_eq!(
+            real_server("10.0.0.1"),
+            Ok(RealServer {
+                address: v4,
+                port: None
+            })
+        );
+        assert_eq!(
+            real_server("10.0.0.1:80"),
+            Ok(RealServer {
+                address: v4,
+                port: Some(80)
+            })
+        );
+        assert_eq!(
+            real_server("fd00::1"),
+            Ok(RealServer {
+                address: v6,
+                port: None
+            })
+        );
+        assert_eq!(
+            real_server("[fd00::1]:80"),
+            Ok(RealServer {
+                address: v6,
+                port: Some(80)
+            })
+        );
+    }
+
+    #[test]
+    fn interfaces_have_kernel_names() {
+        assert_eq!(interface("eth0.100"), Ok("eth0.100".to_owned()));
+        for bad in ["", ".", "..", "a-name-too-long-", "a/b", "eth0:1", "a b"] {
+            assert!(interface(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn capacities_are_powers_of_two() {
+        assert_eq!(connections("1024"), Ok(1024));
+        assert_eq!(connections("1073741824"), Ok(1 << 30));
+        assert_eq!(
+            connections("1000000"),
+            Err("it is no power of two: the next is 1048576".to_owned())
+        );
+        for bad in ["0", "512", "2147483648", "18446744073709551616", "-1", "x", ""] {
+            assert!(connections(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! From the words of a command line to what is to be done, with ipvsadm's checks in ipvsadm's order.
+//!
+//! What the words mean is decided here without asking the agent. All of ipvsadm's options are known,
+//! so that usage errors are the real ones; an option that has a meaning this program does not have
+//! yet is refused as soon as the line is known to be right.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use super::{
+    Failure, Names,
+    options::{Kind, Kinds, OPTIONS, Opt, Rule, Verb},
+    popt::Scanner,
+};
+use crate::api::types::{
+    Change, ForwardingMethod, Protocol, Scheduler, SchedulerFlag, ServerKey, ServerSpec, ServiceKey,
+};
+
+/// The scheduler of a service that names none.
+const DEFAULT_SCHEDULER: &str = "wlc";
+
+/// The weight of a real server that names none, for `-e` as for `-a`.
+const DEFAULT_WEIGHT: u32 = 1;
+
+/// What a command line asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Request {
+    Help,
+    Version,
+    List(ListRequest),
+    /// `-A`; whether there is such a scheduler is still to be looked at.
+    AddService(ServiceRequest),
+    /// `-E`; likewise.
+    EditService(ServiceRequest),
+    /// All that needs no further look.
+    Change(Change),
+}
+
+/// A service with its settings; the scheduler is `None` where this program has none of that name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ServiceRequest {
+    pub(super) key: ServiceKey,
+    pub(super) scheduler: Option<Scheduler>,
+    pub(super) flags: Vec<SchedulerFlag>,
+}
+
+/// What to list, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct ListRequest {
+    /// Only this service, without the first line.
+    pub(super) service: Option<ServiceKey>,
+    /// Ports by number.
+    pub(super) numeric: bool,
+    /// Counters in place of weights.
+    pub(super) stats: bool,
+    /// Counters in full.
+    pub(super) exact: bool,
+    /// In the agent's order in place of the addresses'.
+    pub(super) unsorted: bool,
+}
+
+/// Reads the words after the program's name.
+pub(super) fn parse(words: &[String], names: &Names) -> Result<Request, Failure> {
+    if words.is_empty() {
+        return Ok(Request::List(ListRequest::default()));
+    }
+    let mut scanner = Scanner::new(OPTIONS, words);
+    let verb = match scanner.next_option() {
+        Some(Ok((Opt::Command(verb), _))) => verb,
+        Some(Ok((Opt::Help, _))) => return Ok(Request::Help),
+        Some(Ok((Opt::Version, _))) => return Ok(Request::Version),
+        _ => {
+            return Err(Failure::refused(
+                "Try `ipvsadm -h' or 'ipvsadm --help' for more information.",
+            ));
+        }
+    };
+    let mut typed = Typed::default();
+    while let Some(option) = scanner.next_option() {
+        let (option, value) =
+            option.map_err(|error| Failure::refused(format!("{}: {error}", scanner.last_word())))?;
+        typed.take(option, value.unwrap_or_default(), scanner.last_word(), names)?;
+    }
+    let leftovers = scanner.leftovers();
+    match verb {
+        Verb::Set if leftovers.len() != 3 => {
+            return Err(Failure::usage("--set option requires 3 timeout values"));
+        }
+        Verb::Set => {}
+        _ => {
+            if let Some(word) = leftovers.first() {
+                return Err(Failure::usage(format!("unexpected argument {word}")));
+            }
+        }
+    }
+    check(verb, typed.kinds)?;
+    typed.refuse_unsupported(verb)?;
+    typed.request(verb, names)
+}
+
+/// The options of a line, as far as they have values.
+#[derive(Debug, Default)]
+struct Typed<'a> {
+    kinds: Kinds,
+    service: Option<(Protocol, IpAddr, Option<u16>)>,
+    server: Option<&'a str>,
+    scheduler: Option<&'a str>,
+    flags: Option<&'a str>,
+    weight: Option<u32>,
+    mark: bool,
+    /// The first option on the line that has no meaning here.
+    unsupported: Option<&'static str>,
+}
+
+impl<'a> Typed<'a> {
+    fn take(&mut self, option: Opt, value: &'a str, word: &str, names: &Names) -> Result<(), Failure> {
+        let kind = match option {
+            Opt::Command(_) | Opt::Help | Opt::Version => {
+                return Err(Failure::usage(format!("invalid option `{word}'")));
+            }
+            Opt::Sort => return Ok(()),
+            Opt::Ipv6 if self.mark => return Ok(()),
+            Opt::Ipv6 => return Err(Failure::usage("-6 used before -f")),
+            Opt::TcpService | Opt::UdpService | Opt::SctpService | Opt::FirewallMark => Kind::ServiceAddress,
+            Opt::Masquerading | Opt::Tunnelling | Opt::Gatewaying => Kind::ForwardingMethod,
+            Opt::Other(kind) => kind,
+        };
+        if !self.kinds.insert(kind) {
+            return Err(Failure::usage(format!(
+                "multiple '{}' options specified",
+                kind.name()
+            )));
+        }
+        self.mark |= option == Opt::FirewallMark;
+        self.unsupported = self.unsupported.or(unsupported_option(option));
+        match option {
+            Opt::TcpService => self.service = Some(service_address(value, Protocol::Tcp, names)?),
+            Opt::UdpService => self.service = Some(service_address(value, Protocol::Udp, names)?),
+            Opt::Other(Kind::RealServer) => self.server = Some(value),
+            Opt::Other(Kind::Scheduler) => self.scheduler = Some(value),
+            Opt::Other(Kind::SchedulerFlags) => self.flags = Some(value),
+            Opt::Other(Kind::Weight) => self.weight = Some(weight(value)?),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn refuse_unsupported(&self, verb: Verb) -> Result<(), Failure> {
+        let format = match verb {
+            Verb::List => unsupported_list(self.kinds),
+            _ => None,
+        };
+        match unsupported_command(verb).or(self.unsupported).or(format) {
+            Some(what) => Err(Failure::refused(what)),
+            None => Ok(()),
+        }
+    }
+
+    fn request(self, verb: Verb, names: &Names) -> Result<Request, Failure> {
+        if verb == Verb::List {
+            return Ok(Request::List(ListRequest {
+                service: self.service.map(service_key),
+                numeric: self.kinds.has(Kind::Numeric),
+                stats: self.kinds.has(Kind::Stats),
+                exact: self.kinds.has(Kind::Exact),
+                unsorted: self.kinds.has(Kind::NoSort),
+            }));
+        }
+        // `check` has seen to it that every other command has a service, except `-C`.
+        let Some(service) = self.service.map(service_key) else {
+            return Ok(Request::Change(Change::Clear));
+        };
+        let server = || self.server_spec(service, names);
+        Ok(match verb {
+            Verb::AddService => Request::AddService(self.service_request(service)?),
+            Verb::EditService => Request::EditService(self.service_request(service)?),
+            // A real server that cannot be reached is taken, as by IPVS; `lvs-xdp status` names it.
+            Verb::AddServer => Request::Change(Change::AddServer {
+                service,
+                server: server()?,
+                require_on_link: false,
+            }),
+            Verb::EditServer => Request::Change(Change::EditServer {
+                service,
+                server: server()?,
+            }),
+            Verb::DeleteServer => Request::Change(Change::DeleteServer {
+                service,
+                server: server()?.key,
+            }),
+            _ => Request::Change(Change::DeleteService { service }),
+        })
+    }
+
+    fn service_request(&self, key: ServiceKey) -> Result<ServiceRequest, Failure> {
+        if key.port == 0 {
+            return Err(Failure::usage("Zero port specified for non-persistent service"));
+        }
+        let scheduler = self.scheduler.unwrap_or(DEFAULT_SCHEDULER);
+        let flags = scheduler_flags(self.flags.unwrap_or_default(), scheduler)?;
+        Ok(ServiceRequest {
+            key,
+            scheduler: scheduler.parse().ok(),
+            flags,
+        })
+    }
+
+    fn server_spec(&self, service: ServiceKey, names: &Names) -> Result<ServerSpec, Failure> {
+        let (address, _) = host_and_port(self.server.unwrap_or_default(), service.protocol, names)
+            .ok_or_else(|| Failure::usage("illegal real server address[:port] specified"))?;
+        if address.is_ipv4() != service.address.is_ipv4() {
+            return Err(Failure::usage(
+                "Different address family is allowed only for tunneling servers",
+            ));
+        }
+        // Direct routing cannot change the port: as ipvsadm does, whatever was typed is overruled.
+        let key = ServerKey {
+            address,
+            port: service.port,
+        };
+        let weight = self.weight.unwrap_or(DEFAULT_WEIGHT);
+        Ok(ServerSpec {
+            key,
+            weight,
+            method: ForwardingMethod::Dr,
+        })
+    }
+}
+
+/// ipvsadm's check of which options a command needs and takes.
+fn check(verb: Verb, kinds: Kinds) -> Result<(), Failure> {
+    for kind in Kind::ALL {
+        let (option, command) = (kind.name(), verb.name());
+        match (verb.rule(kind), kinds.has(kind)) {
+            (Rule::Required, false) => {
+                return Err(Failure::usage(format!(
+                    "You need to supply the '{option}' option for the '{command}' command"
+                )));
+            }
+            (Rule::Illegal, true) => {
+                return Err(Failure::usage(format!(
+                    "Illegal '{option}' option with the '{command}' command"
+                )));
+            }
+            _ => {}
+        }
+    }
+    if verb == Verb::List {
+        check_list(kinds)
+    } else {
+        Ok(())
+    }
+}
+
+fn check_list(kinds: Kinds) -> Result<(), Failure> {
+    let mut views = [
+        Kind::Connection,
+        Kind::ServiceAddress,
+        Kind::Timeout,
+        Kind::Daemon,
+    ]
+    .into_iter()
+    .filter(|&kind| kinds.has(kind));
+    if let (Some(one), Some(other)) = (views.next(), views.next()) {
+        return Err(Failure::usage(format!(
+            "The option '{}' conflicts with the '{}' option in the 'list' command",
+            one.name(),
+            other.name()
+        )));
+    }
+    let counters = kinds.has_any(&[Kind::Stats, Kind::Rate, Kind::Thresholds]);
+    let persistent = kinds.has(Kind::PersistentConnections);
+    if (kinds.has(Kind::Connection) && counters)
+        || (kinds.has_any(&[Kind::Timeout, Kind::Daemon]) && (counters || persistent))
+    {
+        return Err(Failure::usage("options conflicts in the list command"));
+    }
+    Ok(())
+}
+
+fn unsupported_command(verb: Verb) -> Option<&'static str> {
+    match verb {
+        Verb::Set => Some("--set (time-outs) is not supported yet"),
+        Verb::StartDaemon => Some("--start-daemon (connection synchronisation) is not supported yet"),
+        Verb::StopDaemon => Some("--stop-daemon (connection synchronisation) is not supported yet"),
+        Verb::Restore => Some("-R (restoring rules) is not supported yet"),
+        Verb::Save => Some("-S (saving rules) is not supported yet"),
+        Verb::Zero => Some("-Z (zeroing counters) is not supported yet"),
+        Verb::AddService
+        | Verb::EditService
+        | Verb::DeleteService
+        | Verb::Flush
+        | Verb::List
+        | Verb::AddServer
+        | Verb::DeleteServer
+        | Verb::EditServer => None,
+    }
+}
+
+fn unsupported_option(option: Opt) -> Option<&'static str> {
+    match option {
+        Opt::SctpService => Some("--sctp-service (SCTP) is not supported yet"),
+        Opt::FirewallMark => Some("-f (firewall marks) is not supported yet"),
+        Opt::Masquerading => Some(
+            "-m (masquerading) is not direct routing, where real servers answer the client themselves: use -g",
+        ),
+        Opt::Tunnelling => Some("-i (tunnelling) is not supported yet: use -g"),
+        Opt::Other(kind) => match kind {
+            Kind::Persistent => Some("-p (persistence) is not supported yet"),
+            Kind::Netmask => Some("-M (persistence mask) is not supported yet"),
+            Kind::OnePacket => Some("-o (one-packet scheduling) is not supported yet"),
+            Kind::Engine => Some("--pe (persistence engines) is not supported yet"),
+            Kind::UpperThreshold => Some("-x (upper threshold) is not supported yet"),
+            Kind::LowerThreshold => Some("-y (lower threshold) is not supported yet"),
+            Kind::TunnelType
+            | Kind::TunnelPort
+            | Kind::TunnelNoChecksum
+            | Kind::TunnelChecksum
+            | Kind::TunnelRemoteChecksum => Some("--tun-* (tunnelling) is not supported yet"),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// Of several formats the first of this order counts: stats, rate, thresholds, persistent-conn, tun-info.
+fn unsupported_list(kinds: Kinds) -> Option<&'static str> {
+    match () {
+        () if kinds.has(Kind::Connection) => {
+            Some("-L -c (connections) is not supported yet: use `lvs-xdp connections`")
+        }
+        () if kinds.has(Kind::Timeout) => Some("-L --timeout is not supported yet"),
+        () if kinds.has(Kind::Daemon) => Some("-L --daemon is not supported yet"),
+        () if kinds.has(Kind::Stats) => None,
+        () if kinds.has(Kind::Rate) => Some("-L --rate is not supported yet"),
+        () if kinds.has(Kind::Thresholds) => Some("-L --thresholds is not supported yet"),
+        () if kinds.has(Kind::PersistentConnections) => Some("-L --persistent-conn is not supported yet"),
+        () if kinds.has(Kind::TunnelInfo) => Some("-L --tun-info is not supported yet"),
+        () => None,
+    }
+}
+
+fn service_address(
+    text: &str,
+    protocol: Protocol,
+    names: &Names,
+) -> Result<(Protocol, IpAddr, Option<u16>), Failure> {
+    let (address, port) = host_and_port(text, protocol, names)
+        .ok_or_else(|| Failure::usage("illegal virtual server address[:port] specified"))?;
+    Ok((protocol, address, port))
+}
+
+fn service_key((protocol, address, port): (Protocol, IpAddr, Option<u16>)) -> ServiceKey {
+    ServiceKey {
+        protocol,
+        address,
+        port: port.unwrap_or(0),
+    }
+}
+
+/// `host[:port]`, `[v6]:port` or a bare IPv6 address. Brackets need a port.
+fn host_and_port(text: &str, protocol: Protocol, names: &Names) -> Option<(IpAddr, Option<u16>)> {
+    if let Some(rest) = text.strip_prefix('[') {
+        let (host, port) = rest.split_once("]:")?;
+        return Some((
+            host.parse::<Ipv6Addr>().ok()?.into(),
+            Some(names.port(port, protocol)?),
+        ));
+    }
+    if let Ok(address) = text.parse::<Ipv6Addr>() {
+        return Some((address.into(), None));
+    }
+    match text.split_once(':') {
+        Some((host, port)) => Some((names.ipv4_host(host)?, Some(names.port(port, protocol)?))),
+        None => Some((names.ipv4_host(text)?, None)),
+    }
+}
+
+fn weight(text: &str) -> Result<u32, Failure> {
+    text.parse::<i32>()
+        .ok()
+        .and_then(|weight| u32::try_from(weight).ok())
+        .ok_or_else(|| Failure::usage("illegal weight specified"))
+}
+
+/// `-b`: names joined by commas. Those of sh and mh are one flag each; `flag-1` and `flag-2` are the
+/// same two bits without a scheduler's name.
+fn scheduler_flags(text: &str, scheduler: &str) -> Result<Vec<SchedulerFlag>, Failure> {
+    let mut flags = Vec::new();
+    for name in text.split(',').filter(|name| !name.is_empty()) {
+        let (flag, only_for) = match name {
+            "sh-fallback" => (SchedulerFlag::Fallback, Some("sh")),
+            "sh-port" => (SchedulerFlag::Port, Some("sh")),
+            "mh-fallback" => (SchedulerFlag::Fallback, Some("mh")),
+            "mh-port" => (SchedulerFlag::Port, Some("mh")),
+            "flag-1" if matches!(scheduler, "sh" | "mh") => (SchedulerFlag::Fallback, None),
+            "flag-2" if matches!(scheduler, "sh" | "mh") => (SchedulerFlag::Port, None),
+            "flag-1" | "flag-2" | "flag-3" => {
+                return Err(Failure::refused(format!(
+                    "-b {name} is not supported: the scheduler {scheduler} has no such flag"
+                )));
+            }
+            _ => return Err(Failure::usage(format!("invalid scheduler flag `{name}'"))),
+        };
+        if only_for.is_some_and(|owner| owner != scheduler) {
+            return Err(Failure::usage(format!("incompatible scheduler flag `{name}'")));
+        }
+        flags.push(flag);
+    }
+    flags.sort_unstable();
+    flags.dedup();
+    Ok(flags)
+}

@@ -1,0 +1,483 @@
+//! Whole command lines against a director in memory; [`replay`] has those that were recorded.
+
+mod replay;
+
+use serde::Deserialize;
+
+use super::*;
+use crate::api::types::{Server, ServerState, Stats};
+
+/// A director without agent, program or network: what the kernel would say to each change.
+#[derive(Default)]
+struct Memory {
+    services: Vec<Service>,
+}
+
+impl Memory {
+    fn service(&mut self, key: ServiceKey, missing: ErrorCode) -> Result<&mut Service, ApiError> {
+        let service = self.services.iter_mut().find(|service| service.spec.key == key);
+        service.ok_or_else(|| ApiError::new(missing, "agent's words"))
+    }
+
+    fn apply(&mut self, change: Change) -> Result<(), ApiError> {
+        use ErrorCode as E;
+        let refuse = |code| Err(ApiError::new(code, "agent's words"));
+        match change {
+            Change::AddService { service: spec } => {
+                if self.service(spec.key, E::NoSuchService).is_ok() {
+                    return refuse(E::ServiceExists);
+                }
+                self.services.push(Service {
+                    spec,
+                    stats: Stats::default(),
+                    servers: Vec::new(),
+                });
+            }
+            Change::EditService { service: spec } => {
+                let service = self.service(spec.key, E::NoSuchService)?;
+                service.spec = spec;
+            }
+            Change::DeleteService { service } => {
+                self.service(service, E::NoSuchService)?;
+                self.services.retain(|other| other.spec.key != service);
+            }
+            Change::AddServer {
+                service,
+                server: spec,
+                require_on_link,
+            } => {
+                assert!(!require_on_link, "ipvsadm takes every real server");
+                let service = self.service(service, E::ServiceNotDefined)?;
+                if spec.key.address.is_unspecified() || spec.key.address.is_multicast() {
+                    return refuse(E::Invalid);
+                }
+                if service.servers.iter().any(|server| server.spec.key == spec.key) {
+                    return refuse(E::ServerExists);
+                }
+                let (mac, interface, stats) = (None, None, Stats::default());
+                let server = Server {
+                    spec,
+                    state: ServerState::Ready,
+                    mac,
+                    interface,
+                    active: 0,
+                    inactive: 0,
+                    stats,
+                };
+                service.servers.insert(0, server);
+            }
+            Change::EditServer {
+                service,
+                server: spec,
+            } => {
+                let service = self.service(service, E::ServiceNotDefined)?;
+                match service
+                    .servers
+                    .iter_mut()
+                    .find(|server| server.spec.key == spec.key)
+                {
+                    Some(server) => server.spec = spec,
+                    None => return refuse(E::NoSuchServer),
+                }
+            }
+            Change::DeleteServer { service, server: key } => {
+                let servers = &mut self.service(service, E::ServiceNotDefined)?.servers;
+                match servers.iter().position(|server| server.spec.key == key) {
+                    Some(index) => drop(servers.remove(index)),
+                    None => return refuse(E::NoSuchServer),
+                }
+            }
+            Change::Clear => self.services.clear(),
+        }
+        Ok(())
+    }
+}
+
+impl Director for Memory {
+    fn services(&mut self) -> Result<Vec<Service>, ClientError> {
+        Ok(self.services.clone())
+    }
+
+    fn change(&mut self, change: Change) -> Result<(), ClientError> {
+        Ok(self.apply(change)?)
+    }
+}
+
+/// A director nobody must ask.
+struct Nobody;
+
+impl Director for Nobody {
+    fn services(&mut self) -> Result<Vec<Service>, ClientError> {
+        panic!("asked for services")
+    }
+
+    fn change(&mut self, change: Change) -> Result<(), ClientError> {
+        panic!("asked for {change:?}")
+    }
+}
+
+/// A director whose agent is not there, or does not let this user in.
+struct Unreachable(io::ErrorKind);
+
+impl Director for Unreachable {
+    fn services(&mut self) -> Result<Vec<Service>, ClientError> {
+        Err(ClientError::Connect {
+            socket: "/agent.sock".into(),
+            source: self.0.into(),
+        })
+    }
+
+    fn change(&mut self, _change: Change) -> Result<(), ClientError> {
+        self.services().map(drop)
+    }
+}
+
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+struct Step {
+    argv: Vec<String>,
+    status: u8,
+    stdout: String,
+    stderr: String,
+}
+
+/// The names of the machine the records were made on: no reverse DNS, and a usual /etc/services.
+fn names() -> Names {
+    Names::new(
+        || "domain 53/tcp\ndomain 53/udp\nhttp 80/tcp www\n".into(),
+        |_| None,
+    )
+}
+
+fn run_words(director: &mut dyn Director, argv: Vec<String>) -> Step {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let status = run(&argv, director, &names(), &mut out, &mut err);
+    let (stdout, stderr) = (String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap());
+    Step {
+        argv,
+        status,
+        stdout,
+        stderr,
+    }
+}
+
+fn run_line(director: &mut dyn Director, line: &str) -> Step {
+    run_words(director, line.split_whitespace().map(str::to_owned).collect())
+}
+
+fn stdout_of(director: &mut dyn Director, line: &str) -> String {
+    let answer = run_line(director, line);
+    assert_eq!((answer.status, answer.stderr.as_str()), (0, ""), "{line}");
+    answer.stdout
+}
+
+/// What a line is refused with, as `status: message`.
+fn refused(director: &mut dyn Director, line: &str) -> String {
+    let Step {
+        status,
+        stdout,
+        stderr,
+        ..
+    } = run_line(director, line);
+    assert_eq!(stdout, "", "{line}");
+    assert_eq!(stderr.matches('\n').count(), 1, "{line}: {stderr:?}");
+    format!("{status}: {}", stderr.trim_end())
+}
+
+#[test]
+fn missing_features_are_refused_in_one_line() {
+    for (line, message) in [
+        (
+            "-a -t 10.0.0.1:80 -r 10.0.0.2 -m",
+            "-m (masquerading) is not direct routing",
+        ),
+        (
+            "-a -t 10.0.0.1:80 -r 10.0.0.2 -i",
+            "-i (tunnelling) is not supported yet: use -g",
+        ),
+        (
+            "-a -t 10.0.0.1:80 -r 10.0.0.2 -x 5",
+            "-x (upper threshold) is not supported yet",
+        ),
+        (
+            "-a -t 10.0.0.1:80 -r 10.0.0.2 -y 5",
+            "-y (lower threshold) is not supported yet",
+        ),
+        (
+            "-A -t 10.0.0.1:80 -s rr -p",
+            "-p (persistence) is not supported yet",
+        ),
+        (
+            "-A -t 10.0.0.1:80 -s rr -M 255.255.255.0",
+            "-M (persistence mask) is not supported yet",
+        ),
+        (
+            "-A -t 10.0.0.1:80 -s rr -b flag-1",
+            "-b flag-1 is not supported: the scheduler rr has no such flag",
+        ),
+        (
+            "-A -t 10.0.0.1:80 -s sh -b flag-3",
+            "-b flag-3 is not supported: the scheduler sh has no such flag",
+        ),
+        (
+            "-A -u 10.0.0.1:53 -s rr -o",
+            "-o (one-packet scheduling) is not supported yet",
+        ),
+        (
+            "-A -u 10.0.0.1:53 -s rr --pe sip",
+            "--pe (persistence engines) is not supported yet",
+        ),
+        ("-A -f 1 -s rr", "-f (firewall marks) is not supported yet"),
+        (
+            "-A --sctp-service 10.0.0.1:80 -s rr",
+            "--sctp-service (SCTP) is not supported yet",
+        ),
+        (
+            "-L -c",
+            "-L -c (connections) is not supported yet: use `lvs-xdp connections`",
+        ),
+        ("-L --timeout", "-L --timeout is not supported yet"),
+        ("-L --daemon", "-L --daemon is not supported yet"),
+        ("-L --rate", "-L --rate is not supported yet"),
+        ("-L --thresholds", "-L --thresholds is not supported yet"),
+        (
+            "-L --persistent-conn",
+            "-L --persistent-conn is not supported yet",
+        ),
+        ("-L --tun-info", "-L --tun-info is not supported yet"),
+        ("-S -n", "-S (saving rules) is not supported yet"),
+        ("-R", "-R (restoring rules) is not supported yet"),
+        ("-Z", "-Z (zeroing counters) is not supported yet"),
+        ("--set 1 2 3", "--set (time-outs) is not supported yet"),
+        (
+            "--start-daemon master",
+            "--start-daemon (connection synchronisation) is not supported yet",
+        ),
+        (
+            "--stop-daemon master",
+            "--stop-daemon (connection synchronisation) is not supported yet",
+        ),
+    ] {
+        let refusal = refused(&mut Nobody, line);
+        assert!(
+            refusal.starts_with(&format!("255: {message}")),
+            "{line}: {refusal}"
+        );
+    }
+}
+
+#[test]
+fn usage_errors_need_no_agent() {
+    for (line, message) in [
+        (
+            "-L -c -t 10.0.0.1:80",
+            "The option 'connection' conflicts with the 'service-address' option in the 'list' command",
+        ),
+        ("-L --timeout --rate", "options conflicts in the list command"),
+        (
+            "-L --daemon --persistent-conn",
+            "options conflicts in the list command",
+        ),
+        ("-L -n -n", "multiple 'numeric' options specified"),
+        ("-A -6 -t 10.0.0.1:80", "-6 used before -f"),
+        (
+            "-A -t 12345:80 -s rr",
+            "illegal virtual server address[:port] specified",
+        ),
+        (
+            "-a -t 10.0.0.1:80 -r 10.0.0.2:x",
+            "illegal real server address[:port] specified",
+        ),
+        (
+            "-a -t 10.0.0.1:80 -r [fd00::2]:80",
+            "Different address family is allowed only for tunneling servers",
+        ),
+        ("-a -t 10.0.0.1:80 -r 10.0.0.2 -w=-1", "illegal weight specified"),
+        ("-A -t 10.0.0.1:80 -s rr -b zz", "invalid scheduler flag `zz'"),
+        (
+            "-A -t 10.0.0.1:80 -s mh -b sh-port",
+            "incompatible scheduler flag `sh-port'",
+        ),
+        (
+            "-A -t 10.0.0.1:80 --add-service",
+            "invalid option `--add-service'",
+        ),
+        ("--set 1 2", "--set option requires 3 timeout values"),
+    ] {
+        assert_eq!(refused(&mut Nobody, line), format!("2: {message}"), "{line}");
+    }
+}
+
+#[test]
+fn words_are_taken_as_popt_takes_them() {
+    let mut director = Memory::default();
+    for line in [
+        "-At 10.0.0.1:80 -ssh -bsh-port",
+        "-at 10.0.0.1:80 -r10.0.0.2 -gw=3",
+        "--add-server --tcp-service=10.0.0.1:80 --real-server=10.0.0.3:8080 --weight=4 --",
+    ] {
+        assert_eq!(stdout_of(&mut director, line), "");
+    }
+    assert_eq!(
+        stdout_of(&mut director, "-lnt10.0.0.1:80"),
+        "Prot LocalAddress:Port Scheduler Flags\n\
+         \x20 -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n\
+         TCP  10.0.0.1:80 sh (sh-port)\n\
+         \x20 -> 10.0.0.2:80                  Route   3      0          0         \n\
+         \x20 -> 10.0.0.3:80                  Route   4      0          0         \n"
+    );
+}
+
+#[test]
+fn schedulers_that_are_missing_are_not_found() {
+    let mut director = Memory::default();
+    let not_found = "255: Scheduler or persistence engine not found";
+    assert_eq!(refused(&mut director, "-A -t 10.0.0.1:80"), not_found);
+    assert_eq!(refused(&mut director, "-A -t 10.0.0.1:80 -s lc"), not_found);
+    assert_eq!(
+        refused(&mut director, "-E -t 10.0.0.1:80 -s lc"),
+        "255: No such service"
+    );
+    stdout_of(&mut director, "-A -t 10.0.0.1:80 -s rr");
+    assert_eq!(
+        refused(&mut director, "-A -t 10.0.0.1:80 -s lc"),
+        "255: Service already exists"
+    );
+    assert_eq!(refused(&mut director, "-E -t 10.0.0.1:80"), not_found);
+}
+
+#[test]
+fn ports_have_names_without_n() {
+    let mut director = Memory::default();
+    stdout_of(&mut director, "-A -t 10.0.0.1:www -s rr");
+    stdout_of(&mut director, "-a -t 10.0.0.1:http -r 10.0.0.2:domain");
+    stdout_of(
+        &mut director,
+        "-A -u [fd00::1]:domain -s mh -b mh-port,mh-fallback",
+    );
+    assert_eq!(
+        stdout_of(&mut director, "-L"),
+        "IP Virtual Server version 1.2.1 (size=4096)\n\
+         Prot LocalAddress:Port Scheduler Flags\n\
+         \x20 -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n\
+         TCP  10.0.0.1:http rr\n\
+         \x20 -> 10.0.0.2:http                Route   1      0          0         \n\
+         UDP  [fd00::1]:domain mh (mh-fallback,mh-port)\n"
+    );
+}
+
+#[test]
+fn counters_and_the_schedulers_order_are_listed() {
+    let mut director = Memory::default();
+    stdout_of(&mut director, "-A -t 10.0.0.1:80 -s rr");
+    stdout_of(&mut director, "-a -t 10.0.0.1:80 -r 10.0.0.2");
+    stdout_of(&mut director, "-a -t 10.0.0.1:80 -r 10.0.0.3");
+    director.services[0].stats = Stats {
+        connections: 7,
+        packets: 123_456_789,
+        bytes: 98_765_432_100,
+    };
+    let server = &mut director.services[0].servers[0];
+    (server.active, server.inactive) = (5, 1_000);
+    server.stats = Stats {
+        connections: 3,
+        packets: 12_345_678,
+        bytes: 1_000,
+    };
+    assert_eq!(
+        stdout_of(&mut director, "-Ln --stats"),
+        "IP Virtual Server version 1.2.1 (size=4096)\n\
+         Prot LocalAddress:Port               Conns   InPkts  OutPkts  InBytes OutBytes\n\
+         \x20 -> RemoteAddress:Port\n\
+         TCP  10.0.0.1:80                         7  123456K        0   98765M        0\n\
+         \x20 -> 10.0.0.2:80                         0        0        0        0        0\n\
+         \x20 -> 10.0.0.3:80                         3 12345678        0     1000        0\n"
+    );
+    assert_eq!(
+        stdout_of(&mut director, "-LnX --stats -t 10.0.0.1:80")
+            .lines()
+            .nth(2),
+        Some("TCP  10.0.0.1:80                         7 123456789        0 98765432100        0")
+    );
+    let table = stdout_of(&mut director, "-Ln --nosort");
+    let servers: Vec<_> = table.lines().skip(4).collect();
+    assert_eq!(
+        servers,
+        [
+            "  -> 10.0.0.3:80                  Route   1      5          1000      ",
+            "  -> 10.0.0.2:80                  Route   1      0          0         "
+        ]
+    );
+}
+
+#[test]
+fn refusals_are_in_the_kernels_words_or_the_agents() {
+    let mut director = Memory::default();
+    stdout_of(&mut director, "-A -t 10.0.0.1:80 -s rr");
+    let not_unicast = "255: Invalid operation.  Possibly wrong module version, address not unicast, ...";
+    assert_eq!(
+        refused(&mut director, "-a -t 10.0.0.1:80 -r 224.0.0.1"),
+        not_unicast
+    );
+
+    struct Full;
+    impl Director for Full {
+        fn services(&mut self) -> Result<Vec<Service>, ClientError> {
+            Ok(Vec::new())
+        }
+        fn change(&mut self, _change: Change) -> Result<(), ClientError> {
+            Err(ApiError::new(ErrorCode::Full, "no room: start the agent with more --services").into())
+        }
+    }
+    let line = "-A -t 10.0.0.1:80 -s rr";
+    assert_eq!(
+        refused(&mut Full, line),
+        "255: no room: start the agent with more --services"
+    );
+}
+
+#[test]
+fn without_an_agent_help_and_version_still_answer() {
+    let mut absent = Unreachable(io::ErrorKind::NotFound);
+    assert!(stdout_of(&mut absent, "-h").contains("ipvsadm -A|E"));
+    assert_eq!(stdout_of(&mut absent, "-v"), format!("{VERSION}\n"));
+    for line in ["", "-C", "-A -t 10.0.0.1:80 -s wlc"] {
+        let refusal = refused(&mut absent, line);
+        assert!(
+            refusal.starts_with("2: Can't initialize ipvs: no agent answers on /agent.sock:"),
+            "{refusal}"
+        );
+    }
+    let mut forbidden = Unreachable(io::ErrorKind::PermissionDenied);
+    assert_eq!(
+        refused(&mut forbidden, "-Ln"),
+        "255: Permission denied (you must be root)"
+    );
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() {
+    struct Closed(io::ErrorKind);
+    impl Write for Closed {
+        fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let list = ["-L".to_owned()];
+    for (kind, status) in [(io::ErrorKind::BrokenPipe, 0), (io::ErrorKind::StorageFull, 1)] {
+        let mut err = Vec::new();
+        assert_eq!(
+            run(
+                &list,
+                &mut Memory::default(),
+                &names(),
+                &mut Closed(kind),
+                &mut err
+            ),
+            status
+        );
+        assert_eq!(err.is_empty(), status == 0);
+    }
+}

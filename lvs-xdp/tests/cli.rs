@@ -1,0 +1,525 @@
+//! The binary itself: exit statuses, one line for every fault, and what it says to an agent.
+
+use std::{
+    fs, iter,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::StatusCode,
+    routing::{get, post},
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{net::UnixListener, runtime, sync::oneshot};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_lvs-xdp");
+
+/// What the agent of [`FakeAgent`] lists.
+fn services() -> Value {
+    json!([{
+        "protocol": "tcp", "address": "192.168.2.100", "port": 80, "scheduler": "sh", "flags": ["port"],
+        "stats": { "connections": 4, "packets": 40, "bytes": 4000 },
+        "servers": [
+            {
+                "address": "192.168.2.210", "port": 80, "weight": 1, "method": "dr", "state": "ready",
+                "mac": "02:00:00:00:00:01", "interface": "eth0", "active": 2, "inactive": 1,
+                "stats": { "connections": 3, "packets": 30, "bytes": 3000 }
+            },
+            {
+                "address": "192.168.2.220", "port": 80, "weight": 2, "method": "dr", "state": "not-on-link",
+                "mac": null, "interface": null, "active": 0, "inactive": 0,
+                "stats": { "connections": 1, "packets": 10, "bytes": 1000 }
+            }
+        ]
+    }])
+}
+
+fn connections() -> Value {
+    json!([{
+        "protocol": "tcp", "expires": 897, "state": "ESTABLISHED", "client": "192.168.1.200:40000",
+        "virtual_address": "192.168.2.100:80", "destination": "192.168.2.210:80"
+    }])
+}
+
+fn status() -> Value {
+    json!({
+        "version": "0.1.0", "pid": 4711, "abi": 1, "program_id": 42,
+        "interfaces": [
+            { "name": "eth0", "index": 2, "mode": "native", "reason": null },
+            { "name": "eth1", "index": 3, "mode": "generic", "reason": "operation not supported" }
+        ],
+        "connections": 512, "connection_capacity": 1024, "services": 1, "servers": 2,
+        "reasons": [
+            { "name": "forwarded", "verdict": "forward", "help": "sent to a real server", "packets": 40 },
+            { "name": "no-server", "verdict": "drop", "help": "no usable real server", "packets": 0 }
+        ],
+        "warnings": ["192.168.2.220 is not on-link: direct routing cannot reach it"]
+    })
+}
+
+/// An agent with fixed answers that remembers the changes it was sent, and refuses to clear.
+struct FakeAgent {
+    directory: TempDir,
+    changes: Arc<Mutex<Vec<Value>>>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl FakeAgent {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let changes = Arc::default();
+        let (stop, stopped) = oneshot::channel();
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let (socket, state) = (directory.path().join("agent.sock"), Arc::clone(&changes));
+        let router = Router::new()
+            .route("/v1/status", get(async || Json(status())))
+            .route("/v1/services", get(async || Json(services())))
+            .route("/v1/connections", get(async || Json(connections())))
+            .route("/v1/unload", post(async || Json(json!({}))))
+            .route("/openapi.json", get(async || Json(json!({ "openapi": "3.1.0" }))))
+            .route("/v1/changes", post(change))
+            .with_state(state);
+        let thread = thread::spawn(move || {
+            let runtime = runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let listener = UnixListener::bind(socket).unwrap();
+                ready.send(()).unwrap();
+                tokio::select! {
+                    served = async { axum::serve(listener, router).await } => served.unwrap(),
+                    // An error says that the test is gone: time to end as well.
+                    _ = stopped => {}
+                }
+            });
+        });
+        is_ready.recv().unwrap();
+        Self {
+            directory,
+            changes,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("agent.sock")
+    }
+
+    /// What the agent was sent since this was asked last.
+    fn take_changes(&self) -> Value {
+        Value::from(std::mem::take(&mut *self.changes.lock().unwrap()))
+    }
+}
+
+impl Drop for FakeAgent {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+async fn change(
+    State(changes): State<Arc<Mutex<Vec<Value>>>>,
+    Json(body): Json<Value>,
+) -> (StatusCode, Json<Value>) {
+    let sent = body["changes"].as_array().unwrap().clone();
+    let clear = sent.iter().any(|change| change["change"] == "clear");
+    changes.lock().unwrap().extend(sent);
+    match clear {
+        false => (StatusCode::OK, Json(json!({}))),
+        true => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            Json(json!({ "code": "internal", "message": "the disk is full; see the agent's log" })),
+        ),
+    }
+}
+
+/// Runs `program` with words, at the agent's socket, or where there is none.
+fn run(program: &Path, socket: &Path, line: &str) -> Output {
+    Command::new(program)
+        .args(line.split_whitespace())
+        .env("LVS_XDP_SOCKET", socket)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+/// Standard output of a call that must succeed.
+fn stdout(agent: &FakeAgent, line: &str) -> String {
+    let output = run(Path::new(BINARY), &agent.socket(), line);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && stderr.is_empty(),
+        "{line}: {}: {stderr}",
+        output.status
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Status and the one line of standard error of a call that must fail.
+fn failure(socket: &Path, line: &str) -> (i32, String) {
+    let output = run(Path::new(BINARY), socket, line);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.stdout.is_empty(), "{line}");
+    assert_eq!(stderr.matches('\n').count(), 1, "{line}: {stderr}");
+    (output.status.code().unwrap(), stderr)
+}
+
+#[test]
+fn without_an_agent_one_line_names_the_socket() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("none.sock");
+    for line in [
+        "status",
+        "stats",
+        "connections",
+        "unload",
+        "openapi",
+        "service list",
+        "service add tcp 10.0.0.1:80",
+        "service edit tcp 10.0.0.1:80 --scheduler wrr",
+        "server list",
+        "server delete tcp 10.0.0.1:80 10.0.0.2",
+    ] {
+        let (status, text) = failure(&socket, line);
+        assert_eq!(status, 1, "{line}");
+        assert!(
+            text.contains(socket.to_str().unwrap()) && text.contains("lvs-xdp agent"),
+            "{line}: {text}"
+        );
+    }
+    let (status, text) = failure(&socket, "ipvsadm -L -n");
+    assert_eq!(status, 2);
+    assert!(text.contains(socket.to_str().unwrap()), "{text}");
+}
+
+#[test]
+fn wrong_usage_is_status_2() {
+    let nowhere = Path::new("/nonexistent/agent.sock");
+    for line in [
+        "bogus",
+        "service add tcp 10.0.0.1:70000",
+        "service add icmp 10.0.0.1:80",
+        "server add tcp 10.0.0.1:80 10.0.0.2:81",
+        "server add tcp 10.0.0.1:80 rs1",
+        "agent",
+        "agent --interface eth0 --interface eth0",
+        "completions tcsh",
+        "ipvsadm -A -t 10.0.0.1",
+    ] {
+        assert_eq!(failure(nowhere, line).0, 2, "{line}");
+    }
+}
+
+#[test]
+fn help_and_version_need_nothing() {
+    let nowhere = Path::new("/nonexistent/agent.sock");
+    for (line, part) in [
+        ("--help", "Exit status: 0 done, 1 refused, 2 wrong usage."),
+        ("--version", env!("CARGO_PKG_VERSION")),
+        (
+            "service add --help",
+            "lvs-xdp service add tcp 192.168.2.100:80 --scheduler rr",
+        ),
+        ("ipvsadm -h", "ipvsadm -a|e -t|u VIP:PORT -r RIP"),
+        ("ipvsadm --version", "ipvsadm v1.31"),
+        ("completions bash", "complete -F"),
+        ("man", ".TH lvs-xdp 1"),
+    ] {
+        let output = run(Path::new(BINARY), nowhere, line);
+        assert!(
+            output.status.success() && output.stderr.is_empty(),
+            "{line}: {output:?}"
+        );
+        assert!(String::from_utf8_lossy(&output.stdout).contains(part), "{line}");
+    }
+}
+
+#[test]
+fn manual_pages_are_written_for_every_command() {
+    let directory = tempfile::tempdir().unwrap();
+    let pages = directory.path().join("man1");
+    let nowhere = Path::new("/nonexistent/agent.sock");
+    let output = run(
+        Path::new(BINARY),
+        nowhere,
+        &format!("man --dir {}", pages.display()),
+    );
+    assert!(output.status.success(), "{output:?}");
+    for page in [
+        "lvs-xdp.1",
+        "lvs-xdp-agent.1",
+        "lvs-xdp-service-add.1",
+        "lvs-xdp-realserver-setup.1",
+    ] {
+        assert!(
+            fs::metadata(pages.join(page)).is_ok_and(|page| page.len() > 100),
+            "{page}"
+        );
+    }
+    let (status, text) = failure(
+        nowhere,
+        &format!("man --dir {}", pages.join("lvs-xdp.1").display()),
+    );
+    assert!(status == 1 && text.contains("lvs-xdp.1"), "{text}");
+}
+
+#[test]
+fn changes_arrive_as_they_were_typed() {
+    let agent = FakeAgent::start();
+    let service = json!({ "protocol": "tcp", "address": "192.168.2.100", "port": 80 });
+    for (line, change) in [
+        (
+            "service add udp [2001:db8::100]:53 --scheduler mh --flag port --flag fallback --flag port",
+            json!({ "change": "add-service", "service": {
+                "protocol": "udp", "address": "2001:db8::100", "port": 53, "scheduler": "mh",
+                "flags": ["fallback", "port"] } }),
+        ),
+        (
+            "service add tcp 10.0.0.1:80",
+            json!({ "change": "add-service", "service": {
+                "protocol": "tcp", "address": "10.0.0.1", "port": 80, "scheduler": "rr" } }),
+        ),
+        (
+            "service edit tcp 192.168.2.100:80 --scheduler mh",
+            json!({ "change": "edit-service", "service": {
+                "protocol": "tcp", "address": "192.168.2.100", "port": 80, "scheduler": "mh",
+                "flags": ["port"] } }),
+        ),
+        (
+            "service edit tcp 192.168.2.100:80 --no-flags",
+            json!({ "change": "edit-service", "service": {
+                "protocol": "tcp", "address": "192.168.2.100", "port": 80, "scheduler": "sh" } }),
+        ),
+        (
+            "service delete tcp 192.168.2.100:80",
+            json!({ "change": "delete-service", "service": service }),
+        ),
+        (
+            "server add tcp 192.168.2.100:80 192.168.2.230:80",
+            json!({ "change": "add-server", "service": service, "require_on_link": true, "server": {
+                "address": "192.168.2.230", "port": 80, "weight": 1, "method": "dr" } }),
+        ),
+        (
+            "server add tcp 192.168.2.100:80 10.9.9.9 --weight 7 --force",
+            json!({ "change": "add-server", "service": service, "require_on_link": false, "server": {
+                "address": "10.9.9.9", "port": 80, "weight": 7, "method": "dr" } }),
+        ),
+        (
+            "server edit tcp 192.168.2.100:80 192.168.2.210 --weight 0",
+            json!({ "change": "edit-server", "service": service, "server": {
+                "address": "192.168.2.210", "port": 80, "weight": 0, "method": "dr" } }),
+        ),
+        (
+            "server delete tcp 192.168.2.100:80 192.168.2.210",
+            json!({ "change": "delete-server", "service": service, "server": {
+                "address": "192.168.2.210", "port": 80 } }),
+        ),
+        (
+            "ipvsadm -a -t 192.168.2.100:80 -r 192.168.2.230:8080 -g -w 3",
+            json!({ "change": "add-server", "service": service, "require_on_link": false, "server": {
+                "address": "192.168.2.230", "port": 80, "weight": 3, "method": "dr" } }),
+        ),
+    ] {
+        assert_eq!(stdout(&agent, line), "", "{line}");
+        assert_eq!(agent.take_changes(), json!([change]), "{line}");
+    }
+}
+
+#[test]
+fn what_is_not_there_cannot_be_edited() {
+    let agent = FakeAgent::start();
+    for (line, part) in [
+        (
+            "service edit tcp 10.0.0.1:80 --scheduler rr",
+            "no such service: TCP 10.0.0.1:80",
+        ),
+        ("server list tcp 10.0.0.1:80", "no such service: TCP 10.0.0.1:80"),
+        (
+            "server edit tcp 192.168.2.100:80 10.0.0.2 --weight 1",
+            "no such real server: 10.0.0.2:80",
+        ),
+    ] {
+        let (status, text) = failure(&agent.socket(), line);
+        assert!(status == 1 && text.contains(part), "{line}: {status}: {text}");
+    }
+    assert_eq!(agent.take_changes(), json!([]));
+}
+
+#[test]
+fn refusals_are_passed_on() {
+    let agent = FakeAgent::start();
+    assert_eq!(
+        failure(&agent.socket(), "ipvsadm -C"),
+        (255, "the disk is full; see the agent's log\n".to_owned())
+    );
+}
+
+#[test]
+fn lists_are_tables_for_people() {
+    let agent = FakeAgent::start();
+    for (line, table) in [
+        (
+            "service list",
+            "PROTOCOL  VIRTUAL           SCHEDULER  FLAGS  SERVERS\n\
+             TCP       192.168.2.100:80  sh         port         2\n",
+        ),
+        (
+            "server list tcp 192.168.2.100:80",
+            "PROTOCOL  VIRTUAL           REAL SERVER       WEIGHT  STATE        MAC                INTERFACE  ACTIVE  INACTIVE\n\
+             TCP       192.168.2.100:80  192.168.2.210:80       1  ready        02:00:00:00:00:01  eth0            2         1\n\
+             TCP       192.168.2.100:80  192.168.2.220:80       2  not-on-link  -                  -               0         0\n",
+        ),
+        (
+            "connections",
+            "PROTOCOL  EXPIRES  STATE        CLIENT               VIRTUAL           DESTINATION\n\
+             TCP         14:57  ESTABLISHED  192.168.1.200:40000  192.168.2.100:80  192.168.2.210:80\n",
+        ),
+        (
+            "stats",
+            "PROTOCOL  VIRTUAL           REAL SERVER       CONNECTIONS  PACKETS  BYTES\n\
+             TCP       192.168.2.100:80  all                         4       40   4000\n\
+             TCP       192.168.2.100:80  192.168.2.210:80            3       30   3000\n\
+             TCP       192.168.2.100:80  192.168.2.220:80            1       10   1000\n",
+        ),
+        (
+            "status",
+            "Agent 0.1.0, process 4711; program 42, layout of the maps 1\n\
+             \n\
+             Interfaces\n\
+             \x20 eth0: native\n\
+             \x20 eth1: generic (no native mode: operation not supported)\n\
+             \n\
+             Tables\n\
+             \x20 connections:  512 of 1024 (50.0 %)\n\
+             \x20 services:     1\n\
+             \x20 real servers: 2\n\
+             \n\
+             Packets\n\
+             \x20 VERDICT  REASON     PACKETS  MEANING\n\
+             \x20 forward  forwarded       40  sent to a real server\n\
+             \n\
+             Warnings\n\
+             \x20 192.168.2.220 is not on-link: direct routing cannot reach it\n",
+        ),
+        (
+            "ipvsadm -L -n",
+            "IP Virtual Server version 1.2.1 (size=4096)\n\
+             Prot LocalAddress:Port Scheduler Flags\n\
+             \x20 -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n\
+             TCP  192.168.2.100:80 sh (sh-port)\n\
+             \x20 -> 192.168.2.210:80             Route   1      2          1         \n\
+             \x20 -> 192.168.2.220:80             Route   2      0          0         \n",
+        ),
+        ("unload", ""),
+    ] {
+        assert_eq!(stdout(&agent, line), table, "{line}");
+    }
+}
+
+#[test]
+fn lists_are_json_for_programs() {
+    let agent = FakeAgent::start();
+    let parse = |line| serde_json::from_str::<Value>(&stdout(&agent, line)).unwrap();
+    assert_eq!(parse("status --json"), status());
+    assert_eq!(parse("service list --json"), services());
+    assert_eq!(parse("connections --json"), connections());
+    assert_eq!(parse("openapi"), json!({ "openapi": "3.1.0" }));
+
+    let servers = parse("server list --json");
+    assert_eq!(
+        servers[0]["service"],
+        json!({ "protocol": "tcp", "address": "192.168.2.100", "port": 80 })
+    );
+    assert_eq!(servers[1]["address"], "192.168.2.220");
+
+    let stats = parse("stats --json");
+    assert_eq!(stats[0]["stats"]["connections"], 4);
+    assert_eq!(stats[0]["servers"][1]["stats"]["bytes"], 1000);
+}
+
+#[test]
+fn the_socket_option_goes_before_the_variable() {
+    let agent = FakeAgent::start();
+    let nowhere = Path::new("/nonexistent/agent.sock");
+    for line in [
+        "--socket SOCKET service list",
+        "service list --socket SOCKET",
+        "--socket SOCKET ipvsadm -L",
+    ] {
+        let line = line.replace("SOCKET", agent.socket().to_str().unwrap());
+        let output = run(Path::new(BINARY), nowhere, &line);
+        assert!(
+            output.status.success() && !output.stdout.is_empty(),
+            "{line}: {output:?}"
+        );
+    }
+}
+
+#[test]
+fn called_by_its_name_it_is_ipvsadm() {
+    let agent = FakeAgent::start();
+    let link = agent.directory.path().join("ipvsadm");
+    symlink(BINARY, &link).unwrap();
+    let by_name = run(&link, &agent.socket(), "-L -n");
+    let by_verb = run(Path::new(BINARY), &agent.socket(), "ipvsadm -L -n");
+    assert!(by_name.status.success() && !by_name.stdout.is_empty());
+    assert_eq!(by_name.stdout, by_verb.stdout);
+}
+
+#[test]
+fn a_socket_that_is_forbidden_says_so() {
+    let agent = FakeAgent::start();
+    fs::set_permissions(agent.socket(), fs::Permissions::from_mode(0o000)).unwrap();
+    let output = run(Path::new(BINARY), &agent.socket(), "service list");
+    // Root may use every socket.
+    if nix::unistd::geteuid().is_root() {
+        assert!(output.status.success(), "{output:?}");
+    } else {
+        assert_eq!(output.status.code(), Some(1));
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains("run as root"),
+            "{output:?}"
+        );
+    }
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let agent = FakeAgent::start();
+    for words in [
+        &["status"][..],
+        &["service", "list", "--json"],
+        &["ipvsadm", "-L"],
+        &["completions", "bash"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = Command::new(BINARY)
+            .args(
+                iter::once(&"--socket")
+                    .chain(&[agent.socket().to_str().unwrap()])
+                    .chain(words),
+            )
+            .stdout(writer)
+            .stderr(Stdio::piped())
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success() && output.stderr.is_empty(),
+            "{words:?}: {output:?}"
+        );
+    }
+}
