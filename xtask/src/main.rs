@@ -1,2 +1,155 @@
-//! Skeleton.
-fn main() {}
+//! Set-up, build, run and test of lvs-xdp: `cargo xtask --help`.
+
+mod command;
+#[expect(dead_code, reason = "shared with lvs-xdp/build.rs, which uses the rest")]
+mod ebpf;
+mod lint;
+mod run;
+mod setup;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    setup::{Needs, setup},
+    workspace::{Profile, Workspace},
+};
+
+/// Set-up, build, run and test of lvs-xdp
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Find or install all that building and testing need
+    ///
+    /// The eBPF program needs the sources of Rust's core library: a pinned nightly from rustup, else the
+    /// distribution's rustc. Tools are kept in the target directory; the default toolchain stays what it is.
+    Setup {
+        /// Install nothing: say what is there, and end with status 1 if something is missing
+        #[arg(long)]
+        check: bool,
+    },
+    /// The same as `setup --check`
+    DoctorBuild,
+    /// Build lvs-xdp with the eBPF program in it
+    Build {
+        /// Build with optimizations
+        #[arg(long)]
+        release: bool,
+    },
+    /// Show Direct Routing in a lab of network namespaces, or run the agent on a real interface
+    ///
+    /// Without --interface: the lab, from the dev profile, which builds in a fraction of the release
+    /// profile's time; the eBPF program is optimized in both. With --interface: a release build of the agent.
+    Run(RunArgs),
+    /// Build and run all tests; needs root
+    Test(TestArgs),
+    /// Check the formatting, and run clippy on every crate
+    Lint,
+}
+
+#[derive(Args)]
+struct RunArgs {
+    /// The network interface to serve (may be repeated)
+    #[arg(long, value_name = "IF")]
+    interface: Vec<String>,
+    /// More options of `lvs-xdp agent`
+    #[arg(last = true, value_name = "AGENT OPTIONS", requires = "interface")]
+    agent_options: Vec<String>,
+}
+
+#[derive(Args)]
+struct TestArgs {
+    /// Run only tests whose name contains this
+    filter: Option<String>,
+    /// Options of the test binaries, such as --nocapture
+    #[arg(last = true, value_name = "TEST OPTIONS")]
+    test_options: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<ExitCode> {
+    let workspace = Workspace::find()?;
+    match command {
+        Command::Setup { check: false } => {
+            setup(&workspace, Needs::Everything)?;
+            setup::report(&workspace)
+        }
+        Command::Setup { check: true } | Command::DoctorBuild => setup::report(&workspace),
+        Command::Build { release } => {
+            let profile = if release { Profile::Release } else { Profile::Dev };
+            setup(&workspace, Needs::Build)?;
+            workspace.build(profile, &["--package", "lvs-xdp"])?;
+            println!("{}", workspace.binary(profile, "lvs-xdp").display());
+            Ok(ExitCode::SUCCESS)
+        }
+        // There are no agent options here: clap takes them only with an interface.
+        Command::Run(args) if args.interface.is_empty() => run::lab(&workspace),
+        Command::Run(args) => run::agent(&workspace, &args.interface, &args.agent_options),
+        Command::Test(TestArgs { filter, test_options }) => {
+            test::run(&workspace, filter.as_deref(), &test_options)
+        }
+        Command::Lint => lint::run(&workspace),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn agent_options_need_an_interface() {
+        assert!(Cli::try_parse_from(["xtask", "run", "--", "--xdp-mode", "generic"]).is_err());
+        let line = [
+            "xtask",
+            "run",
+            "--interface",
+            "a",
+            "--interface",
+            "b",
+            "--",
+            "--xdp-mode",
+            "generic",
+        ];
+        let Command::Run(args) = Cli::try_parse_from(line).expect("a full command line").command else {
+            panic!("`run` is parsed as another subcommand");
+        };
+        assert_eq!(args.interface, ["a", "b"]);
+        assert_eq!(args.agent_options, ["--xdp-mode", "generic"]);
+    }
+
+    #[test]
+    fn test_takes_a_filter_and_options() {
+        let line = ["xtask", "test", "wrr", "--", "--nocapture"];
+        let Command::Test(args) = Cli::try_parse_from(line).expect("a full command line").command else {
+            panic!("`test` is parsed as another subcommand");
+        };
+        assert_eq!(args.filter.as_deref(), Some("wrr"));
+        assert_eq!(args.test_options, ["--nocapture"]);
+    }
+}

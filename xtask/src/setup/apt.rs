@@ -1,0 +1,195 @@
+//! Debian's package manager: what it offers, and how to install without side effects.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+    process::Command,
+    sync::OnceLock,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+
+use super::{packages::find_command, version::Version};
+use crate::{command, workspace::is_root};
+
+/// A package that can be installed, and its version.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Candidate {
+    pub(super) package: String,
+    pub(super) version: Version,
+}
+
+/// Whether this process can install packages.
+pub(super) fn is_usable() -> bool {
+    is_root() && find_command("apt-get").is_some()
+}
+
+/// Those of `packages` that can be installed. The lists of packages are brought up to date once, if they can be.
+pub(super) fn candidates(packages: &[&str]) -> Vec<Candidate> {
+    static UPDATED: OnceLock<()> = OnceLock::new();
+    UPDATED.get_or_init(|| {
+        println!("bringing apt's package lists up to date");
+        // One mirror out of reach is no reason to stop: the package may be in another's list, or an older one.
+        if let Err(error) = command::silently(apt_get().arg("update"), Duration::from_secs(300)) {
+            println!("going on with the old lists: {error:#}");
+        }
+    });
+    command::output(
+        Command::new("apt-cache")
+            .arg("policy")
+            .args(packages)
+            .env("LC_ALL", "C"),
+    )
+    .map(|policy| parse_policy(&policy))
+    .unwrap_or_default()
+}
+
+/// Installs `packages`, starts no service of theirs, and removes no package.
+///
+/// # Errors
+/// apt-get failed; the error has its last line.
+pub(super) fn install(packages: &[String]) -> Result<()> {
+    println!("installing packages: {}", packages.join(" "));
+    let _guard = NoServices::new();
+    let mut install = apt_get();
+    // --no-remove: Debian's rustc conflicts with Debian's rustup, and the user's choice of toolchain stays.
+    install
+        .args(["install", "--yes", "--no-install-recommends", "--no-remove"])
+        .args(packages);
+    command::silently(&mut install, Duration::from_secs(900))
+}
+
+/// The command with which a user installs `packages`.
+pub(super) fn install_line(packages: &[impl AsRef<str>]) -> String {
+    let packages: Vec<_> = packages.iter().map(AsRef::as_ref).collect();
+    format!("sudo apt-get install {}", packages.join(" "))
+}
+
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command
+        .arg("--quiet")
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("LC_ALL", "C");
+    command
+}
+
+/// While this lives, packages that are installed do not start their services.
+///
+/// nginx would take port 80 of the machine. invoke-rc.d and deb-systemd-invoke ask policy-rc.d first.
+struct NoServices {
+    created: bool,
+}
+
+impl NoServices {
+    const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+    fn new() -> Self {
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o755)
+            .open(Self::POLICY);
+        // A policy that is there already is the machine's own (every container image has one) and stands.
+        let created = file
+            .and_then(|mut file| file.write_all(b"#!/bin/sh\nexit 101\n"))
+            .is_ok();
+        Self { created }
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.created
+            && let Err(error) = fs::remove_file(Self::POLICY)
+        {
+            eprintln!(
+                "warning: cannot remove {}, which keeps services from starting: {error}",
+                Self::POLICY
+            );
+        }
+    }
+}
+
+/// Keeps the service of a package that was just installed from starting at the next boot.
+///
+/// # Errors
+/// systemctl failed.
+pub(super) fn disable_service(service: &str) -> Result<()> {
+    if !Path::new("/run/systemd/system").exists() {
+        return Ok(());
+    }
+    command::output(Command::new("systemctl").args(["disable", "--quiet", service]))
+        .map(drop)
+        .with_context(|| format!("{service} was installed for the tests and will start at the next boot"))
+}
+
+/// The installable packages in what `apt-cache policy` prints, in its order.
+fn parse_policy(policy: &str) -> Vec<Candidate> {
+    let mut package = "";
+    let mut candidates = Vec::new();
+    for line in policy.lines() {
+        if !line.starts_with(' ') {
+            package = line.trim_end_matches(':');
+        } else if let Some(version) = line.trim_start().strip_prefix("Candidate: ")
+            // "(none)" for a package that is only named by others.
+            && let Some(version) = Version::parse(version)
+        {
+            candidates.push(Candidate {
+                package: package.to_owned(),
+                version,
+            });
+        }
+    }
+    candidates
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_names_what_can_be_installed() {
+        let policy = "\
+rustc-web:
+  Installed: (none)
+  Candidate: 1.96.0+dfsg1-1~deb12u2
+  Version table:
+     1.96.0+dfsg1-1~deb12u2 500
+        500 http://deb.debian.org/debian-security bookworm-security/main amd64 Packages
+rust-src:
+  Installed: (none)
+  Candidate: (none)
+  Version table:
+rustc:
+  Installed: (none)
+  Candidate: 1.63.0+dfsg1-2
+";
+        let version = |text| Version::parse(text).expect("a version");
+        assert_eq!(
+            parse_policy(policy),
+            [
+                Candidate {
+                    package: "rustc-web".into(),
+                    version: version("1.96.0")
+                },
+                Candidate {
+                    package: "rustc".into(),
+                    version: version("1.63.0")
+                },
+            ]
+        );
+        assert_eq!(parse_policy(""), []);
+    }
+
+    #[test]
+    fn the_command_to_type_is_whole() {
+        assert_eq!(
+            install_line(&["curl", "nginx-light"]),
+            "sudo apt-get install curl nginx-light"
+        );
+    }
+}

@@ -1,0 +1,73 @@
+//! `cargo xtask setup`: finds, or installs, what building and testing need.
+//!
+//! Every subcommand that needs something calls [`setup`] first, so looking must be cheap when all is there:
+//! a few small programs, no network. Nothing outside the target directory changes but by rustup (a toolchain
+//! beside the others, never the default) and the distribution's package manager.
+
+mod apt;
+mod linker;
+mod packages;
+mod toolchain;
+mod version;
+
+use std::{fs::File, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+
+use crate::workspace::Workspace;
+
+/// How much has to be there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Needs {
+    /// The eBPF tool chain and the linker.
+    Build,
+    /// What [`Self::Build`] needs, and the programs that the lab and the tests run.
+    Everything,
+}
+
+/// Installs what is missing; says nothing when nothing is.
+///
+/// # Errors
+/// Something can be neither found nor installed; the error has the commands that would.
+pub(crate) fn setup(workspace: &Workspace, needs: Needs) -> Result<()> {
+    let dir = workspace.tools_dir();
+    // Two at once would install the same things twice; the second waits and then finds them.
+    let lock = File::create(dir.join("setup.lock"))
+        .and_then(|file| file.lock().map(|()| file))
+        .with_context(|| format!("cannot lock {}", dir.join("setup.lock").display()))?;
+    linker::ensure(workspace)?;
+    toolchain::ensure(workspace)?;
+    if needs == Needs::Everything {
+        packages::ensure()?;
+    }
+    drop(lock);
+    Ok(())
+}
+
+/// Prints what is there and what is not; installs nothing.
+///
+/// # Errors
+/// The machine cannot be looked at. Something missing is exit code 1.
+pub(crate) fn report(workspace: &Workspace) -> Result<ExitCode> {
+    let mut rows = vec![toolchain::report(workspace), linker::report(workspace)];
+    rows.extend(packages::report());
+    for Row { what, found } in &rows {
+        match found {
+            Ok(found) => println!("{what:<16} {found}"),
+            Err(missing) => println!("{what:<16} missing: {missing}"),
+        }
+    }
+    let missing = rows.iter().filter(|row| row.found.is_err()).count();
+    if missing == 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("error: {missing} missing; `cargo xtask setup` installs what it can");
+    Ok(ExitCode::FAILURE)
+}
+
+/// One line of [`report`].
+struct Row {
+    what: String,
+    /// Where it was found, or what is missing.
+    found: Result<String, String>,
+}
