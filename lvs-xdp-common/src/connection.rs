@@ -134,7 +134,9 @@ impl State {
 /// Templates take their service's.
 pub const TIMEOUTS: [u32; 16] = {
     let mut timeouts = [0; 16];
-    timeouts[State::Claimed as usize] = 2;
+    // No entries: they never expire.
+    timeouts[State::Empty as usize] = u32::MAX;
+    timeouts[State::Claimed as usize] = u32::MAX;
     timeouts[State::Template as usize] = 360;
     timeouts[State::Assured as usize] = 360;
     timeouts[State::Udp as usize] = 300;
@@ -149,7 +151,8 @@ pub const TIMEOUTS: [u32; 16] = {
 /// Time-outs above this are counted in units of [`COARSE_SECONDS`].
 pub const FINE_MAX: u32 = 16_384;
 /// The coarse unit.
-pub const COARSE_SECONDS: u32 = 64;
+pub const COARSE_SECONDS: u32 = 1 << COARSE_SHIFT;
+const COARSE_SHIFT: u32 = 6;
 
 /// An entry of the connection table: one 64-bit word.
 ///
@@ -223,8 +226,8 @@ impl Entry {
     /// Seconds since it was last seen. Times before `now` wrap after 65,536 units.
     #[inline(always)]
     pub const fn age(self, now: u32) -> u32 {
-        let unit = if self.0 & COARSE != 0 { COARSE_SECONDS } else { 1 };
-        ((now / unit).wrapping_sub(self.0 as u32) & 0xffff) * unit
+        let shift = (self.0 >> 16 & 1) as u32 * COARSE_SHIFT;
+        ((now >> shift).wrapping_sub(self.0 as u32) & 0xffff) << shift
     }
 
     /// Whether its time-out of `timeout` seconds has passed.

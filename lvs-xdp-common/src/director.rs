@@ -212,6 +212,7 @@ fn unknown<M: Maps>(maps: &M, seen: &Seen) -> Verdict {
         flow: seen.flow(),
         destination,
         state: State::first(packet),
+        seen: maps.now(),
     };
     match table::insert(maps, &new) {
         Inserted::Done => forward(maps, packet, destination, Reason::NewConnection),

@@ -200,11 +200,6 @@ fn be16<F: Frame + ?Sized>(frame: &F, offset: usize) -> Option<u16> {
     frame.load::<[u8; 2]>(offset).map(u16::from_be_bytes)
 }
 
-#[inline(always)]
-fn be32<F: Frame + ?Sized>(frame: &F, offset: usize) -> Option<u32> {
-    frame.load::<[u8; 4]>(offset).map(u32::from_be_bytes)
-}
-
 /// Reads a frame's headers.
 ///
 /// # Errors
@@ -263,8 +258,10 @@ fn parse_ipv4<F: Frame + ?Sized>(frame: &F, network: usize, mac: Mac) -> Result<
             if usize::from(length) < header_length + 20 {
                 return Err(Reason::Malformed);
             }
-            let flags: u8 = frame.load(transport + 13).ok_or(Reason::Malformed)?;
-            let ports = be32(frame, transport).ok_or(Reason::Malformed)?;
+            // One load, so that one check of the end covers both the ports and the flags.
+            let header: [u8; 14] = frame.load(transport).ok_or(Reason::Malformed)?;
+            let flags = header[13];
+            let ports = u32::from_be_bytes([header[0], header[1], header[2], header[3]]);
             Ok(Packet {
                 flag: TcpFlag::from_octet(flags),
                 opens: flags & TCP_SYN != 0,
@@ -277,7 +274,10 @@ fn parse_ipv4<F: Frame + ?Sized>(frame: &F, network: usize, mac: Mac) -> Result<
             }
             Ok(with_ports(
                 packet,
-                be32(frame, transport).ok_or(Reason::Malformed)?,
+                frame
+                    .load(transport)
+                    .map(u32::from_be_bytes)
+                    .ok_or(Reason::Malformed)?,
             ))
         }
         _ => Err(Reason::OtherProtocol),

@@ -9,14 +9,15 @@
 //!   destination's counts, and nobody else does.
 //! - A new entry is claimed, then its cold row is written, then its word. A claim carries its tag,
 //!   and after claiming the pair is looked at again: of two CPUs that enter one flow, at least one
-//!   sees the other. The one in the lower place goes on, the other gives way.
+//!   sees the other. The one in the lower place goes on, the other gives way and its packet is
+//!   dropped, to be sent again.
 //! - An entry past its time-out is no entry: find does not return it, insert takes its place.
 
 use crate::{
     abi::{Bucket, ColdRow},
     atomic::Word,
     connection::{Count, Entry, State},
-    maps::Maps,
+    maps::{Maps, Step},
     packet::{Address, IpProto, Packet, TcpFlag},
 };
 
@@ -25,7 +26,7 @@ const TRIES: u32 = 4;
 /// Times a claim of another CPU is looked at while waiting for it to become an entry or to go.
 const PATIENCE: u32 = 32;
 /// With this many live entries in the primary bucket a new one goes to the emptier of the two.
-const CROWDED: u32 = 7;
+const CROWDED: u64 = 7;
 
 /// Where in the table a flow may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +41,8 @@ impl Key {
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "masked, or the upper 23 bits")]
     pub const fn new(hash: u64, mask: u64) -> Self {
-        let tag = (hash >> 41) as u32;
+        // Never 0, so that a free word has no flow's tag.
+        let tag = if hash >> 41 == 0 { 1 } else { (hash >> 41) as u32 };
         let primary = (hash & mask) as u32;
         // Odd times odd is odd: the partner is never the primary.
         let offset = (tag | 1).wrapping_mul(0x9E37_79B1) & mask as u32 | 1;
@@ -151,6 +153,8 @@ impl Copy for Place<'_> {}
     reason = "time-outs are at most 2,678,400 s"
 )]
 fn timeout<M: Maps>(maps: &M, state_number: u64) -> u32 {
+    // The compiler knows that states end at 9 and leaves the mask out; the verifier does not know.
+    let state_number = core::hint::black_box(state_number);
     maps.control().timeouts[(state_number & 0xf) as usize].load() as u32
 }
 
@@ -358,56 +362,88 @@ impl Inserted {
 }
 
 /// How dear an entry is, as a place for a new one: the lower, the better.
-const FREE: u32 = 0;
-const EXPIRED: u32 = 1;
-const HALF_OPEN: u32 = 2;
-const TAKEN: u32 = 3;
+const FREE: u64 = 0;
+const EXPIRED: u64 = 1;
+const HALF_OPEN: u64 = 2;
+const TAKEN: u64 = 3;
 
-/// What a bucket has to offer.
-struct Survey {
-    /// Entries that have not expired, claimed ones included.
-    live: u32,
-    slot: u32,
-    rank: u32,
-    victim: u64,
+/// What a bucket has to offer, packed: from the top 4 bits the number of entries that have not
+/// expired (claimed ones included), and then the score of its best place: rank 2 | order 32 | slot 3.
+#[derive(Clone, Copy)]
+struct Survey(u64);
+
+const LIVE_SHIFT: u32 = 60;
+const RANK_SHIFT: u32 = 35;
+const ORDER_SHIFT: u32 = 3;
+
+impl Survey {
+    #[inline(always)]
+    const fn live(self) -> u64 {
+        self.0 >> LIVE_SHIFT
+    }
+
+    #[inline(always)]
+    const fn rank(self) -> u64 {
+        self.0 >> RANK_SHIFT & 3
+    }
+
+    #[inline(always)]
+    const fn slot(self) -> u64 {
+        self.0 & 7
+    }
 }
 
+/// The rank of an entry that has not expired, two bits a state.
+const RANKS: u64 = {
+    let mut ranks = 0;
+    let mut number = 0;
+    while number < 16 {
+        let rank = match State::from_number(number) {
+            State::Empty if number == 0 => FREE,
+            state if state.is_half_open() => HALF_OPEN,
+            _ => TAKEN,
+        };
+        ranks |= rank << (2 * number);
+        number += 1;
+    }
+    ranks
+};
+
+/// The score of one entry as a place for a flow of this tag, without its slot.
+///
+/// Without a branch: sixteen entries are scored for a new connection, and each branch would be
+/// mispredicted half the time, and would double what the verifier has to follow. Of expired and of
+/// half-open entries the oldest comes first; an expired one of the same tag has to be the one that goes.
 #[inline(always)]
-fn survey<M: Maps>(maps: &M, bucket: &Bucket, tag: u32, now: u32) -> Survey {
-    let mut best = Survey {
-        live: 0,
-        slot: 0,
-        rank: TAKEN,
-        victim: 0,
-    };
-    let mut oldest = 0;
+fn score<M: Maps>(maps: &M, entry: Entry, tag: u32, now: u32) -> u64 {
+    let state = entry.state_number();
+    let age = u64::from(entry.age(now));
+    let expired = u64::from(timeout(maps, state)).wrapping_sub(age) >> 63;
+    let alive = RANKS >> (2 * state) & 3;
+    let rank = alive ^ (alive ^ EXPIRED) & expired.wrapping_neg();
+    let other = u64::from(entry.tag() ^ tag).wrapping_neg() >> 63;
+    let order = 0xffff_ffff ^ age;
+    // All ones, but for an expired entry of the same tag, which scores 0.
+    (rank << RANK_SHIFT | order << ORDER_SHIFT) & (expired & (other ^ 1)).wrapping_sub(1)
+}
+
+#[inline(never)]
+fn survey<M: Maps>(maps: &M, bucket: &Bucket, tag: u32, now: u32) -> u64 {
+    let control = maps.control();
+    let mut best = control.forget(TAKEN << RANK_SHIFT | u64::from(u32::MAX) << ORDER_SHIFT);
+    let mut live = 0;
     let mut slot = 0;
     while slot < 8 {
-        let entry = Entry(bucket.0[slot].load());
-        let (rank, age) = if entry.0 == 0 {
-            (FREE, 0)
-        } else if !entry.is_live() {
-            (TAKEN, 0)
-        } else if is_expired(maps, entry, now) {
-            // An expired entry of the same tag has to be the one that goes.
-            (if entry.tag() == tag { FREE } else { EXPIRED }, u32::MAX)
-        } else if entry.state().is_half_open() {
-            (HALF_OPEN, entry.age(now))
-        } else {
-            (TAKEN, 0)
-        };
-        if rank >= HALF_OPEN {
-            best.live += 1;
+        let score = control.forget(score(maps, Entry(bucket.0[slot].load()), tag, now)) | slot as u64;
+        // Half open and taken, 2 and 3, are the live ones.
+        live += score >> (RANK_SHIFT + 1) & 1;
+        if score < best {
+            best = score;
         }
-        if rank < best.rank || rank == best.rank && rank != TAKEN && age > oldest {
-            best.rank = rank;
-            best.slot = slot as u32;
-            best.victim = entry.0;
-            oldest = age;
-        }
+        best = control.forget(best);
         slot += 1;
     }
-    best
+    live << LIVE_SHIFT | best
 }
 
 /// Enters a flow.
@@ -431,6 +467,7 @@ fn try_enter<M: Maps>(maps: &M, new: &New) -> Inserted {
         ref flow,
         destination,
         state,
+        seen,
     } = *new;
     let now = maps.now();
     let (Some(primary), Some(partner)) = (maps.bucket(key.primary), maps.bucket(key.partner)) else {
@@ -441,37 +478,45 @@ fn try_enter<M: Maps>(maps: &M, new: &New) -> Inserted {
     let mut tries = 0;
     while tries < TRIES {
         tries += 1;
-        let first = survey(maps, primary, key.tag, now);
+        let first = Survey(survey(maps, primary, key.tag, now));
         let mut chosen = first;
         let mut bucket = primary;
         let mut index = key.primary;
-        if chosen.live >= CROWDED || chosen.rank >= HALF_OPEN {
-            let second = survey(maps, partner, key.tag, now);
-            // An established connection's place is never better than any other.
-            if second.rank < HALF_OPEN && second.live < chosen.live
-                || second.rank < chosen.rank && chosen.rank >= HALF_OPEN
-            {
+        if first.live() >= CROWDED || first.rank() >= HALF_OPEN {
+            let second = Survey(survey(maps, partner, key.tag, now));
+            // The emptier one; and no entry is displaced while the other bucket has room.
+            let better = if second.rank() < HALF_OPEN {
+                second.live() < first.live() || first.rank() >= HALF_OPEN
+            } else {
+                second.rank() < first.rank()
+            };
+            if better {
                 chosen = second;
                 bucket = partner;
                 index = key.partner;
             }
         }
-        if chosen.rank == TAKEN {
+        if chosen.rank() == TAKEN {
             return Inserted::Full;
         }
+        let slot = chosen.slot();
         let place = Place {
-            word: &bucket.0[(chosen.slot & 7) as usize],
-            index: index * 8 + chosen.slot,
+            word: &bucket.0[slot as usize],
+            index: index * 8 + slot as u32,
         };
-        if !place.word.swap(chosen.victim, claim.0) {
+        let victim = Entry(place.word.load());
+        // It may have changed since it was chosen: an established connection must not be the victim.
+        if score(maps, victim, key.tag, now) >> RANK_SHIFT != chosen.rank()
+            || !place.word.swap(victim.0, claim.0)
+        {
             continue;
         }
-        let victim = Entry(chosen.victim);
-        if victim.0 != 0 {
-            recount(maps, victim.destination(), victim.state(), State::Empty);
-        }
-        if let Some(other) = rival(maps, key, flow, place, primary, partner) {
-            return other;
+        recount(maps, victim.destination(), victim.state(), State::Empty);
+        if sharing(maps, primary, key.tag) + sharing(maps, partner, key.tag) > 1 {
+            let outcome = Inserted::unpack(contend(maps, new, place.index));
+            if !matches!(outcome, Inserted::Done) {
+                return outcome;
+            }
         }
         if let Some(row) = maps.cold(place.index) {
             flow.write(row);
@@ -484,77 +529,108 @@ fn try_enter<M: Maps>(maps: &M, new: &New) -> Inserted {
     Inserted::Race
 }
 
-/// After claiming `own`: whoever else has an entry or a claim of this tag in the pair of buckets and
-/// may keep it. Where there is one, the claim on `own` has been given up.
+/// How many words of a bucket have this tag.
 #[inline(always)]
-fn rival<'m, M: Maps>(
-    maps: &'m M,
-    key: Key,
-    flow: &Flow,
-    own: Place<'m>,
-    primary: &'m Bucket,
-    partner: &'m Bucket,
-) -> Option<Inserted> {
+fn sharing<M: Maps>(maps: &M, bucket: &Bucket, tag: u32) -> u64 {
+    let mut sharing = 0;
     let mut slot = 0;
-    while slot < 16 {
-        let (bucket, index) = if slot < 8 {
-            (primary, key.primary)
-        } else {
-            (partner, key.partner)
-        };
-        let at = index * 8 + (slot & 7) as u32;
-        let word = &bucket.0[slot & 7];
+    while slot < 8 {
+        sharing += maps
+            .control()
+            .forget(u64::from(Entry(bucket.0[slot].load()).tag() == tag));
         slot += 1;
+    }
+    sharing
+}
+
+/// After claiming a place: who else has an entry or a claim of this tag in the pair of buckets, and may
+/// keep it? [`Inserted::Done`] where nobody may; else the claim has been given up.
+#[inline(never)]
+fn contend<M: Maps>(maps: &M, new: &New, own: u32) -> u64 {
+    let mut contest = Contest {
+        new: *new,
+        own,
+        outcome: Inserted::Done.pack(),
+    };
+    maps.repeat(16, &mut contest);
+    contest.outcome
+}
+
+struct Contest {
+    new: New,
+    /// The place that was claimed.
+    own: u32,
+    outcome: u64,
+}
+
+impl Contest {
+    /// The word of a place of the pair.
+    #[inline(always)]
+    fn word<M: Maps>(maps: &M, place: u32) -> Option<&Word> {
+        let bucket = maps.bucket(place / 8)?;
+        Some(&bucket.0[core::hint::black_box(place as usize) & 7])
+    }
+
+    /// Gives the claim up, for this outcome.
+    #[inline(always)]
+    fn give_up<M: Maps>(&mut self, maps: &M, outcome: Inserted) -> bool {
+        if let Some(word) = Self::word(maps, self.own) {
+            word.store(Entry::EMPTY.0);
+        }
+        self.outcome = outcome.pack();
+        false
+    }
+}
+
+impl<M: Maps> Step<M> for Contest {
+    #[inline(always)]
+    fn step(&mut self, maps: &M, index: u32) -> bool {
+        let New { key, ref flow, .. } = self.new;
+        let flow = *flow;
+        let at = if index < 8 {
+            key.primary * 8 + index
+        } else {
+            key.partner * 8 + index - 8
+        };
+        let Some(word) = Self::word(maps, at) else {
+            return true;
+        };
         let seen = Entry(word.load());
-        if seen.0 == 0 || seen.tag() != key.tag || at == own.index {
-            continue;
+        if seen.tag() != key.tag || at == self.own {
+            return true;
         }
         if seen.is_live() && is_expired(maps, seen, maps.now()) {
             let _ = remove(maps, word, seen);
-            continue;
+            return true;
         }
-        // Two claims: the one in the lower place goes on. It may still find that the other, which had
-        // looked before this claim was made, has become an entry.
-        let yields = seen.is_live() || own.index > at;
-        if yields {
-            own.word.store(Entry::EMPTY.0);
+        // Two claims: the one in the lower place goes on, but waits for what becomes of the other, which
+        // may have looked before this claim was made. The one in the higher place is given up.
+        if !seen.is_live() && self.own > at {
+            return self.give_up(maps, Inserted::Race);
         }
-        let (seen, settled) = settle(word, seen, key.tag);
-        if !settled {
-            if !yields {
-                own.word.store(Entry::EMPTY.0);
-            }
-            return Some(Inserted::Race);
+        let settled = settle(word, key.tag);
+        if !settled.is_live() && settled.tag() == key.tag {
+            return self.give_up(maps, Inserted::Race);
         }
-        if !seen.is_live() || seen.tag() != key.tag {
-            if yields {
-                return Some(Inserted::Race);
-            }
-            continue;
+        if settled.tag() != key.tag {
+            return true;
         }
-        if !yields {
-            own.word.store(Entry::EMPTY.0);
-        }
-        let place = Place { word, index: at };
-        return Some(if is_flow(maps, place, flow) {
-            Inserted::Exists(seen.destination())
-        } else {
-            Inserted::Collision
-        });
+        let outcome = match maps.cold(at) {
+            Some(row) if flow.is(row) => Inserted::Exists(settled.destination()),
+            _ => Inserted::Collision,
+        };
+        self.give_up(maps, outcome)
     }
-    None
 }
 
-/// Waits, but not for long, while a word is a claim of this tag; false where it still is one.
+/// A word once it is no claim of this tag any more, or, after a while, as it is then.
 #[inline(always)]
-fn settle(word: &Word, mut seen: Entry, tag: u32) -> (Entry, bool) {
+fn settle(word: &Word, tag: u32) -> Entry {
+    let mut seen = Entry(word.load());
     let mut looks = 0;
-    while looks < PATIENCE {
-        if seen.is_live() || seen.0 == 0 || seen.tag() != tag {
-            return (seen, true);
-        }
+    while looks < PATIENCE && !seen.is_live() && seen.tag() == tag {
         seen = Entry(word.load());
         looks += 1;
     }
-    (seen, false)
+    seen
 }

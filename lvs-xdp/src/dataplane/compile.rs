@@ -209,7 +209,7 @@ impl Compiler {
         }
         let mut plan = Plan { services: Vec::new() };
         for key in touched {
-            match self.plan_service(*key, model.services().get(key).map(AsRef::as_ref), &weight) {
+            match self.plan_service(*key, model.services().get(key), &weight) {
                 Ok(None) => {}
                 Ok(Some(planned)) => plan.services.push(planned),
                 Err(error) => {

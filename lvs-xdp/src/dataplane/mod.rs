@@ -105,7 +105,6 @@ pub struct Attached {
 }
 
 /// The loaded program with its maps.
-#[derive(Debug)]
 pub struct Dataplane {
     ebpf: Ebpf,
     pins: Pins,
@@ -116,6 +115,16 @@ pub struct Dataplane {
     reasons: PerCpuArray<MapData, u64>,
     redirect: DevMapHash<MapData>,
     attached: BTreeMap<u32, Attached>,
+}
+
+impl fmt::Debug for Dataplane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dataplane")
+            .field("generation", &self.generation)
+            .field("capacity", &self.capacity)
+            .field("attached", &self.attached)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Dataplane {
@@ -172,7 +181,8 @@ impl Dataplane {
 
     /// Sets up what new maps need.
     fn initialise(&mut self, is_new: bool) -> anyhow::Result<()> {
-        let control = &self.tables.control[0];
+        let tables = Arc::clone(&self.tables);
+        let control = &tables.control[0];
         if control.seconds_per_jiffy.load() == 0 {
             let (base, hz) = self.calibrate()?;
             control.jiffies_base.store(base);

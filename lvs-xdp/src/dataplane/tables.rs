@@ -3,6 +3,7 @@
 use std::{
     marker::PhantomData,
     ops::Deref,
+    os::fd::{AsFd as _, AsRawFd as _},
     path::Path,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -102,7 +103,7 @@ pub(super) struct Shared<T> {
 /// # Safety
 ///
 /// The type must be `repr(C)` or `repr(transparent)`, without padding, of `Word`s or arrays of them.
-unsafe trait Row {}
+pub(super) unsafe trait Row {}
 // SAFETY: made of words only, sizes asserted in `lvs_xdp_common::abi`.
 unsafe impl Row for Word {}
 // SAFETY: as above.
@@ -129,7 +130,7 @@ impl<T: Row> Shared<T> {
         let length = map.info()?.max_entries() as usize;
         let memory = MmapOptions::new()
             .len(length * size_of::<T>())
-            .map_raw(map.fd())
+            .map_raw(map.fd().as_fd().as_raw_fd())
             .with_context(|| format!("cannot map {name} into memory"))?;
         Ok(Self {
             memory,
