@@ -70,6 +70,8 @@ enum Step {
     UseDistribution,
     InstallPinned,
     InstallDistribution,
+    /// What the user names cannot be used.
+    Refuse(String),
     /// There is no way; the reason, if there is one to name.
     GiveUp(Option<String>),
 }
@@ -79,7 +81,7 @@ fn next_step(facts: &Facts, tried: Tried) -> Step {
     if let Some(given) = &facts.given {
         return match given {
             Ok(dir) => Step::Use(dir.clone()),
-            Err(reason) => Step::GiveUp(Some(reason.clone())),
+            Err(reason) => Step::Refuse(reason.clone()),
         };
     }
     if let Some(dir) = &facts.pinned {
@@ -143,17 +145,18 @@ pub(super) fn ensure(workspace: &Workspace) -> Result<()> {
             }
             Step::InstallPinned => {
                 tried.pinned = true;
-                println!("installing Rust {NIGHTLY} with rustup, beside your toolchains");
+                eprintln!("installing Rust {NIGHTLY} with rustup, beside your toolchains");
                 if let Err(error) = install_pinned() {
-                    println!("going on without it: {error:#}");
+                    eprintln!("going on without it: {error:#}");
                 }
             }
             Step::InstallDistribution => {
                 tried.distribution = true;
                 if let Err(error) = install_distribution() {
-                    println!("going on without it: {error:#}");
+                    eprintln!("going on without it: {error:#}");
                 }
             }
+            Step::Refuse(reason) => bail!("{reason}; name another tool chain, or unset it"),
             Step::GiveUp(reason) => bail!("{}", instructions(reason.as_deref())),
         }
     }
@@ -171,6 +174,7 @@ pub(super) fn report(workspace: &Workspace) -> Row {
     ) {
         Step::Use(dir) => Ok(dir),
         Step::UseDistribution => Ok(DISTRIBUTION_DIR.into()),
+        Step::Refuse(reason) => Err(Some(reason)),
         Step::GiveUp(reason) => Err(reason),
         Step::InstallPinned | Step::InstallDistribution => Err(None),
     };
@@ -435,7 +439,7 @@ mod tests {
             apt: true,
             ..Facts::default()
         };
-        assert_eq!(next_step(&facts, NONE), Step::GiveUp(Some("too old".into())));
+        assert_eq!(next_step(&facts, NONE), Step::Refuse("too old".into()));
     }
 
     #[test]
