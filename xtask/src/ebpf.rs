@@ -152,10 +152,11 @@ impl Toolchain {
             .args(["--target", target(endian), "-Z", "build-std=core", "--target-dir"])
             .arg(&self.target_dir);
 
-        // What the outer cargo set for the package it builds is not about this one. HOST matters most:
-        // aya-ebpf is rebuilt whenever it comes or goes.
+        // What the outer cargo set for the package it builds is not about this one (HOST matters most:
+        // aya-ebpf is rebuilt whenever it comes or goes), nor is a profile that was changed for the host:
+        // bpf-linker wants optimized code.
         for name in env::vars_os().filter_map(|(name, _)| name.into_string().ok()) {
-            if is_about_one_package(&name) {
+            if is_about_one_package(&name) || name.starts_with("CARGO_PROFILE_") {
                 command.env_remove(name);
             }
         }
