@@ -5,6 +5,7 @@
 //! beside the others, never the default) and the distribution's package manager.
 
 mod apt;
+mod compiler;
 mod linker;
 mod packages;
 mod toolchain;
