@@ -42,7 +42,15 @@ fn main() -> Result<()> {
 
     let toolchain = match ebpf::Toolchain::find(&target_dir) {
         Ok(toolchain) => toolchain,
-        Err(reason) => {
+        Err(ebpf::Missing { reason, named }) => {
+            // A file that never exists makes cargo run this at every build: what comes back may be older than
+            // this run, so that its own time tells nothing.
+            if named {
+                println!(
+                    "cargo::rerun-if-changed={}",
+                    out_dir.join("at-every-build").display()
+                );
+            }
             println!(
                 "cargo::warning=the eBPF program is left out, so `lvs-xdp agent` cannot run: {reason}; \
                  run `cargo xtask setup` first"

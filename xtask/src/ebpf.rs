@@ -25,6 +25,15 @@ pub(crate) struct Toolchain {
     target_dir: PathBuf,
 }
 
+/// Why there is no [`Toolchain`].
+#[derive(Debug)]
+pub(crate) struct Missing {
+    /// One line that says what is missing.
+    pub(crate) reason: String,
+    /// A tool chain is named all the same: what it lacks may be there the next time.
+    pub(crate) named: bool,
+}
+
 /// The file in which `cargo xtask setup` leaves the tool chain's directory; `target_dir` is cargo's.
 ///
 /// Its first line is the directory. An empty file stands for "none set up".
@@ -71,21 +80,25 @@ impl Toolchain {
     /// The tool chain of [`TOOLCHAIN_VARIABLE`], else the one recorded in [`toolchain_file`].
     ///
     /// # Errors
-    /// One line that says what is missing.
-    pub(crate) fn find(target_dir: &Path) -> Result<Self, String> {
-        let dir = match given_dir()? {
+    /// What is missing.
+    pub(crate) fn find(target_dir: &Path) -> Result<Self, Missing> {
+        let dir = match given_dir().map_err(|reason| Missing { reason, named: true })? {
             Some(dir) => dir,
             None => fs::read_to_string(toolchain_file(target_dir))
                 .ok()
                 .and_then(|text| text.lines().next().map(PathBuf::from))
                 .filter(|dir| !dir.as_os_str().is_empty())
-                .ok_or("no tool chain for it is set up")?,
+                .ok_or_else(|| Missing {
+                    reason: "no tool chain for it is set up".into(),
+                    named: false,
+                })?,
         };
         let rustc = dir.join("bin/rustc");
         let linker = linker(target_dir);
         for file in [&rustc, &linker] {
             if !file.is_file() {
-                return Err(format!("{} is missing", file.display()));
+                let reason = format!("{} is missing", file.display());
+                return Err(Missing { reason, named: true });
             }
         }
         // A distribution's rustc may come without a cargo; the one that runs this build will do.
@@ -139,10 +152,11 @@ impl Toolchain {
             .args(["--target", target(endian), "-Z", "build-std=core", "--target-dir"])
             .arg(&self.target_dir);
 
-        // What the outer cargo set for the package it builds is not about this one. HOST matters most:
-        // aya-ebpf is rebuilt whenever it comes or goes.
+        // What the outer cargo set for the package it builds is not about this one (HOST matters most:
+        // aya-ebpf is rebuilt whenever it comes or goes), nor is a profile that was changed for the host:
+        // bpf-linker wants optimized code.
         for name in env::vars_os().filter_map(|(name, _)| name.into_string().ok()) {
-            if is_about_one_package(&name) {
+            if is_about_one_package(&name) || name.starts_with("CARGO_PROFILE_") {
                 command.env_remove(name);
             }
         }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::{
     command, ebpf,
@@ -51,10 +51,11 @@ pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
 
 /// Clippy on the eBPF crate: as it is built, if its tool chain has a clippy; else for the host.
 fn ebpf_clippy(workspace: &Workspace) -> Result<Command> {
-    let toolchain = ebpf::Toolchain::find(workspace.tools_dir()).map_err(anyhow::Error::msg)?;
+    let toolchain = ebpf::Toolchain::find(workspace.tools_dir())
+        .map_err(|missing| anyhow!("the eBPF tool chain that was set up is gone: {}", missing.reason))?;
     let bin = toolchain.rustc().parent().context("rustc is in a directory")?;
     if bin.join("cargo-clippy").is_file() && bin.join("clippy-driver").is_file() {
-        println!("lvs-xdp-ebpf: clippy for the kernel, by {}", bin.display());
+        eprintln!("lvs-xdp-ebpf: clippy for the kernel, by {}", bin.display());
         let endian = if cfg!(target_endian = "big") {
             "big"
         } else {
@@ -64,7 +65,7 @@ fn ebpf_clippy(workspace: &Workspace) -> Result<Command> {
         clippy.args(["--", "-D", "warnings"]);
         return Ok(clippy);
     }
-    println!(
+    eprintln!(
         "lvs-xdp-ebpf: clippy for the host, as the tool chain in {} has none",
         bin.display()
     );
@@ -95,7 +96,7 @@ fn ensure_components(workspace: &Workspace) -> Result<()> {
         }
         let mut add = workspace.command("rustup");
         add.args(["component", "add", "rustfmt", "clippy"]);
-        println!("installing rustfmt and clippy: {}", command::line(&add));
+        eprintln!("installing rustfmt and clippy: {}", command::line(&add));
         if let Err(error) = command::silently(&mut add, Duration::from_secs(300)) {
             bail!(
                 "`cargo {component}` is missing and cannot be installed ({error:#}): \

@@ -1,11 +1,13 @@
 //! `cargo xtask run`: the lab, or the agent on a real interface.
 
-use std::{os::unix::process::CommandExt as _, process::ExitCode};
+use std::{
+    os::unix::process::CommandExt as _,
+    process::{Command, ExitCode},
+};
 
 use anyhow::{Context as _, Result};
 
 use crate::{
-    command,
     setup::{Needs, setup},
     workspace::{Profile, Workspace, require_root},
 };
@@ -44,7 +46,7 @@ pub(crate) fn agent(workspace: &Workspace, interfaces: &[String], options: &[Str
     require_root("run")?;
     setup(workspace, Needs::Build)?;
     workspace.build(Profile::Release, &["--package", "lvs-xdp", "--bin", "lvs-xdp"])?;
-    let mut agent = std::process::Command::new(workspace.binary(Profile::Release, "lvs-xdp"));
+    let mut agent = Command::new(workspace.binary(Profile::Release, "lvs-xdp"));
     agent.arg("agent");
     for interface in interfaces {
         agent.args(["--interface", interface]);
@@ -54,6 +56,6 @@ pub(crate) fn agent(workspace: &Workspace, interfaces: &[String], options: &[Str
 }
 
 /// The program takes this process over, so that signals, terminal and exit status are its own.
-fn become_program(mut program: std::process::Command) -> Result<ExitCode> {
-    Err(program.exec()).with_context(|| format!("cannot run {}", command::line(&program)))
+fn become_program(mut program: Command) -> Result<ExitCode> {
+    Err(program.exec()).with_context(|| format!("cannot run {}", program.get_program().display()))
 }

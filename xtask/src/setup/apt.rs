@@ -31,10 +31,10 @@ pub(super) fn is_usable() -> bool {
 pub(super) fn candidates(packages: &[&str]) -> Vec<Candidate> {
     static UPDATED: OnceLock<()> = OnceLock::new();
     UPDATED.get_or_init(|| {
-        println!("bringing apt's package lists up to date");
+        eprintln!("bringing apt's package lists up to date");
         // One mirror out of reach is no reason to stop: the package may be in another's list, or an older one.
         if let Err(error) = command::silently(apt_get().arg("update"), Duration::from_secs(300)) {
-            println!("going on with the old lists: {error:#}");
+            eprintln!("going on with the old lists: {error:#}");
         }
     });
     command::output(
@@ -50,9 +50,9 @@ pub(super) fn candidates(packages: &[&str]) -> Vec<Candidate> {
 /// Installs `packages`, starts no service of theirs, and removes no package.
 ///
 /// # Errors
-/// apt-get failed; the error has its last line.
+/// apt-get failed; the error has its complaint.
 pub(super) fn install(packages: &[String]) -> Result<()> {
-    println!("installing packages: {}", packages.join(" "));
+    eprintln!("installing packages: {}", packages.join(" "));
     let _guard = NoServices::new();
     let mut install = apt_get();
     // --no-remove: Debian's rustc conflicts with Debian's rustup, and the user's choice of toolchain stays.
@@ -93,7 +93,7 @@ impl NoServices {
             .create_new(true)
             .mode(0o755)
             .open(Self::POLICY);
-        // A policy that is there already is the machine's own (every container image has one) and stands.
+        // A policy that is there already is the machine's own (container images have one) and stands.
         let created = file
             .and_then(|mut file| file.write_all(b"#!/bin/sh\nexit 101\n"))
             .is_ok();

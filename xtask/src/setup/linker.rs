@@ -21,7 +21,7 @@ pub(super) fn ensure(workspace: &Workspace) -> Result<()> {
     if installed(workspace).as_deref() == Some(VERSION) {
         return Ok(());
     }
-    println!("installing bpf-linker {VERSION} into the target directory (a minute or two)");
+    eprintln!("installing bpf-linker {VERSION} into the target directory (a minute or two)");
     let mut install = workspace.cargo();
     install
         .args([

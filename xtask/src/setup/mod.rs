@@ -5,12 +5,17 @@
 //! beside the others, never the default) and the distribution's package manager.
 
 mod apt;
+mod compiler;
 mod linker;
 mod packages;
 mod toolchain;
 mod version;
 
-use std::{fs::File, process::ExitCode};
+use std::{
+    fs::File,
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, Result};
 
@@ -35,8 +40,8 @@ pub(crate) fn setup(workspace: &Workspace, needs: Needs) -> Result<()> {
     let lock = File::create(dir.join("setup.lock"))
         .and_then(|file| file.lock().map(|()| file))
         .with_context(|| format!("cannot lock {}", dir.join("setup.lock").display()))?;
-    linker::ensure(workspace)?;
     toolchain::ensure(workspace)?;
+    linker::ensure(workspace)?;
     if needs == Needs::Everything {
         packages::ensure()?;
     }
@@ -51,10 +56,11 @@ pub(crate) fn setup(workspace: &Workspace, needs: Needs) -> Result<()> {
 pub(crate) fn report(workspace: &Workspace) -> Result<ExitCode> {
     let mut rows = vec![toolchain::report(workspace), linker::report(workspace)];
     rows.extend(packages::report());
+    let mut out = io::stdout().lock();
     for Row { what, found } in &rows {
         match found {
-            Ok(found) => println!("{what:<16} {found}"),
-            Err(missing) => println!("{what:<16} missing: {missing}"),
+            Ok(found) => writeln!(out, "{what:<16} {found}")?,
+            Err(missing) => writeln!(out, "{what:<16} missing: {missing}")?,
         }
     }
     let missing = rows.iter().filter(|row| row.found.is_err()).count();

@@ -18,9 +18,9 @@ use anyhow::{Context as _, Result, bail};
 use super::{
     Row,
     apt::{self, Candidate},
+    compiler::{Compiler, oldest, sources},
     linker,
     packages::find_command,
-    version::Version,
 };
 use crate::{command, ebpf, workspace::Workspace};
 
@@ -70,6 +70,8 @@ enum Step {
     UseDistribution,
     InstallPinned,
     InstallDistribution,
+    /// What the user names cannot be used.
+    Refuse(String),
     /// There is no way; the reason, if there is one to name.
     GiveUp(Option<String>),
 }
@@ -79,7 +81,7 @@ fn next_step(facts: &Facts, tried: Tried) -> Step {
     if let Some(given) = &facts.given {
         return match given {
             Ok(dir) => Step::Use(dir.clone()),
-            Err(reason) => Step::GiveUp(Some(reason.clone())),
+            Err(reason) => Step::Refuse(reason.clone()),
         };
     }
     if let Some(dir) = &facts.pinned {
@@ -143,17 +145,18 @@ pub(super) fn ensure(workspace: &Workspace) -> Result<()> {
             }
             Step::InstallPinned => {
                 tried.pinned = true;
-                println!("installing Rust {NIGHTLY} with rustup, beside your toolchains");
+                eprintln!("installing Rust {NIGHTLY} with rustup, beside your toolchains");
                 if let Err(error) = install_pinned() {
-                    println!("going on without it: {error:#}");
+                    eprintln!("going on without it: {error:#}");
                 }
             }
             Step::InstallDistribution => {
                 tried.distribution = true;
                 if let Err(error) = install_distribution() {
-                    println!("going on without it: {error:#}");
+                    eprintln!("going on without it: {error:#}");
                 }
             }
+            Step::Refuse(reason) => bail!("{reason}; name another tool chain, or unset it"),
             Step::GiveUp(reason) => bail!("{}", instructions(reason.as_deref())),
         }
     }
@@ -171,6 +174,7 @@ pub(super) fn report(workspace: &Workspace) -> Row {
     ) {
         Step::Use(dir) => Ok(dir),
         Step::UseDistribution => Ok(DISTRIBUTION_DIR.into()),
+        Step::Refuse(reason) => Err(Some(reason)),
         Step::GiveUp(reason) => Err(reason),
         Step::InstallPinned | Step::InstallDistribution => Err(None),
     };
@@ -183,79 +187,6 @@ pub(super) fn report(workspace: &Workspace) -> Row {
         what: "eBPF tool chain".into(),
         found,
     }
-}
-
-/// What a compiler says about itself.
-#[derive(Debug)]
-struct Compiler {
-    /// As it writes it: `1.97.0-nightly`.
-    release: String,
-    version: Version,
-    llvm_major: u32,
-    has_sources: bool,
-}
-
-impl Compiler {
-    fn ask(dir: &Path) -> Result<Self, String> {
-        let rustc = dir.join("bin/rustc");
-        let ask = |argument| {
-            // Debian's rustup is installed as /usr/bin/rustc: it must not answer for the user's toolchain, nor
-            // install one.
-            command::output(Command::new(&rustc).arg(argument).env("RUSTUP_AUTO_INSTALL", "0"))
-                .map_err(|error| format!("{error:#}"))
-        };
-        let described = ask("-vV")?;
-        let sysroot = command::output(Command::new(&rustc).args(["--print", "sysroot"]))
-            .map_err(|error| format!("{error:#}"))?;
-        Self::parse(&described, sources(Path::new(sysroot.trim_end())).is_file())
-            .ok_or_else(|| format!("{} does not describe itself as a rustc", rustc.display()))
-    }
-
-    /// Reads what `rustc -vV` prints.
-    fn parse(described: &str, has_sources: bool) -> Option<Self> {
-        let field = |name: &str| described.lines().find_map(|line| line.strip_prefix(name));
-        let release = field("release: ")?;
-        Some(Self {
-            release: release.to_owned(),
-            version: Version::parse(release)?,
-            llvm_major: Version::parse(field("LLVM version: ")?)?.major(),
-            has_sources,
-        })
-    }
-
-    /// Why the eBPF program cannot be built with this compiler.
-    fn problem(&self) -> Option<String> {
-        let Self {
-            release,
-            version,
-            llvm_major,
-            has_sources,
-        } = self;
-        if *version < oldest() {
-            Some(format!("rustc {release} is too old, {} is needed", oldest()))
-        } else if *llvm_major != linker::LLVM_MAJOR {
-            Some(format!(
-                "rustc {release} has LLVM {llvm_major}, but the pinned bpf-linker needs LLVM {}",
-                linker::LLVM_MAJOR
-            ))
-        } else if !has_sources {
-            Some(format!(
-                "rustc {release} is there without the sources of core (rust-src)"
-            ))
-        } else {
-            None
-        }
-    }
-}
-
-/// The oldest compiler that builds this workspace.
-fn oldest() -> Version {
-    Version::parse(env!("CARGO_PKG_RUST_VERSION")).expect("the workspace's rust-version is a version")
-}
-
-/// A file that is there when the sources of core are.
-fn sources(sysroot: &Path) -> PathBuf {
-    sysroot.join("lib/rustlib/src/rust/library/core/src/lib.rs")
 }
 
 fn install_pinned() -> Result<()> {
@@ -402,6 +333,7 @@ fn instructions(reason: Option<&str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::setup::version::Version;
 
     const NONE: Tried = Tried {
         pinned: false,
@@ -435,7 +367,7 @@ mod tests {
             apt: true,
             ..Facts::default()
         };
-        assert_eq!(next_step(&facts, NONE), Step::GiveUp(Some("too old".into())));
+        assert_eq!(next_step(&facts, NONE), Step::Refuse("too old".into()));
     }
 
     #[test]
@@ -481,25 +413,6 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("LVS_XDP_EBPF_TOOLCHAIN=DIR"), "{text}");
-    }
-
-    fn compiler(release: &str, llvm: &str, has_sources: bool) -> Compiler {
-        let described = format!(
-            "rustc {release} (ac68faa20 2026-05-25)\nbinary: rustc\nhost: x86_64-unknown-linux-gnu\n\
-             release: {release}\nLLVM version: {llvm}\n"
-        );
-        Compiler::parse(&described, has_sources).expect("what rustc -vV prints")
-    }
-
-    #[test]
-    fn a_compiler_is_judged_by_version_llvm_and_sources() {
-        assert_eq!(compiler("1.96.0", "22.1.8", true).problem(), None);
-        assert_eq!(compiler("1.97.0-nightly", "22.1.4", true).problem(), None);
-        let problem = |compiler: Compiler| compiler.problem().expect("a problem");
-        assert!(problem(compiler("1.63.0", "14.0.6", true)).contains("too old"));
-        assert!(problem(compiler("1.99.0", "23.1.0", true)).contains("LLVM 23"));
-        assert!(problem(compiler("1.96.0", "22.1.8", false)).contains("rust-src"));
-        assert!(Compiler::parse("gcc 12.2.0", true).is_none());
     }
 
     fn offered(packages: &[(&str, &str)]) -> Vec<Candidate> {
