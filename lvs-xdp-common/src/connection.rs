@@ -3,7 +3,7 @@
 //! The states are those of net/netfilter/ipvs/ip_vs_proto_tcp.c, table `tcp_states`, as they are seen
 //! from one side only (INPUT_ONLY), since with direct routing the answers do not pass the director.
 
-use crate::packet::{IpProto, Packet, TcpFlag};
+use crate::packet::TcpFlag;
 
 /// The state of an entry. Its number stands in the entry's word and indexes the time-outs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,14 +101,14 @@ impl State {
 
     /// The state that a packet starts an entry in.
     #[inline(always)]
-    pub const fn first(packet: &Packet) -> Self {
-        match packet.protocol {
-            IpProto::UDP => Self::Udp,
-            _ => match packet.flag {
-                TcpFlag::Syn => Self::SynRecv,
-                TcpFlag::Ack => Self::Established,
-                TcpFlag::Fin | TcpFlag::Rst | TcpFlag::None => Self::Close,
-            },
+    pub const fn first(is_tcp: bool, flag: TcpFlag) -> Self {
+        if !is_tcp {
+            return Self::Udp;
+        }
+        match flag {
+            TcpFlag::Syn => Self::SynRecv,
+            TcpFlag::Ack => Self::Established,
+            TcpFlag::Fin | TcpFlag::Rst | TcpFlag::None => Self::Close,
         }
     }
 
@@ -226,7 +226,8 @@ impl Entry {
     /// Seconds since it was last seen. Times before `now` wrap after 65,536 units.
     #[inline(always)]
     pub const fn age(self, now: u32) -> u32 {
-        let shift = (self.0 >> 16 & 1) as u32 * COARSE_SHIFT;
+        // 0 or 6, without a branch.
+        let shift = (self.0 >> 14 & 4 | self.0 >> 15 & 2) as u32;
         ((now >> shift).wrapping_sub(self.0 as u32) & 0xffff) << shift
     }
 
@@ -263,22 +264,11 @@ mod tests {
 
     #[test]
     fn an_entry_starts_as_its_first_packet_says() {
-        let start = |flag| {
-            State::first(&Packet {
-                flag,
-                ..Packet::sample()
-            })
-        };
-        assert_eq!(start(TcpFlag::Syn), State::SynRecv);
-        assert_eq!(start(TcpFlag::Ack), State::Established);
-        assert_eq!(start(TcpFlag::Fin), State::Close);
-        assert_eq!(start(TcpFlag::Rst), State::Close);
-        let udp = Packet {
-            protocol: IpProto::UDP,
-            flag: TcpFlag::None,
-            ..Packet::sample()
-        };
-        assert_eq!(State::first(&udp), State::Udp);
+        assert_eq!(State::first(true, TcpFlag::Syn), State::SynRecv);
+        assert_eq!(State::first(true, TcpFlag::Ack), State::Established);
+        assert_eq!(State::first(true, TcpFlag::Fin), State::Close);
+        assert_eq!(State::first(true, TcpFlag::Rst), State::Close);
+        assert_eq!(State::first(false, TcpFlag::None), State::Udp);
     }
 
     #[test]

@@ -8,10 +8,10 @@ use crate::{
     connection::{Entry, State},
     hash,
     maps::Maps,
-    packet::{self, Frame, IpProto, Mac, Packet},
+    packet::{self, Frame, IpProto, Mac, Packet, TcpFlags},
     reason::Reason,
     scheduler,
-    table::{self, Flow, Inserted, Key, New, Place, Touch},
+    table::{self, Changed, Flow, Inserted, Key, New, Place},
 };
 
 /// What is to be done with a packet.
@@ -62,19 +62,24 @@ struct Service {
     local: bool,
 }
 
-/// A packet for a service, and where in the connection table it may be. Handed on by reference: a
-/// function of the program that is not inlined has five registers for its arguments.
+/// What is known of a packet for a service. Handed on by reference: a function of the program that is
+/// not inlined has five registers for its arguments, and its stack is short.
 struct Seen {
-    packet: Packet,
-    service: Service,
     key: Key,
+    flow: Flow,
+    service: Service,
+    flags: TcpFlags,
+    length: u16,
 }
 
-impl Seen {
-    #[inline(always)]
-    fn flow(&self) -> Flow {
-        Flow::new(&self.packet, self.service.id)
-    }
+/// What an entry of a packet's tag means for the packet.
+enum Fate {
+    /// It goes to this destination.
+    Kept(u32),
+    /// Its destination was removed.
+    Dropped,
+    /// The entry is none for it.
+    New,
 }
 
 /// Decides about a frame that came in on interface `ingress`. The frame itself is not changed:
@@ -95,10 +100,19 @@ pub fn decide<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -> 
     }
     let control = maps.control();
     let key = Key::new(hash::flow(control.key(), &packet), control.bucket_mask.load());
-    let seen = Seen { packet, service, key };
-    match table::find(maps, key) {
-        Some((place, entry)) => known(maps, &seen, place, entry),
-        None => unknown(maps, &seen),
+    let seen = Seen {
+        key,
+        flow: Flow::new(maps.control(), &packet, service.id),
+        service,
+        flags: packet.flags,
+        length: packet.length,
+    };
+    let fate = table::find(maps, key).map_or(Fate::New, |(place, entry)| known(maps, &seen, place, entry));
+    match fate {
+        Fate::Kept(destination) => forward(maps, seen.length, destination, Reason::Connection),
+        Fate::Dropped => Verdict::Drop(Reason::DestinationRemoved),
+        // In one place: the verifier follows a function anew from each.
+        Fate::New => unknown(maps, &seen),
     }
 }
 
@@ -120,22 +134,25 @@ fn find_service<M: Maps>(maps: &M, packet: &Packet) -> Option<Service> {
     while round < 2 {
         let bucket = maps.service_bucket(index)?;
         let mut has_room = false;
+        let mut found = 0;
         let mut slot = 0;
         while slot < 8 {
             let word = bucket.0[slot].load();
             slot += 1;
-            if word == 0 {
-                has_room = true;
-            } else if word >> 32 == tag {
-                #[expect(clippy::cast_possible_truncation, reason = "the lower half is the id")]
-                let id = word as u32;
-                let row = maps.service(id)?;
-                if row.is(packet.destination, identity) {
-                    return live_service(maps, id, row);
-                }
+            has_room |= word == 0;
+            if word != 0 && word >> 32 == tag {
+                found = word;
+                break;
             }
         }
-        if has_room {
+        if found != 0 {
+            #[expect(clippy::cast_possible_truncation, reason = "the lower half is the id")]
+            let id = found as u32;
+            let row = maps.service(id)?;
+            if row.is(packet.destination, identity) {
+                return live_service(maps, id, row);
+            }
+        } else if has_room {
             return None;
         }
         index = second;
@@ -162,40 +179,44 @@ fn live_service<M: Maps>(maps: &M, id: u32, row: &ServiceRow) -> Option<Service>
 
 /// A packet whose tag is in the table.
 #[inline(always)]
-fn known<M: Maps>(maps: &M, seen: &Seen, place: Place<'_>, entry: Entry) -> Verdict {
+fn known<M: Maps>(maps: &M, seen: &Seen, place: Place<'_>, entry: Entry) -> Fate {
     let now = maps.now();
-    let Some(row) = maps.destination(entry.destination()) else {
-        return Verdict::Pass(Reason::Internal);
-    };
     // Past its time it is no entry; and one of another service is another flow's of the same tag.
+    let Some(row) = maps.destination(entry.destination()) else {
+        return Fate::New;
+    };
     if table::is_expired(maps, entry, now) || row.service() != seen.service.id {
-        return unknown(maps, seen);
+        return Fate::New;
     }
-    let flow = seen.flow();
-    if seen.packet.opens && entry.state().is_over() && table::is_flow(maps, place, &flow) {
-        // The client starts anew on a closed connection. Where the removal fails another CPU has
-        // changed the entry, and then that counts.
-        let _ = table::remove(maps, place.word, entry);
-        return unknown(maps, seen);
-    }
-    if row.towards.load() & destination_flag::REMOVED != 0 {
+    let state = entry.state();
+    let anew = seen.flags.opens() && state.is_over();
+    if row.towards.load() & destination_flag::REMOVED != 0 && !anew {
         // Without restarting its time, as the kernel does (`ip_vs_in_hook`).
-        return Verdict::Drop(Reason::DestinationRemoved);
+        return Fate::Dropped;
     }
-    match table::touch(maps, place, entry, &flow, &seen.packet, now) {
-        Touch::Kept => forward(maps, &seen.packet, entry.destination(), Reason::Connection),
-        Touch::Foreign | Touch::Gone => unknown(maps, seen),
+    if table::is_plain(state, seen.flags.telling()) {
+        table::refresh(maps, place, entry, now);
+    } else if table::change(maps, place, entry, &seen.flow, seen.flags) != Changed::Kept {
+        return Fate::New;
     }
+    Fate::Kept(entry.destination())
 }
 
 /// A packet of a flow that has no entry.
 #[inline(never)]
 fn unknown<M: Maps>(maps: &M, seen: &Seen) -> Verdict {
-    let Seen { packet, service, key } = seen;
+    let Seen {
+        key,
+        flow,
+        service,
+        flags,
+        length,
+    } = seen;
     if matches!(service.list.kind(), Kind::Tombstone) {
         return Verdict::Pass(Reason::NotForUs);
     }
-    if packet.protocol == IpProto::TCP && !packet.opens {
+    let is_tcp = flow.protocol() == IpProto::TCP;
+    if is_tcp && !flags.opens() {
         return if maps.control().flags.load() & control_flag::MIGRATING != 0 {
             Verdict::Drop(Reason::Migrating)
         } else if service.local {
@@ -204,21 +225,22 @@ fn unknown<M: Maps>(maps: &M, seen: &Seen) -> Verdict {
             Verdict::Drop(Reason::NoConnection)
         };
     }
-    let Some(destination) = scheduler::choose(maps, service.id, service.list, service.ring, packet) else {
+    let Some(destination) = scheduler::choose(maps, service.id, service.list, service.ring, flow) else {
         return Verdict::Drop(Reason::NoDestination);
     };
     let new = New {
         key: *key,
-        flow: seen.flow(),
+        flow: *flow,
         destination,
-        state: State::first(packet),
+        state: State::first(is_tcp, flags.telling()),
         seen: maps.now(),
     };
+    let length = *length;
     match table::insert(maps, &new) {
-        Inserted::Done => forward(maps, packet, destination, Reason::NewConnection),
-        Inserted::Exists(other) => forward(maps, packet, other, Reason::Connection),
+        Inserted::Done => forward(maps, length, destination, Reason::NewConnection),
+        Inserted::Exists(other) => forward(maps, length, other, Reason::Connection),
         Inserted::Collision | Inserted::Full if service.list.kind().is_hash() => {
-            forward(maps, packet, destination, Reason::Untracked)
+            forward(maps, length, destination, Reason::Untracked)
         }
         Inserted::Collision => Verdict::Drop(Reason::TagCollision),
         Inserted::Full => Verdict::Drop(Reason::TableFull),
@@ -228,7 +250,7 @@ fn unknown<M: Maps>(maps: &M, seen: &Seen) -> Verdict {
 
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "the lower half is the interface")]
-fn forward<M: Maps>(maps: &M, packet: &Packet, destination: u32, reason: Reason) -> Verdict {
+fn forward<M: Maps>(maps: &M, length: u16, destination: u32, reason: Reason) -> Verdict {
     let Some(row) = maps.destination(destination) else {
         return Verdict::Pass(Reason::Internal);
     };
@@ -242,6 +264,6 @@ fn forward<M: Maps>(maps: &M, packet: &Packet, destination: u32, reason: Reason)
         to: Mac(towards & Mac::MASK),
         from: Mac(row.from.load() & Mac::MASK),
         if_index: row.place.load() as u32,
-        length: packet.length,
+        length,
     })
 }

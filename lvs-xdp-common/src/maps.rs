@@ -43,6 +43,12 @@ pub trait Step<M> {
     fn step(&mut self, maps: &M, index: u32) -> bool;
 }
 
+/// A number in the context of a loop, alone in its word: of two neighbours the compiler makes one
+/// store, and the verifier refuses it where it is not aligned, which on the stack is an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(align(8))]
+pub struct Alone(pub u32);
+
 /// Tables in this process's memory, for tests and simulations.
 #[cfg(not(target_arch = "bpf"))]
 pub mod memory {

@@ -133,6 +133,35 @@ impl Mac {
     }
 }
 
+/// The 14th octet of a TCP header; 0 for UDP. Kept as it came until it is used: a program that knows
+/// which flag it is has a path for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TcpFlags(pub u8);
+
+impl TcpFlags {
+    /// What may start a connection (`tcp_conn_schedule` looks at no other flag).
+    #[inline(always)]
+    pub const fn opens(self) -> bool {
+        self.0 & 0x02 != 0
+    }
+
+    /// The flag that counts.
+    #[inline(always)]
+    pub const fn telling(self) -> TcpFlag {
+        if self.0 & 0x04 != 0 {
+            TcpFlag::Rst
+        } else if self.0 & 0x02 != 0 {
+            TcpFlag::Syn
+        } else if self.0 & 0x01 != 0 {
+            TcpFlag::Fin
+        } else if self.0 & 0x10 != 0 {
+            TcpFlag::Ack
+        } else {
+            TcpFlag::None
+        }
+    }
+}
+
 /// What of a TCP segment drives the state machine, in IPVS's order of precedence:
 /// RST, else SYN, else FIN, else ACK (`tcp_state_idx`, net/netfilter/ipvs/ip_vs_proto_tcp.c).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,24 +176,6 @@ pub enum TcpFlag {
     Ack,
     /// None of them: legal nowhere, and changes nothing.
     None,
-}
-
-impl TcpFlag {
-    /// The flag that counts of a TCP header's 14th octet.
-    #[inline(always)]
-    pub const fn from_octet(flags: u8) -> Self {
-        if flags & 0x04 != 0 {
-            Self::Rst
-        } else if flags & 0x02 != 0 {
-            Self::Syn
-        } else if flags & 0x01 != 0 {
-            Self::Fin
-        } else if flags & 0x10 != 0 {
-            Self::Ack
-        } else {
-            Self::None
-        }
-    }
 }
 
 /// A TCP or UDP packet over IPv4, not a fragment, with whole headers.
@@ -182,10 +193,8 @@ pub struct Packet {
     pub destination_port: u16,
     /// TCP or UDP.
     pub protocol: IpProto,
-    /// The flag that counts; [`TcpFlag::None`] for UDP.
-    pub flag: TcpFlag,
-    /// TCP with SYN: what may start a connection (`tcp_conn_schedule` looks at no other flag).
-    pub opens: bool,
+    /// TCP's flags.
+    pub flags: TcpFlags,
     /// Length of the IP packet in bytes, as its header says.
     pub length: u16,
 }
@@ -193,7 +202,6 @@ pub struct Packet {
 const ETHERNET_LENGTH: usize = 14;
 const VLAN_LENGTH: usize = 4;
 const FRAGMENT_MASK: u16 = 0x3fff; // more fragments, and the offset (RFC 791)
-const TCP_SYN: u8 = 0x02;
 
 #[inline(always)]
 fn be16<F: Frame + ?Sized>(frame: &F, offset: usize) -> Option<u16> {
@@ -249,8 +257,7 @@ fn parse_ipv4<F: Frame + ?Sized>(frame: &F, network: usize, mac: Mac) -> Result<
         source_port: 0,
         destination_port: 0,
         protocol,
-        flag: TcpFlag::None,
-        opens: false,
+        flags: TcpFlags(0),
         length,
     };
     match protocol {
@@ -260,11 +267,9 @@ fn parse_ipv4<F: Frame + ?Sized>(frame: &F, network: usize, mac: Mac) -> Result<
             }
             // One load, so that one check of the end covers both the ports and the flags.
             let header: [u8; 14] = frame.load(transport).ok_or(Reason::Malformed)?;
-            let flags = header[13];
             let ports = u32::from_be_bytes([header[0], header[1], header[2], header[3]]);
             Ok(Packet {
-                flag: TcpFlag::from_octet(flags),
-                opens: flags & TCP_SYN != 0,
+                flags: TcpFlags(header[13]),
                 ..with_ports(packet, ports)
             })
         }
@@ -318,8 +323,7 @@ impl Packet {
             source_port: 40000,
             destination_port: 80,
             protocol: IpProto::TCP,
-            flag: TcpFlag::Syn,
-            opens: true,
+            flags: TcpFlags(0x02),
             length: 60,
         }
     }
@@ -376,10 +380,7 @@ mod tests {
     #[test]
     fn udp_has_no_flags() {
         let packet = parse(&frame(false, 0, 17, 0x02)[..]).unwrap();
-        assert_eq!(
-            (packet.flag, packet.opens, packet.destination_port),
-            (TcpFlag::None, false, 80)
-        );
+        assert_eq!((packet.flags, packet.destination_port), (TcpFlags(0), 80));
     }
 
     #[test]
@@ -391,10 +392,11 @@ mod tests {
             (0x10 | 0x08, TcpFlag::Ack),
             (0x08, TcpFlag::None),
         ] {
-            assert_eq!(TcpFlag::from_octet(octet), flag);
+            assert_eq!(TcpFlags(octet).telling(), flag);
         }
         for (octet, opens) in [(0x02, true), (0x12, true), (0x10, false), (0x04, false)] {
-            assert_eq!(parse(&frame(false, 0, 6, octet)[..]).unwrap().opens, opens);
+            let packet = parse(&frame(false, 0, 6, octet)[..]).unwrap();
+            assert_eq!(packet.flags.opens(), opens);
         }
     }
 

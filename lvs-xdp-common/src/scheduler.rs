@@ -7,8 +7,8 @@
 use crate::{
     abi::{Cursor, Kind, ListWord, RingWord},
     hash::{self, MH_KEY_1},
-    maps::{Maps, Step},
-    packet::Packet,
+    maps::{Alone, Maps, Step},
+    table::Flow,
 };
 
 /// Slots of the rings of sh and dh (`IP_VS_SH_TAB_SIZE`, `IP_VS_DH_TAB_SIZE`).
@@ -37,19 +37,13 @@ const fn is_usable(weight: u32) -> bool {
 
 /// The destination for a new connection of a service; `None` where none is usable.
 #[inline(always)]
-pub fn choose<M: Maps>(
-    maps: &M,
-    service: u32,
-    list: ListWord,
-    ring: RingWord,
-    packet: &Packet,
-) -> Option<u32> {
+pub fn choose<M: Maps>(maps: &M, service: u32, list: ListWord, ring: RingWord, flow: &Flow) -> Option<u32> {
     // Each is a function of its own in the program, which can return one register only.
     let id = match list.kind() {
         Kind::Absent | Kind::Tombstone => NONE,
         Kind::Rr | Kind::Wrr => in_turn(maps, service, list),
         Kind::Fo => highest(maps, list),
-        Kind::Sh | Kind::Dh | Kind::Mh => by_hash(maps, list, ring, packet),
+        Kind::Sh | Kind::Dh | Kind::Mh => by_hash(maps, list, ring, flow),
     };
     (id != NONE).then_some(id)
 }
@@ -152,9 +146,9 @@ fn plain_turn<M: Maps>(maps: &M, list: ListWord, cursor: Cursor) -> Option<(Curs
     let first = if start >= list.length() { 0 } else { start };
     let mut search = Search {
         list,
-        start: first,
-        threshold: 1,
-        found: NONE,
+        start: Alone(first),
+        threshold: Alone(1),
+        found: Alone(NONE),
     };
     if search.step(maps, 0) {
         maps.repeat(list.length(), &mut search);
@@ -179,35 +173,35 @@ fn weighted_turn<M: Maps>(maps: &M, list: ListWord, mut cursor: Cursor) -> Optio
     let rest = list.length().saturating_sub(start);
     let mut search = Search {
         list,
-        start,
-        threshold: cursor.current_weight,
-        found: NONE,
+        start: Alone(start),
+        threshold: Alone(cursor.current_weight),
+        found: Alone(NONE),
     };
     if rest > 0 && search.step(maps, 0) {
         maps.repeat(rest, &mut search);
     }
-    if search.found == NONE {
+    if search.found.0 == NONE {
         let mut heaviest = Heaviest {
             list,
-            weight: 0,
-            index: NONE,
+            weight: Alone(0),
+            index: Alone(NONE),
         };
         maps.repeat(list.length(), &mut heaviest);
-        if heaviest.weight == 0 {
+        if heaviest.weight.0 == 0 {
             return None;
         }
         // The kernel goes down step by step, a pass over the list each; the steps that no usable
         // destination's weight reaches are left out.
-        let mut current = lower(cursor.current_weight.saturating_sub(di), di, heaviest.weight);
+        let mut current = lower(cursor.current_weight.saturating_sub(di), di, heaviest.weight.0);
         if current == 0 {
-            current = lower(mw, di, heaviest.weight);
+            current = lower(mw, di, heaviest.weight.0);
         }
         cursor.current_weight = current;
         search = Search {
             list,
-            start: 0,
-            threshold: current,
-            found: NONE,
+            start: Alone(0),
+            threshold: Alone(current),
+            found: Alone(NONE),
         };
         maps.repeat(list.length(), &mut search);
     }
@@ -230,23 +224,23 @@ const fn lower(from: u32, di: u32, limit: u32) -> u32 {
 /// Looks for a usable destination whose weight is at least `threshold`, from `start` on, round the list.
 struct Search {
     list: ListWord,
-    start: u32,
-    threshold: u32,
-    found: u32,
+    start: Alone,
+    threshold: Alone,
+    found: Alone,
 }
 
 impl Search {
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "indexes are below 4,096")]
     fn result<M: Maps>(&self, maps: &M, cursor: Cursor) -> Option<(Cursor, u32)> {
-        if self.found == NONE {
+        if self.found.0 == NONE {
             return None;
         }
-        let (_, id) = parts(entry(maps, self.list, self.found));
+        let (_, id) = parts(entry(maps, self.list, self.found.0));
         Some((
             Cursor {
                 generation: self.list.generation(),
-                position: self.found as u16 + 1,
+                position: self.found.0 as u16 + 1,
                 ..cursor
             },
             id,
@@ -257,13 +251,13 @@ impl Search {
 impl<M: Maps> Step<M> for Search {
     #[inline(always)]
     fn step(&mut self, maps: &M, index: u32) -> bool {
-        let mut at = self.start + index;
+        let mut at = self.start.0 + index;
         if at >= self.list.length() {
             at -= self.list.length();
         }
         let (weight, _) = parts(entry(maps, self.list, at));
-        if is_usable(weight) && weight >= self.threshold {
-            self.found = at;
+        if is_usable(weight) && weight >= self.threshold.0 {
+            self.found.0 = at;
             return false;
         }
         true
@@ -275,29 +269,29 @@ impl<M: Maps> Step<M> for Search {
 fn highest<M: Maps>(maps: &M, list: ListWord) -> u32 {
     let mut heaviest = Heaviest {
         list,
-        weight: 0,
-        index: NONE,
+        weight: Alone(0),
+        index: Alone(NONE),
     };
     maps.repeat(list.length(), &mut heaviest);
-    if heaviest.index == NONE {
+    if heaviest.index.0 == NONE {
         return NONE;
     }
-    parts(entry(maps, list, heaviest.index)).1
+    parts(entry(maps, list, heaviest.index.0)).1
 }
 
 struct Heaviest {
     list: ListWord,
-    weight: u32,
-    index: u32,
+    weight: Alone,
+    index: Alone,
 }
 
 impl<M: Maps> Step<M> for Heaviest {
     #[inline(always)]
     fn step(&mut self, maps: &M, index: u32) -> bool {
         let (weight, _) = parts(entry(maps, self.list, index));
-        if is_usable(weight) && weight > self.weight {
-            self.weight = weight;
-            self.index = index;
+        if is_usable(weight) && weight > self.weight.0 {
+            self.weight.0 = weight;
+            self.index.0 = index;
         }
         true
     }
@@ -307,8 +301,8 @@ impl<M: Maps> Step<M> for Heaviest {
 #[derive(Clone, Copy)]
 struct Hashed {
     kind: Kind,
-    address: u32,
-    slots: u32,
+    address: Alone,
+    slots: Alone,
 }
 
 impl Hashed {
@@ -316,48 +310,48 @@ impl Hashed {
     #[inline(always)]
     fn slot(self, extra: u32) -> u32 {
         let hash = match self.kind {
-            Kind::Mh => hash::hsiphash(self.address.wrapping_add(extra), MH_KEY_1),
-            _ => hash::hash_32(self.address, HASH_BITS).wrapping_add(extra),
+            Kind::Mh => hash::hsiphash(self.address.0.wrapping_add(extra), MH_KEY_1),
+            _ => hash::hash_32(self.address.0, HASH_BITS).wrapping_add(extra),
         };
-        hash.checked_rem(self.slots).unwrap_or(0)
+        hash.checked_rem(self.slots.0).unwrap_or(0)
     }
 }
 
 /// sh, dh, mh: what stands in the slot of the ring.
 #[inline(never)]
-fn by_hash<M: Maps>(maps: &M, list: ListWord, ring: RingWord, packet: &Packet) -> u32 {
+fn by_hash<M: Maps>(maps: &M, list: ListWord, ring: RingWord, flow: &Flow) -> u32 {
     let slots = ring.slots();
     if slots == 0 {
         return NONE;
     }
     let hashed_address = if matches!(list.kind(), Kind::Dh) {
-        packet.destination
+        flow.address
     } else {
-        packet.source
+        flow.client
     };
     let port = if ring.port() {
-        u32::from(packet.source_port)
+        u32::from(flow.client_port())
     } else {
         0
     };
     let hashed = Hashed {
         kind: list.kind(),
-        address: hash::fold(hashed_address).wrapping_add(port),
-        slots,
+        address: Alone(hash::fold(hashed_address).wrapping_add(port)),
+        slots: Alone(slots),
     };
     let first = hashed.slot(0);
     let mut fallback = Fallback {
         list,
         ring,
         hashed,
-        first,
-        chosen: NONE,
+        first: Alone(first),
+        chosen: Alone(NONE),
     };
     if fallback.take(maps, first) || !ring.fallback() || matches!(hashed.kind, Kind::Dh) {
-        return fallback.chosen;
+        return fallback.chosen.0;
     }
     maps.repeat(slots, &mut fallback);
-    fallback.chosen
+    fallback.chosen.0
 }
 
 /// sh-fallback, mh-fallback: the slots that the kernel tries (`ip_vs_sh_get_fallback`, `ip_vs_mh_get_fallback`).
@@ -365,8 +359,8 @@ struct Fallback {
     list: ListWord,
     ring: RingWord,
     hashed: Hashed,
-    first: u32,
-    chosen: u32,
+    first: Alone,
+    chosen: Alone,
 }
 
 impl Fallback {
@@ -381,7 +375,7 @@ impl Fallback {
         }
         let (weight, id) = parts(entry(maps, self.list, index));
         if is_usable(weight) {
-            self.chosen = id;
+            self.chosen.0 = id;
         }
         is_usable(weight)
     }
@@ -390,9 +384,11 @@ impl Fallback {
 impl<M: Maps> Step<M> for Fallback {
     #[inline(always)]
     fn step(&mut self, maps: &M, index: u32) -> bool {
-        let slot = self
-            .hashed
-            .slot((self.first + index).checked_rem(self.hashed.slots).unwrap_or(0));
+        let slot = self.hashed.slot(
+            (self.first.0 + index)
+                .checked_rem(self.hashed.slots.0)
+                .unwrap_or(0),
+        );
         !self.take(maps, slot)
     }
 }

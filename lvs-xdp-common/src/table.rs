@@ -14,22 +14,23 @@
 //! - An entry past its time-out is no entry: find does not return it, insert takes its place.
 
 use crate::{
-    abi::{Bucket, ColdRow},
+    abi::{Bucket, ColdRow, Control},
     atomic::Word,
     connection::{Count, Entry, State},
-    maps::{Maps, Step},
-    packet::{Address, IpProto, Packet, TcpFlag},
+    maps::{Alone, Maps, Step},
+    packet::{Address, IpProto, Packet, TcpFlag, TcpFlags},
 };
 
 /// Tries of a compare-and-swap before giving up: each failure means that another CPU succeeded.
 const TRIES: u32 = 4;
 /// Times a claim of another CPU is looked at while waiting for it to become an entry or to go.
-const PATIENCE: u32 = 32;
+const PATIENCE: u32 = 8;
 /// With this many live entries in the primary bucket a new one goes to the emptier of the two.
 const CROWDED: u64 = 7;
 
 /// Where in the table a flow may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(align(8))] // Copied in whole words, which must be aligned on the program's stack.
 pub struct Key {
     tag: u32,
     primary: u32,
@@ -70,13 +71,16 @@ pub struct Flow {
 impl Flow {
     /// The flow of a packet for a service.
     #[inline(always)]
-    pub const fn new(packet: &Packet, service: u32) -> Self {
+    pub fn new(control: &Control, packet: &Packet, service: u32) -> Self {
         Self {
             client: packet.source,
             address: packet.destination,
-            ports: packet.source_port as u64
-                | (packet.destination_port as u64) << 16
-                | (packet.protocol.0 as u64) << 32,
+            // The program knows which protocol it is, and need not have a path for each.
+            ports: control.forget(
+                u64::from(packet.source_port)
+                    | u64::from(packet.destination_port) << 16
+                    | u64::from(packet.protocol.0) << 32,
+            ),
             service,
         }
     }
@@ -194,85 +198,131 @@ fn recount<M: Maps>(maps: &M, destination: u32, from: State, to: State) {
 /// The live entry of a flow's tag, if there is one; expired ones are returned too.
 #[inline(always)]
 pub fn find<'m, M: Maps>(maps: &'m M, key: Key) -> Option<(Place<'m>, Entry)> {
-    match scan(maps.bucket(key.primary)?, key.primary, key.tag) {
+    match scan(maps, maps.bucket(key.primary)?, key.primary, key.tag) {
         Some(found) => Some(found),
-        None => scan(maps.bucket(key.partner)?, key.partner, key.tag),
+        None => scan(maps, maps.bucket(key.partner)?, key.partner, key.tag),
     }
 }
 
 #[inline(always)]
-fn scan(bucket: &Bucket, index: u32, tag: u32) -> Option<(Place<'_>, Entry)> {
+fn scan<'m, M: Maps>(maps: &M, bucket: &'m Bucket, index: u32, tag: u32) -> Option<(Place<'m>, Entry)> {
+    let mut found = Entry::EMPTY;
     let mut slot = 0;
     while slot < 8 {
         let entry = Entry(bucket.0[slot].load());
         if entry.tag() == tag && entry.is_live() {
-            #[expect(clippy::cast_possible_truncation, reason = "below 8")]
-            return Some((
-                Place {
-                    word: &bucket.0[slot],
-                    index: index * 8 + slot as u32,
-                },
-                entry,
-            ));
+            found = entry;
+            break;
         }
         slot += 1;
     }
-    None
+    if found.0 == 0 {
+        return None;
+    }
+    // One path for all slots from here on.
+    let slot = maps.control().forget(slot as u64) & 7;
+    #[expect(clippy::cast_possible_truncation, reason = "below 8")]
+    let index = index * 8 + slot as u32;
+    Some((
+        Place {
+            word: &bucket.0[slot as usize],
+            index,
+        },
+        found,
+    ))
 }
 
-/// What became of an entry that was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Touch {
-    /// It is this flow's, and says so now.
-    Kept,
-    /// It is another flow's of the same tag.
-    Foreign,
-    /// It is gone: another flow's is in its place.
-    Gone,
-}
-
-/// Notes that a packet of a flow was seen: refreshes the entry and moves it on to `next(state)`.
-///
-/// The common case, a packet that changes no state and was seen within the same second, writes nothing
-/// and does not look at the cold row; SYN, FIN, RST and every change of state do, since a tag is not
-/// identity.
+/// Whether a packet can change nothing but the time of an entry in this state: then a tag is identity
+/// enough. SYN, FIN, RST and every change of state go to [`change`], which looks at the cold row.
 #[inline(always)]
-pub fn touch<M: Maps>(
-    maps: &M,
-    place: Place<'_>,
-    mut entry: Entry,
-    flow: &Flow,
-    packet: &Packet,
-    now: u32,
-) -> Touch {
-    let Entry(mut word) = entry;
+pub const fn is_plain(state: State, flag: TcpFlag) -> bool {
+    !matches!(flag, TcpFlag::Syn | TcpFlag::Fin | TcpFlag::Rst) && state.next(flag) as u64 == state as u64
+}
+
+/// Notes that a packet was seen that [`is_plain`] in the entry's state. Within the same second of the
+/// clock this writes nothing.
+#[inline(always)]
+pub fn refresh<M: Maps>(maps: &M, place: Place<'_>, entry: Entry, now: u32) {
+    let fresh = entry.seen(entry.state(), now, timeout(maps, entry.state_number()));
+    if fresh.0 != entry.0 {
+        // Where this fails another CPU has done it, or has changed the state, which did it too.
+        let _ = place.word.swap(entry.0, fresh.0);
+    }
+}
+
+/// What became of an entry that a telling packet was seen for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Changed {
+    /// It is this flow's, and in its next state now.
+    Kept,
+    /// It is another flow's of the same tag, or gone.
+    Foreign,
+    /// It was this flow's, and over; the client starts anew, and the entry was taken out.
+    Over,
+}
+
+/// Moves the entry at a place on to the state that follows a packet.
+#[inline(always)]
+pub fn change<M: Maps>(maps: &M, place: Place<'_>, entry: Entry, flow: &Flow, flags: TcpFlags) -> Changed {
+    match change_state(maps, place.index, entry.tag(), flow, u32::from(flags.0)) {
+        0 => Changed::Kept,
+        2 => Changed::Over,
+        _ => Changed::Foreign,
+    }
+}
+
+#[inline(never)]
+fn change_state<M: Maps>(maps: &M, index: u32, tag: u32, flow: &Flow, flags: u32) -> u32 {
+    #[expect(clippy::cast_possible_truncation, reason = "it was an octet")]
+    let flags = TcpFlags(flags as u8);
+    try_change(maps, index, tag, flow, flags.telling()) as u32
+}
+
+#[inline(always)]
+fn try_change<M: Maps>(maps: &M, index: u32, tag: u32, flow: &Flow, flag: TcpFlag) -> Changed {
+    let Some(word) = word_at(maps, index) else {
+        return Changed::Foreign;
+    };
+    match maps.cold(index) {
+        Some(row) if flow.is(row) => {}
+        _ => return Changed::Foreign,
+    }
+    let now = maps.now();
     let mut tries = 0;
     while tries < TRIES {
-        let state = entry.state();
-        let next = state.next(packet.flag);
-        let telling = matches!(packet.flag, TcpFlag::Syn | TcpFlag::Fin | TcpFlag::Rst);
-        if (telling || next as u64 != state as u64) && !is_flow(maps, place, flow) {
-            return Touch::Foreign;
-        }
-        let fresh = entry.seen(next, now, timeout(maps, next as u64));
-        if fresh.0 == word {
-            return Touch::Kept;
-        }
-        if place.word.swap(word, fresh.0) {
-            if next as u64 != state as u64 {
-                recount(maps, entry.destination(), state, next);
-            }
-            return Touch::Kept;
-        }
-        word = place.word.load();
-        let seen = Entry(word);
-        if seen.tag() != entry.tag() || !seen.is_live() || seen.destination() != entry.destination() {
-            return Touch::Gone;
-        }
-        entry = seen;
         tries += 1;
+        let entry = Entry(word.load());
+        if entry.tag() != tag || !entry.is_live() {
+            return Changed::Foreign;
+        }
+        let state = entry.state();
+        if matches!(flag, TcpFlag::Syn) && state.is_over() {
+            if remove(maps, word, entry) {
+                return Changed::Over;
+            }
+            continue;
+        }
+        let next = state.next(flag);
+        let fresh = entry.seen(next, now, timeout(maps, next as u64));
+        if fresh.0 == entry.0 {
+            break;
+        }
+        if word.swap(entry.0, fresh.0) {
+            recount(maps, entry.destination(), state, next);
+            break;
+        }
     }
-    Touch::Kept
+    // After this many tries others have changed it again and again: it is there, and fresh.
+    Changed::Kept
+}
+
+/// The word of the entry at an index: bucket * 8 + slot.
+#[inline(always)]
+fn word_at<M: Maps>(maps: &M, index: u32) -> Option<&Word> {
+    let bucket = maps.bucket(index / 8)?;
+    // Known to nobody, so that the mask stays, which shows the verifier that it is a slot.
+    Some(&bucket.0[core::hint::black_box(index as usize) & 7])
 }
 
 /// Whether an entry is this flow's, by the cold row.
@@ -411,36 +461,38 @@ const RANKS: u64 = {
 
 /// The score of one entry as a place for a flow of this tag, without its slot.
 ///
-/// Without a branch: sixteen entries are scored for a new connection, and each branch would be
-/// mispredicted half the time, and would double what the verifier has to follow. Of expired and of
-/// half-open entries the oldest comes first; an expired one of the same tag has to be the one that goes.
+/// Without a branch: sixteen entries are scored for a new connection, each branch would be mispredicted
+/// half the time, and would double what the verifier has to follow. ([`Control::forget`] keeps the
+/// compiler from making branches of the arithmetic.) Of expired and of half-open entries the oldest
+/// comes first; an expired one of the same tag has to be the one that goes.
 #[inline(always)]
 fn score<M: Maps>(maps: &M, entry: Entry, tag: u32, now: u32) -> u64 {
+    let control = maps.control();
     let state = entry.state_number();
     let age = u64::from(entry.age(now));
-    let expired = u64::from(timeout(maps, state)).wrapping_sub(age) >> 63;
+    let expired = control.forget(u64::from(timeout(maps, state)).wrapping_sub(age)) >> 63;
     let alive = RANKS >> (2 * state) & 3;
     let rank = alive ^ (alive ^ EXPIRED) & expired.wrapping_neg();
-    let other = u64::from(entry.tag() ^ tag).wrapping_neg() >> 63;
+    let other = control.forget(u64::from(entry.tag() ^ tag).wrapping_neg()) >> 63;
     let order = 0xffff_ffff ^ age;
     // All ones, but for an expired entry of the same tag, which scores 0.
-    (rank << RANK_SHIFT | order << ORDER_SHIFT) & (expired & (other ^ 1)).wrapping_sub(1)
+    let mask = (expired & (other ^ 1)).wrapping_sub(1);
+    (rank << RANK_SHIFT | order << ORDER_SHIFT) & mask
 }
 
 #[inline(never)]
 fn survey<M: Maps>(maps: &M, bucket: &Bucket, tag: u32, now: u32) -> u64 {
     let control = maps.control();
-    let mut best = control.forget(TAKEN << RANK_SHIFT | u64::from(u32::MAX) << ORDER_SHIFT);
+    let mut best = TAKEN << RANK_SHIFT | u64::from(u32::MAX) << ORDER_SHIFT;
     let mut live = 0;
     let mut slot = 0;
     while slot < 8 {
-        let score = control.forget(score(maps, Entry(bucket.0[slot].load()), tag, now)) | slot as u64;
+        let score = score(maps, Entry(bucket.0[slot].load()), tag, now) | slot as u64;
         // Half open and taken, 2 and 3, are the live ones.
         live += score >> (RANK_SHIFT + 1) & 1;
-        if score < best {
-            best = score;
-        }
-        best = control.forget(best);
+        let difference = score.wrapping_sub(best);
+        let is_better = control.forget(difference) >> 63;
+        best = best.wrapping_add(difference & is_better.wrapping_neg());
         slot += 1;
     }
     live << LIVE_SHIFT | best
@@ -452,23 +504,39 @@ fn survey<M: Maps>(maps: &M, bucket: &Bucket, tag: u32, now: u32) -> u64 {
 /// one; the counts of what was displaced are settled.
 #[inline(always)]
 pub fn insert<M: Maps>(maps: &M, new: &New) -> Inserted {
-    Inserted::unpack(enter(maps, new))
-}
-
-#[inline(never)]
-fn enter<M: Maps>(maps: &M, new: &New) -> u64 {
-    try_enter(maps, new).pack()
-}
-
-#[inline(always)]
-fn try_enter<M: Maps>(maps: &M, new: &New) -> Inserted {
     let New {
         key,
-        ref flow,
+        flow,
         destination,
         state,
         seen,
-    } = *new;
+    } = new;
+    let what = maps
+        .control()
+        .forget(u64::from(*destination) | (*state as u64) << 32);
+    Inserted::unpack(enter(maps, key, flow, what, *seen))
+}
+
+/// Five arguments in registers are what a function of the program can have: `what` is the destination's
+/// id in its lower half and the state's number in its upper one.
+#[inline(never)]
+fn enter<M: Maps>(maps: &M, key: &Key, flow: &Flow, what: u64, seen: u32) -> u64 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the lower half is the destination"
+    )]
+    try_enter(maps, key, flow, what as u32, State::from_number(what >> 32), seen).pack()
+}
+
+#[inline(always)]
+fn try_enter<M: Maps>(
+    maps: &M,
+    key: &Key,
+    flow: &Flow,
+    destination: u32,
+    state: State,
+    seen: u32,
+) -> Inserted {
     let now = maps.now();
     let (Some(primary), Some(partner)) = (maps.bucket(key.primary), maps.bucket(key.partner)) else {
         return Inserted::Full;
@@ -513,7 +581,7 @@ fn try_enter<M: Maps>(maps: &M, new: &New) -> Inserted {
         }
         recount(maps, victim.destination(), victim.state(), State::Empty);
         if sharing(maps, primary, key.tag) + sharing(maps, partner, key.tag) > 1 {
-            let outcome = Inserted::unpack(contend(maps, new, place.index));
+            let outcome = Inserted::unpack(contend(maps, key, flow, place.index));
             if !matches!(outcome, Inserted::Done) {
                 return outcome;
             }
@@ -530,26 +598,26 @@ fn try_enter<M: Maps>(maps: &M, new: &New) -> Inserted {
 }
 
 /// How many words of a bucket have this tag.
-#[inline(always)]
+#[inline(never)]
 fn sharing<M: Maps>(maps: &M, bucket: &Bucket, tag: u32) -> u64 {
-    let mut sharing = 0;
+    let mut others = 0;
     let mut slot = 0;
     while slot < 8 {
-        sharing += maps
-            .control()
-            .forget(u64::from(Entry(bucket.0[slot].load()).tag() == tag));
+        let difference = u64::from(Entry(bucket.0[slot].load()).tag() ^ tag);
+        others += maps.control().forget(difference.wrapping_neg()) >> 63;
         slot += 1;
     }
-    sharing
+    8 - others
 }
 
 /// After claiming a place: who else has an entry or a claim of this tag in the pair of buckets, and may
 /// keep it? [`Inserted::Done`] where nobody may; else the claim has been given up.
 #[inline(never)]
-fn contend<M: Maps>(maps: &M, new: &New, own: u32) -> u64 {
+fn contend<M: Maps>(maps: &M, key: &Key, flow: &Flow, own: u32) -> u64 {
     let mut contest = Contest {
-        new: *new,
-        own,
+        key: *key,
+        flow: *flow,
+        own: Alone(own),
         outcome: Inserted::Done.pack(),
     };
     maps.repeat(16, &mut contest);
@@ -557,24 +625,18 @@ fn contend<M: Maps>(maps: &M, new: &New, own: u32) -> u64 {
 }
 
 struct Contest {
-    new: New,
+    key: Key,
+    flow: Flow,
     /// The place that was claimed.
-    own: u32,
+    own: Alone,
     outcome: u64,
 }
 
 impl Contest {
-    /// The word of a place of the pair.
-    #[inline(always)]
-    fn word<M: Maps>(maps: &M, place: u32) -> Option<&Word> {
-        let bucket = maps.bucket(place / 8)?;
-        Some(&bucket.0[core::hint::black_box(place as usize) & 7])
-    }
-
     /// Gives the claim up, for this outcome.
     #[inline(always)]
     fn give_up<M: Maps>(&mut self, maps: &M, outcome: Inserted) -> bool {
-        if let Some(word) = Self::word(maps, self.own) {
+        if let Some(word) = word_at(maps, self.own.0) {
             word.store(Entry::EMPTY.0);
         }
         self.outcome = outcome.pack();
@@ -585,18 +647,17 @@ impl Contest {
 impl<M: Maps> Step<M> for Contest {
     #[inline(always)]
     fn step(&mut self, maps: &M, index: u32) -> bool {
-        let New { key, ref flow, .. } = self.new;
-        let flow = *flow;
+        let Self { key, flow, .. } = *self;
         let at = if index < 8 {
             key.primary * 8 + index
         } else {
             key.partner * 8 + index - 8
         };
-        let Some(word) = Self::word(maps, at) else {
+        let Some(word) = word_at(maps, at) else {
             return true;
         };
         let seen = Entry(word.load());
-        if seen.tag() != key.tag || at == self.own {
+        if seen.tag() != key.tag || at == self.own.0 {
             return true;
         }
         if seen.is_live() && is_expired(maps, seen, maps.now()) {
@@ -605,7 +666,7 @@ impl<M: Maps> Step<M> for Contest {
         }
         // Two claims: the one in the lower place goes on, but waits for what becomes of the other, which
         // may have looked before this claim was made. The one in the higher place is given up.
-        if !seen.is_live() && self.own > at {
+        if !seen.is_live() && self.own.0 > at {
             return self.give_up(maps, Inserted::Race);
         }
         let settled = settle(word, key.tag);

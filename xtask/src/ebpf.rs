@@ -175,6 +175,8 @@ impl Toolchain {
                     "-Cdebuginfo=2",
                     "-Clink-arg=--btf",
                     "-Ctarget-cpu=v3",
+                    // The kernel takes unaligned loads from packets; without this each becomes eight byte loads.
+                    "-Ctarget-feature=+allows-misaligned-mem-access",
                 ]
                 .join("\x1f"),
             )

@@ -722,12 +722,20 @@ fn full(what: &str, limit: u32, option: &str) -> ApiError {
     )
 }
 
-/// Enters a word into the service index: into its first bucket, or where that is full into its second.
+/// Enters a word into the service index: into its first bucket, or, where that is full or has a word
+/// of the same tag, into its second. The program looks at the second for the same two reasons.
 pub(super) fn enter_index(index: &[IndexBucket], hash: u64, mask: u64, id: u32) {
     let (first, second) = index_buckets(hash, mask);
+    let tag = index_word(hash, 0) >> 32;
     let free = [first, second]
         .into_iter()
         .filter_map(|bucket| index.get(bucket as usize))
+        .filter(|bucket| {
+            bucket
+                .0
+                .iter()
+                .all(|word| word.load() == 0 || word.load() >> 32 != tag)
+        })
         .flat_map(|bucket| &bucket.0)
         .find(|word| word.load() == 0);
     if let Some(word) = free {

@@ -14,7 +14,7 @@ use lvs_xdp_common::{
     atomic::Word,
     hash,
     maps::Maps as _,
-    packet::{Packet, TcpFlag},
+    packet::{Packet, TcpFlags},
     table::{self, Key, New},
 };
 
@@ -223,8 +223,7 @@ fn copy_connections(old: &Tables, new: &Tables) {
             source_port: flow.client_port(),
             destination_port: flow.port(),
             protocol: flow.protocol(),
-            flag: TcpFlag::None,
-            opens: false,
+            flags: TcpFlags(0),
             length: 0,
         };
         let key = Key::new(hash::flow(control.key(), &packet), mask);
