@@ -9,26 +9,17 @@ use crate::{
     hash,
     maps::Maps,
     packet::{self, Frame, IpProto, Mac, Packet, TcpFlags},
-    reason::Reason,
+    reason::{Outcome, Reason},
     scheduler,
     table::{self, Changed, Flow, Inserted, Key, New, Place},
 };
 
-/// What is to be done with a packet.
+/// What is to be done with a packet: what [`Reason::outcome`] says. The rest is where it goes, and 0
+/// where it goes nowhere (not an enum: what a variant leaves open, the compiler leaves uninitialised in
+/// a register, which the verifier refuses).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// Send it to a real server.
-    Forward(Forward),
-    /// Leave it to the host's own stack, as it came.
-    Pass(Reason),
-    /// Throw it away.
-    Drop(Reason),
-}
-
-/// Where a packet goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Forward {
-    /// Why.
+pub struct Verdict {
+    /// What becomes of it, and why.
     pub reason: Reason,
     /// The destination's id.
     pub destination: u32,
@@ -43,12 +34,16 @@ pub struct Forward {
 }
 
 impl Verdict {
-    /// Why.
+    /// A packet that goes nowhere.
     #[inline(always)]
-    pub const fn reason(&self) -> Reason {
-        match self {
-            Self::Forward(forward) => forward.reason,
-            Self::Pass(reason) | Self::Drop(reason) => *reason,
+    pub const fn stay(reason: Reason) -> Self {
+        Self {
+            reason,
+            destination: 0,
+            to: Mac(0),
+            from: Mac(0),
+            if_index: 0,
+            length: 0,
         }
     }
 }
@@ -62,14 +57,17 @@ struct Service {
     local: bool,
 }
 
-/// What is known of a packet for a service. Handed on by reference: a function of the program that is
-/// not inlined has five registers for its arguments, and its stack is short.
-struct Seen {
-    key: Key,
+/// A packet of a flow that has no entry, for a service: what [`begin`] needs. Whole words without
+/// padding, since the program hands it to a function that the verifier looks at by itself.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Unknown {
+    hash: u64,
     flow: Flow,
-    service: Service,
-    flags: TcpFlags,
-    length: u16,
+    list: ListWord,
+    ring: RingWord,
+    /// TCP's flags, and from bit 8 whether the virtual address is the host's own.
+    flags: u64,
 }
 
 /// What an entry of a packet's tag means for the packet.
@@ -88,31 +86,54 @@ enum Fate {
 pub fn decide<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -> Verdict {
     let packet = match packet::parse(frame) {
         Ok(packet) => packet,
-        Err(reason) => return Verdict::Pass(reason),
+        Err(reason) => return Verdict::stay(reason),
     };
     let Some(service) = find_service(maps, &packet) else {
-        return Verdict::Pass(Reason::NotForUs);
+        return Verdict::stay(Reason::NotForUs);
     };
     if let Some(row) = maps.interface(ingress & (INTERFACE_ROWS - 1))
         && !row.takes(ingress, packet.mac)
     {
-        return Verdict::Pass(Reason::OtherHost);
+        return Verdict::stay(Reason::OtherHost);
     }
     let control = maps.control();
-    let key = Key::new(hash::flow(control.key(), &packet), control.bucket_mask.load());
-    let seen = Seen {
-        key,
-        flow: Flow::new(maps.control(), &packet, service.id),
-        service,
-        flags: packet.flags,
-        length: packet.length,
+    let hash = hash::flow(control.key(), &packet);
+    let key = Key::new(hash, control.bucket_mask.load());
+    let flow = Flow::new(&packet, service.id);
+    let fate = table::find(maps, key).map_or(Fate::New, |(place, entry)| known(maps, &packet, &flow, place, entry));
+    let (reason, destination) = match fate {
+        Fate::Kept(destination) => (Reason::Connection, destination),
+        Fate::Dropped => return Verdict::stay(Reason::DestinationRemoved),
+        Fate::New => {
+            let unknown = Unknown {
+                hash,
+                flow,
+                list: service.list,
+                ring: service.ring,
+                flags: u64::from(packet.flags.0) | u64::from(service.local) << 8,
+            };
+            Begun::unpack(maps.begin(&unknown))
+        }
     };
-    let fate = table::find(maps, key).map_or(Fate::New, |(place, entry)| known(maps, &seen, place, entry));
-    match fate {
-        Fate::Kept(destination) => forward(maps, seen.length, destination, Reason::Connection),
-        Fate::Dropped => Verdict::Drop(Reason::DestinationRemoved),
-        // In one place: the verifier follows a function anew from each.
-        Fate::New => unknown(maps, &seen),
+    match reason.outcome() {
+        Outcome::Forward => forward(maps, packet.length, destination, reason),
+        Outcome::Pass | Outcome::Drop => Verdict::stay(reason),
+    }
+}
+
+/// What [`begin`] says: a reason, and a destination where it is one to forward. In one register.
+struct Begun;
+
+impl Begun {
+    #[inline(always)]
+    const fn pack(reason: Reason, destination: u32) -> u64 {
+        reason as u64 | (destination as u64) << 32
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the halves are wanted")]
+    const fn unpack(packed: u64) -> (Reason, u32) {
+        (Reason::from_number(packed as u32), (packed >> 32) as u32)
     }
 }
 
@@ -179,72 +200,73 @@ fn live_service<M: Maps>(maps: &M, id: u32, row: &ServiceRow) -> Option<Service>
 
 /// A packet whose tag is in the table.
 #[inline(always)]
-fn known<M: Maps>(maps: &M, seen: &Seen, place: Place<'_>, entry: Entry) -> Fate {
+fn known<M: Maps>(maps: &M, packet: &Packet, flow: &Flow, place: Place<'_>, entry: Entry) -> Fate {
     let now = maps.now();
     // Past its time it is no entry; and one of another service is another flow's of the same tag.
     let Some(row) = maps.destination(entry.destination()) else {
         return Fate::New;
     };
-    if table::is_expired(maps, entry, now) || row.service() != seen.service.id {
+    if table::is_expired(maps, entry, now) || u64::from(row.service()) != flow.service {
         return Fate::New;
     }
     let state = entry.state();
-    let anew = seen.flags.opens() && state.is_over();
+    let anew = packet.flags.opens() && state.is_over();
     if row.towards.load() & destination_flag::REMOVED != 0 && !anew {
         // Without restarting its time, as the kernel does (`ip_vs_in_hook`).
         return Fate::Dropped;
     }
-    if table::is_plain(state, seen.flags.telling()) {
+    if table::is_plain(state, packet.flags.telling()) {
         table::refresh(maps, place, entry, now);
-    } else if table::change(maps, place, entry, &seen.flow, seen.flags) != Changed::Kept {
+    } else if table::change(maps, place, entry, flow, packet.flags) != Changed::Kept {
         return Fate::New;
     }
     Fate::Kept(entry.destination())
 }
 
-/// A packet of a flow that has no entry.
-#[inline(never)]
-fn unknown<M: Maps>(maps: &M, seen: &Seen) -> Verdict {
-    let Seen {
-        key,
+/// Decides about a packet of a flow that has no entry: what becomes of it, and where it goes. In one
+/// register, as [`Begun`] reads it.
+#[inline(always)]
+pub fn begin<M: Maps>(maps: &M, unknown: &Unknown) -> u64 {
+    let Unknown {
+        hash,
         flow,
-        service,
+        list,
+        ring,
         flags,
-        length,
-    } = seen;
-    if matches!(service.list.kind(), Kind::Tombstone) {
-        return Verdict::Pass(Reason::NotForUs);
+    } = unknown;
+    #[expect(clippy::cast_possible_truncation, reason = "the lowest octet is TCP's flags")]
+    let (tcp, is_local) = (TcpFlags(*flags as u8), flags >> 8 != 0);
+    if matches!(list.kind(), Kind::Tombstone) {
+        return Begun::pack(Reason::NotForUs, 0);
     }
     let is_tcp = flow.protocol() == IpProto::TCP;
-    if is_tcp && !flags.opens() {
-        return if maps.control().flags.load() & control_flag::MIGRATING != 0 {
-            Verdict::Drop(Reason::Migrating)
-        } else if service.local {
-            Verdict::Pass(Reason::NoConnectionPassed)
+    if is_tcp && !tcp.opens() {
+        let reason = if maps.control().flags.load() & control_flag::MIGRATING != 0 {
+            Reason::Migrating
+        } else if is_local {
+            Reason::NoConnectionPassed
         } else {
-            Verdict::Drop(Reason::NoConnection)
+            Reason::NoConnection
         };
+        return Begun::pack(reason, 0);
     }
-    let Some(destination) = scheduler::choose(maps, service.id, service.list, service.ring, flow) else {
-        return Verdict::Drop(Reason::NoDestination);
+    let Some(destination) = scheduler::choose(maps, *list, *ring, flow) else {
+        return Begun::pack(Reason::NoDestination, 0);
     };
     let new = New {
-        key: *key,
+        hash: *hash,
         flow: *flow,
         destination,
-        state: State::first(is_tcp, flags.telling()),
+        state: State::first(is_tcp, tcp.telling()),
         seen: maps.now(),
     };
-    let length = *length;
     match table::insert(maps, &new) {
-        Inserted::Done => forward(maps, length, destination, Reason::NewConnection),
-        Inserted::Exists(other) => forward(maps, length, other, Reason::Connection),
-        Inserted::Collision | Inserted::Full if service.list.kind().is_hash() => {
-            forward(maps, length, destination, Reason::Untracked)
-        }
-        Inserted::Collision => Verdict::Drop(Reason::TagCollision),
-        Inserted::Full => Verdict::Drop(Reason::TableFull),
-        Inserted::Race => Verdict::Drop(Reason::InsertRace),
+        Inserted::Done => Begun::pack(Reason::NewConnection, destination),
+        Inserted::Exists(other) => Begun::pack(Reason::Connection, other),
+        Inserted::Collision | Inserted::Full if list.kind().is_hash() => Begun::pack(Reason::Untracked, destination),
+        Inserted::Collision => Begun::pack(Reason::TagCollision, 0),
+        Inserted::Full => Begun::pack(Reason::TableFull, 0),
+        Inserted::Race => Begun::pack(Reason::InsertRace, 0),
     }
 }
 
@@ -252,18 +274,18 @@ fn unknown<M: Maps>(maps: &M, seen: &Seen) -> Verdict {
 #[expect(clippy::cast_possible_truncation, reason = "the lower half is the interface")]
 fn forward<M: Maps>(maps: &M, length: u16, destination: u32, reason: Reason) -> Verdict {
     let Some(row) = maps.destination(destination) else {
-        return Verdict::Pass(Reason::Internal);
+        return Verdict::stay(Reason::Internal);
     };
     let towards = row.towards.load();
     if towards & destination_flag::RESOLVED == 0 {
-        return Verdict::Drop(Reason::Unresolved);
+        return Verdict::stay(Reason::Unresolved);
     }
-    Verdict::Forward(Forward {
+    Verdict {
         reason,
         destination,
         to: Mac(towards & Mac::MASK),
         from: Mac(row.from.load() & Mac::MASK),
         if_index: row.place.load() as u32,
         length,
-    })
+    }
 }

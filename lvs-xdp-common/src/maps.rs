@@ -3,6 +3,7 @@
 use crate::{
     abi::{Bucket, ColdRow, Control, Counts, DestinationRow, IndexBucket, InterfaceRow, ServiceRow},
     atomic::Word,
+    director::{self, Unknown},
 };
 
 /// The tables, and what time it is. A row past a table's end is `None`.
@@ -31,6 +32,14 @@ pub trait Maps {
     fn cold(&self, index: u32) -> Option<&ColdRow>;
     /// The row of the director's MAC addresses for an interface.
     fn interface(&self, index: u32) -> Option<&InterfaceRow>;
+    /// Decides about a packet of a flow without an entry, by [`director::begin`]. In the program this is
+    /// a function of its own.
+    fn begin(&self, unknown: &Unknown) -> u64
+    where
+        Self: Sized,
+    {
+        director::begin(self, unknown)
+    }
     /// Calls `step` with 0, 1, .. `count` - 1, until it returns false. In the program this is bpf_loop.
     fn repeat<S: Step<Self>>(&self, count: u32, step: &mut S)
     where

@@ -35,6 +35,15 @@ macro_rules! reasons {
             /// Every reason, in the order of the counters.
             pub const ALL: &[Self] = &[$(Self::$variant,)+];
 
+            /// The reason of this number; a number that no reason has is [`Reason::Internal`].
+            #[inline(always)]
+            pub const fn from_number(number: u32) -> Self {
+                $(if number == Self::$variant as u32 {
+                    return Self::$variant;
+                })+
+                Self::Internal
+            }
+
             /// Its name in listings and metrics.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)+ }
@@ -46,6 +55,7 @@ macro_rules! reasons {
             }
 
             /// What became of the packet.
+            #[inline(always)]
             pub fn outcome(self) -> Outcome {
                 match self { $(Self::$variant => Outcome::$outcome,)+ }
             }

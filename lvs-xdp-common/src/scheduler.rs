@@ -37,11 +37,11 @@ const fn is_usable(weight: u32) -> bool {
 
 /// The destination for a new connection of a service; `None` where none is usable.
 #[inline(always)]
-pub fn choose<M: Maps>(maps: &M, service: u32, list: ListWord, ring: RingWord, flow: &Flow) -> Option<u32> {
+pub fn choose<M: Maps>(maps: &M, list: ListWord, ring: RingWord, flow: &Flow) -> Option<u32> {
     // Each is a function of its own in the program, which can return one register only.
     let id = match list.kind() {
         Kind::Absent | Kind::Tombstone => NONE,
-        Kind::Rr | Kind::Wrr => in_turn(maps, service, list),
+        Kind::Rr | Kind::Wrr => in_turn(maps, flow.service, list),
         Kind::Fo => highest(maps, list),
         Kind::Sh | Kind::Dh | Kind::Mh => by_hash(maps, list, ring, flow),
     };
@@ -50,8 +50,9 @@ pub fn choose<M: Maps>(maps: &M, service: u32, list: ListWord, ring: RingWord, f
 
 /// rr and wrr: from where the cursor stands.
 #[inline(never)]
-fn in_turn<M: Maps>(maps: &M, service: u32, list: ListWord) -> u32 {
-    let Some(word) = maps.cursor(service) else {
+#[expect(clippy::cast_possible_truncation, reason = "ids of services are 32 bits")]
+fn in_turn<M: Maps>(maps: &M, service: u64, list: ListWord) -> u32 {
+    let Some(word) = maps.cursor(service as u32) else {
         return NONE;
     };
     let mut chosen = NONE;

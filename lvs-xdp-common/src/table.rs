@@ -14,7 +14,7 @@
 //! - An entry past its time-out is no entry: find does not return it, insert takes its place.
 
 use crate::{
-    abi::{Bucket, ColdRow, Control},
+    abi::{Bucket, ColdRow},
     atomic::Word,
     connection::{Count, Entry, State},
     maps::{Alone, Maps, Step},
@@ -55,7 +55,8 @@ impl Key {
     }
 }
 
-/// Who a flow is: what the cold row keeps of a packet.
+/// Who a flow is: what the cold row keeps of a packet. Whole words, without padding.
+#[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Flow {
     /// The client's address.
@@ -65,23 +66,20 @@ pub struct Flow {
     /// Bits 0..16 client port, 16..32 virtual port, 32..40 protocol.
     ports: u64,
     /// The service's id.
-    pub service: u32,
+    pub service: u64,
 }
 
 impl Flow {
     /// The flow of a packet for a service.
     #[inline(always)]
-    pub fn new(control: &Control, packet: &Packet, service: u32) -> Self {
+    pub const fn new(packet: &Packet, service: u32) -> Self {
         Self {
             client: packet.source,
             address: packet.destination,
-            // The program knows which protocol it is, and need not have a path for each.
-            ports: control.forget(
-                u64::from(packet.source_port)
-                    | u64::from(packet.destination_port) << 16
-                    | u64::from(packet.protocol.0) << 32,
-            ),
-            service,
+            ports: packet.source_port as u64
+                | (packet.destination_port as u64) << 16
+                | (packet.protocol.0 as u64) << 32,
+            service: service as u64,
         }
     }
 
@@ -102,13 +100,12 @@ impl Flow {
 
     /// Reads a cold row. Meaningful only where the entry's word is the same before and after.
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "the lower half is the service")]
     pub fn read(row: &ColdRow) -> Self {
         Self {
             client: Address::from_halves(row.client[0].load(), row.client[1].load()),
             address: Address::from_halves(row.address[0].load(), row.address[1].load()),
             ports: row.ports.load(),
-            service: row.service.load() as u32,
+            service: row.service.load() & 0xffff_ffff,
         }
     }
 
@@ -119,7 +116,7 @@ impl Flow {
         row.address[0].store(self.address.high());
         row.address[1].store(self.address.low());
         row.ports.store(self.ports);
-        row.service.store(u64::from(self.service));
+        row.service.store(self.service);
     }
 
     #[inline(always)]
@@ -357,8 +354,8 @@ pub fn overwrite<M: Maps>(maps: &M, place: Place<'_>, entry: Entry, state: State
 /// A flow to be entered, of which [`find`] has found no live entry.
 #[derive(Debug, Clone, Copy)]
 pub struct New {
-    /// Where it may be.
-    pub key: Key,
+    /// Its flow hash.
+    pub hash: u64,
     /// Who it is.
     pub flow: Flow,
     /// Its destination.
@@ -462,7 +459,7 @@ const RANKS: u64 = {
 /// The score of one entry as a place for a flow of this tag, without its slot.
 ///
 /// Without a branch: sixteen entries are scored for a new connection, each branch would be mispredicted
-/// half the time, and would double what the verifier has to follow. ([`Control::forget`] keeps the
+/// half the time, and would double what the verifier has to follow. ([`crate::abi::Control::forget`] keeps the
 /// compiler from making branches of the arithmetic.) Of expired and of half-open entries the oldest
 /// comes first; an expired one of the same tag has to be the one that goes.
 #[inline(always)]
@@ -505,12 +502,13 @@ fn survey<M: Maps>(maps: &M, bucket: &Bucket, tag: u32, now: u32) -> u64 {
 #[inline(always)]
 pub fn insert<M: Maps>(maps: &M, new: &New) -> Inserted {
     let New {
-        key,
+        hash,
         flow,
         destination,
         state,
         seen,
     } = new;
+    let key = &Key::new(*hash, maps.control().bucket_mask.load());
     let what = maps
         .control()
         .forget(u64::from(*destination) | (*state as u64) << 32);

@@ -8,9 +8,9 @@ mod maps;
 use aya_ebpf::{Global, bindings::xdp_action, helpers::bpf_ktime_get_ns, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::debug;
 use lvs_xdp_common::{
-    director::{self, Forward, Verdict},
+    director::{self, Verdict},
     packet,
-    reason::Reason,
+    reason::{Outcome, Reason},
 };
 
 use crate::{
@@ -34,30 +34,26 @@ fn director(context: XdpContext) -> u32 {
     if LOG_PACKETS.load() != 0 {
         log(&context, &verdict);
     }
-    match verdict {
-        Verdict::Forward(to) => forward(&context, &to, ingress),
-        Verdict::Pass(reason) => {
-            maps::count(reason);
+    match verdict.reason.outcome() {
+        Outcome::Forward => forward(&context, &verdict, ingress),
+        Outcome::Pass => {
+            maps::count(verdict.reason);
             xdp_action::XDP_PASS
         }
-        Verdict::Drop(reason) => {
-            maps::count(reason);
+        Outcome::Drop => {
+            maps::count(verdict.reason);
             xdp_action::XDP_DROP
         }
     }
 }
 
 #[inline(always)]
-fn forward(context: &XdpContext, to: &Forward, ingress: u32) -> u32 {
+fn forward(context: &XdpContext, to: &Verdict, ingress: u32) -> u32 {
     if packet::rewrite_macs(&mut Packet(context), to.to, to.from).is_none() {
         maps::count(Reason::Malformed);
         return xdp_action::XDP_PASS;
     }
-    if to.if_index != ingress
-        && REDIRECT
-            .redirect(to.if_index, u64::from(xdp_action::XDP_DROP))
-            .is_err()
-    {
+    if to.if_index != ingress && REDIRECT.redirect(to.if_index, u64::from(xdp_action::XDP_DROP)).is_err() {
         maps::count(Reason::RedirectFailed);
         return xdp_action::XDP_DROP;
     }
@@ -76,17 +72,15 @@ fn forward(context: &XdpContext, to: &Forward, ingress: u32) -> u32 {
 
 #[inline(always)]
 fn log(context: &XdpContext, verdict: &Verdict) {
-    let destination = match verdict {
-        Verdict::Forward(forward) => forward.destination,
-        Verdict::Pass(Reason::NotForUs | Reason::NotIp | Reason::NotUnicast) => return,
-        Verdict::Pass(_) | Verdict::Drop(_) => 0,
-    };
-    debug!(
-        context,
-        "reason {} destination {}",
-        verdict.reason() as u32,
-        destination
-    );
+    if !matches!(
+        verdict.reason,
+        Reason::NotForUs | Reason::NotIp | Reason::NotUnicast
+    ) {
+        debug!(
+            context,
+            "reason {} destination {}", verdict.reason as u32, verdict.destination
+        );
+    }
 }
 
 /// Says what time it is: the agent runs it by BPF_PROG_TEST_RUN, it is attached nowhere.

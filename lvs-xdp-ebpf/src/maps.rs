@@ -13,6 +13,7 @@ use lvs_xdp_common::{
         InterfaceRow, ServiceRow,
     },
     atomic::Word,
+    director::{self, Unknown},
     maps::{Maps, Step},
     reason::Reason,
 };
@@ -168,6 +169,11 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn begin(&self, unknown: &Unknown) -> u64 {
+        begin(unknown)
+    }
+
+    #[inline(always)]
     fn repeat<S: Step<Self>>(&self, count: u32, step: &mut S) {
         // SAFETY: bpf_loop (Linux 5.17) calls `round` with this pointer before it returns, and with no other.
         unsafe {
@@ -179,6 +185,21 @@ impl Maps for Kernel {
             );
         }
     }
+}
+
+/// What becomes of a packet without an entry. A global function: the verifier looks at it by itself and
+/// once, not anew for each path that leads to it (Linux 5.6, "Static and dynamic function calls" in
+/// Documentation/bpf).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn begin(unknown: *const Unknown) -> u64 {
+    let nothing = Reason::Internal as u64;
+    let Some(kernel) = Kernel::new() else { return nothing };
+    // SAFETY: the only caller passes a reference; the verifier wants the check all the same.
+    let Some(unknown) = (unsafe { unknown.as_ref() }) else {
+        return nothing;
+    };
+    director::begin(&kernel, unknown)
 }
 
 /// One round of [`Maps::repeat`]: 1 ends the loop.

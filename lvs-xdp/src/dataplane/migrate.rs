@@ -226,7 +226,8 @@ fn copy_connections(old: &Tables, new: &Tables) {
             flags: TcpFlags(0),
             length: 0,
         };
-        let key = Key::new(hash::flow(control.key(), &packet), mask);
+        let hash = hash::flow(control.key(), &packet);
+        let key = Key::new(hash, mask);
         let seen = old.now() - entry.age(old.now()).min(old.now());
         match table::find(new, key) {
             Some((place, there)) if table::is_flow(new, place, &flow) => {
@@ -241,7 +242,7 @@ fn copy_connections(old: &Tables, new: &Tables) {
                 let _ = table::insert(
                     new,
                     &New {
-                        key,
+                        hash,
                         flow,
                         destination: entry.destination(),
                         state: entry.state(),
