@@ -4,6 +4,7 @@ use crate::{
     abi::{Bucket, ColdRow, Control, Counts, DestinationRow, IndexBucket, InterfaceRow, ServiceRow},
     atomic::Word,
     director::{self, Unknown},
+    table,
 };
 
 /// The tables, and what time it is. A row past a table's end is `None`.
@@ -39,6 +40,20 @@ pub trait Maps {
         Self: Sized,
     {
         director::begin(self, unknown)
+    }
+    /// [`table::survey`]; in the program a function of its own, too.
+    fn survey(&self, bucket: u32, tag: u32, now: u32) -> u64
+    where
+        Self: Sized,
+    {
+        table::survey(self, bucket, tag, now)
+    }
+    /// [`table::sharing`]; in the program a function of its own, too.
+    fn sharing(&self, bucket: u32, tag: u32) -> u64
+    where
+        Self: Sized,
+    {
+        table::sharing(self, bucket, tag)
     }
     /// Calls `step` with 0, 1, .. `count` - 1, until it returns false. In the program this is bpf_loop.
     fn repeat<S: Step<Self>>(&self, count: u32, step: &mut S)

@@ -477,9 +477,13 @@ fn score<M: Maps>(maps: &M, entry: Entry, tag: u32, now: u32) -> u64 {
     (rank << RANK_SHIFT | order << ORDER_SHIFT) & mask
 }
 
-#[inline(never)]
-fn survey<M: Maps>(maps: &M, bucket: &Bucket, tag: u32, now: u32) -> u64 {
+/// What a bucket has to offer for a flow of this tag, as [`Survey`] reads it.
+#[inline(always)]
+pub fn survey<M: Maps>(maps: &M, bucket: u32, tag: u32, now: u32) -> u64 {
     let control = maps.control();
+    let Some(bucket) = maps.bucket(bucket) else {
+        return TAKEN << RANK_SHIFT;
+    };
     let mut best = TAKEN << RANK_SHIFT | u64::from(u32::MAX) << ORDER_SHIFT;
     let mut live = 0;
     let mut slot = 0;
@@ -536,20 +540,16 @@ fn try_enter<M: Maps>(
     seen: u32,
 ) -> Inserted {
     let now = maps.now();
-    let (Some(primary), Some(partner)) = (maps.bucket(key.primary), maps.bucket(key.partner)) else {
-        return Inserted::Full;
-    };
     let claim = Entry::new(key.tag, destination, State::Claimed, now, 0);
     let entry = Entry::new(key.tag, destination, state, seen, timeout(maps, state as u64));
     let mut tries = 0;
     while tries < TRIES {
         tries += 1;
-        let first = Survey(survey(maps, primary, key.tag, now));
+        let first = Survey(maps.survey(key.primary, key.tag, now));
         let mut chosen = first;
-        let mut bucket = primary;
-        let mut index = key.primary;
+        let mut bucket = key.primary;
         if first.live() >= CROWDED || first.rank() >= HALF_OPEN {
-            let second = Survey(survey(maps, partner, key.tag, now));
+            let second = Survey(maps.survey(key.partner, key.tag, now));
             // The emptier one; and no entry is displaced while the other bucket has room.
             let better = if second.rank() < HALF_OPEN {
                 second.live() < first.live() || first.rank() >= HALF_OPEN
@@ -558,18 +558,18 @@ fn try_enter<M: Maps>(
             };
             if better {
                 chosen = second;
-                bucket = partner;
-                index = key.partner;
+                bucket = key.partner;
             }
         }
         if chosen.rank() == TAKEN {
             return Inserted::Full;
         }
-        let slot = chosen.slot();
-        let place = Place {
-            word: &bucket.0[slot as usize],
-            index: index * 8 + slot as u32,
+        #[expect(clippy::cast_possible_truncation, reason = "below 8")]
+        let index = bucket * 8 + chosen.slot() as u32;
+        let Some(word) = word_at(maps, index) else {
+            return Inserted::Full;
         };
+        let place = Place { word, index };
         let victim = Entry(place.word.load());
         // It may have changed since it was chosen: an established connection must not be the victim.
         if score(maps, victim, key.tag, now) >> RANK_SHIFT != chosen.rank()
@@ -578,7 +578,7 @@ fn try_enter<M: Maps>(
             continue;
         }
         recount(maps, victim.destination(), victim.state(), State::Empty);
-        if sharing(maps, primary, key.tag) + sharing(maps, partner, key.tag) > 1 {
+        if maps.sharing(key.primary, key.tag) + maps.sharing(key.partner, key.tag) > 1 {
             let outcome = Inserted::unpack(contend(maps, key, flow, place.index));
             if !matches!(outcome, Inserted::Done) {
                 return outcome;
@@ -596,8 +596,9 @@ fn try_enter<M: Maps>(
 }
 
 /// How many words of a bucket have this tag.
-#[inline(never)]
-fn sharing<M: Maps>(maps: &M, bucket: &Bucket, tag: u32) -> u64 {
+#[inline(always)]
+pub fn sharing<M: Maps>(maps: &M, bucket: u32, tag: u32) -> u64 {
+    let Some(bucket) = maps.bucket(bucket) else { return 0 };
     let mut others = 0;
     let mut slot = 0;
     while slot < 8 {

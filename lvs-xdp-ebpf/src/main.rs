@@ -70,7 +70,8 @@ fn forward(context: &XdpContext, to: &Verdict, ingress: u32) -> u32 {
     }
 }
 
-#[inline(always)]
+// Not inlined, so that its buffers are not on the stack of every packet.
+#[inline(never)]
 fn log(context: &XdpContext, verdict: &Verdict) {
     if !matches!(
         verdict.reason,

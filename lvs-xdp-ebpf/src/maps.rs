@@ -16,6 +16,7 @@ use lvs_xdp_common::{
     director::{self, Unknown},
     maps::{Maps, Step},
     reason::Reason,
+    table,
 };
 
 const SHARED: usize = BPF_F_MMAPABLE as usize;
@@ -174,6 +175,16 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn survey(&self, bucket: u32, tag: u32, now: u32) -> u64 {
+        survey(bucket, tag, now)
+    }
+
+    #[inline(always)]
+    fn sharing(&self, bucket: u32, tag: u32) -> u64 {
+        sharing(bucket, tag)
+    }
+
+    #[inline(always)]
     fn repeat<S: Step<Self>>(&self, count: u32, step: &mut S) {
         // SAFETY: bpf_loop (Linux 5.17) calls `round` with this pointer before it returns, and with no other.
         unsafe {
@@ -200,6 +211,20 @@ extern "C" fn begin(unknown: *const Unknown) -> u64 {
         return nothing;
     };
     director::begin(&kernel, unknown)
+}
+
+/// [`table::survey`]; global, as [`begin`] is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn survey(bucket: u32, tag: u32, now: u32) -> u64 {
+    Kernel::new().map_or(u64::MAX, |kernel| table::survey(&kernel, bucket, tag, now))
+}
+
+/// [`table::sharing`]; global, as [`begin`] is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sharing(bucket: u32, tag: u32) -> u64 {
+    Kernel::new().map_or(0, |kernel| table::sharing(&kernel, bucket, tag))
 }
 
 /// One round of [`Maps::repeat`]: 1 ends the loop.
