@@ -8,7 +8,7 @@ use crate::{
     connection::{Entry, State},
     hash,
     maps::Maps,
-    packet::{self, Frame, IpProto, Mac, Packet, TcpFlags},
+    packet::{self, Frame, IpProto, Mac, Packet},
     reason::{Outcome, Reason},
     scheduler,
     table::{self, Changed, Flow, Inserted, Key, New, Place},
@@ -51,23 +51,9 @@ impl Verdict {
 /// A service that a packet is for, in the configuration that is live.
 #[derive(Clone, Copy)]
 struct Service {
-    id: u32,
     list: ListWord,
     ring: RingWord,
     local: bool,
-}
-
-/// A packet of a flow that has no entry, for a service: what [`begin`] needs. Whole words without
-/// padding, since the program hands it to a function that the verifier looks at by itself.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub struct Unknown {
-    hash: u64,
-    flow: Flow,
-    list: ListWord,
-    ring: RingWord,
-    /// TCP's flags, and from bit 8 whether the virtual address is the host's own.
-    flags: u64,
 }
 
 /// What an entry of a packet's tag means for the packet.
@@ -88,7 +74,7 @@ pub fn decide<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -> 
         Ok(packet) => packet,
         Err(reason) => return Verdict::stay(reason),
     };
-    let Some(service) = find_service(maps, &packet) else {
+    let Some((id, service)) = find_service(maps, &packet) else {
         return Verdict::stay(Reason::NotForUs);
     };
     if let Some(row) = maps.interface(ingress & (INTERFACE_ROWS - 1))
@@ -99,21 +85,14 @@ pub fn decide<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -> 
     let control = maps.control();
     let hash = hash::flow(control.key(), &packet);
     let key = Key::new(hash, control.bucket_mask.load());
-    let flow = Flow::new(&packet, service.id);
-    let fate = table::find(maps, key).map_or(Fate::New, |(place, entry)| known(maps, &packet, &flow, place, entry));
+    let flow = Flow::new(&packet, id);
+    let fate = table::find(maps, key).map_or(Fate::New, |(place, entry)| {
+        known(maps, &packet, &flow, place, entry)
+    });
     let (reason, destination) = match fate {
         Fate::Kept(destination) => (Reason::Connection, destination),
-        Fate::Dropped => return Verdict::stay(Reason::DestinationRemoved),
-        Fate::New => {
-            let unknown = Unknown {
-                hash,
-                flow,
-                list: service.list,
-                ring: service.ring,
-                flags: u64::from(packet.flags.0) | u64::from(service.local) << 8,
-            };
-            Begun::unpack(maps.begin(&unknown))
-        }
+        Fate::Dropped => (Reason::DestinationRemoved, 0),
+        Fate::New => begin(maps, &packet, service, &New { hash, flow }),
     };
     match reason.outcome() {
         Outcome::Forward => forward(maps, packet.length, destination, reason),
@@ -121,25 +100,9 @@ pub fn decide<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -> 
     }
 }
 
-/// What [`begin`] says: a reason, and a destination where it is one to forward. In one register.
-struct Begun;
-
-impl Begun {
-    #[inline(always)]
-    const fn pack(reason: Reason, destination: u32) -> u64 {
-        reason as u64 | (destination as u64) << 32
-    }
-
-    #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "the halves are wanted")]
-    const fn unpack(packed: u64) -> (Reason, u32) {
-        (Reason::from_number(packed as u32), (packed >> 32) as u32)
-    }
-}
-
 /// The service of a packet: one cache line of the index, then the service's own.
 #[inline(always)]
-fn find_service<M: Maps>(maps: &M, packet: &Packet) -> Option<Service> {
+fn find_service<M: Maps>(maps: &M, packet: &Packet) -> Option<(u32, Service)> {
     let control = maps.control();
     let hash = hash::service(
         control.key(),
@@ -183,19 +146,15 @@ fn find_service<M: Maps>(maps: &M, packet: &Packet) -> Option<Service> {
 }
 
 #[inline(always)]
-fn live_service<M: Maps>(maps: &M, id: u32, row: &ServiceRow) -> Option<Service> {
+fn live_service<M: Maps>(maps: &M, id: u32, row: &ServiceRow) -> Option<(u32, Service)> {
     let configuration = (maps.control().generation.load() & 1) as usize;
     let list = ListWord(row.lists[configuration].load());
     if matches!(list.kind(), Kind::Absent) {
         return None;
     }
     let ring = RingWord(row.rings[configuration].load());
-    Some(Service {
-        id,
-        list,
-        ring,
-        local: row.flags.load() & service_flag::LOCAL != 0,
-    })
+    let local = row.flags.load() & service_flag::LOCAL != 0;
+    Some((id, Service { list, ring, local }))
 }
 
 /// A packet whose tag is in the table.
@@ -223,50 +182,36 @@ fn known<M: Maps>(maps: &M, packet: &Packet, flow: &Flow, place: Place<'_>, entr
     Fate::Kept(entry.destination())
 }
 
-/// Decides about a packet of a flow that has no entry: what becomes of it, and where it goes. In one
-/// register, as [`Begun`] reads it.
+/// Decides about a packet of a flow that has no entry: what becomes of it, and where it goes.
 #[inline(always)]
-pub fn begin<M: Maps>(maps: &M, unknown: &Unknown) -> u64 {
-    let Unknown {
-        hash,
-        flow,
-        list,
-        ring,
-        flags,
-    } = unknown;
-    #[expect(clippy::cast_possible_truncation, reason = "the lowest octet is TCP's flags")]
-    let (tcp, is_local) = (TcpFlags(*flags as u8), flags >> 8 != 0);
+fn begin<M: Maps>(maps: &M, packet: &Packet, service: Service, new: &New) -> (Reason, u32) {
+    let Service { list, ring, local } = service;
     if matches!(list.kind(), Kind::Tombstone) {
-        return Begun::pack(Reason::NotForUs, 0);
+        return (Reason::NotForUs, 0);
     }
-    let is_tcp = flow.protocol() == IpProto::TCP;
-    if is_tcp && !tcp.opens() {
+    let is_tcp = packet.protocol == IpProto::TCP;
+    if is_tcp && !packet.flags.opens() {
         let reason = if maps.control().flags.load() & control_flag::MIGRATING != 0 {
             Reason::Migrating
-        } else if is_local {
+        } else if local {
             Reason::NoConnectionPassed
         } else {
             Reason::NoConnection
         };
-        return Begun::pack(reason, 0);
+        return (reason, 0);
     }
-    let Some(destination) = scheduler::choose(maps, *list, *ring, flow) else {
-        return Begun::pack(Reason::NoDestination, 0);
-    };
-    let new = New {
-        hash: *hash,
-        flow: *flow,
-        destination,
-        state: State::first(is_tcp, tcp.telling()),
-        seen: maps.now(),
-    };
-    match table::insert(maps, &new) {
-        Inserted::Done => Begun::pack(Reason::NewConnection, destination),
-        Inserted::Exists(other) => Begun::pack(Reason::Connection, other),
-        Inserted::Collision | Inserted::Full if list.kind().is_hash() => Begun::pack(Reason::Untracked, destination),
-        Inserted::Collision => Begun::pack(Reason::TagCollision, 0),
-        Inserted::Full => Begun::pack(Reason::TableFull, 0),
-        Inserted::Race => Begun::pack(Reason::InsertRace, 0),
+    let destination = maps.choose(list, ring, &new.flow);
+    if destination == scheduler::NONE {
+        return (Reason::NoDestination, 0);
+    }
+    let state = State::first(is_tcp, packet.flags.telling());
+    match table::insert(maps, new, destination, state, maps.now()) {
+        Inserted::Done => (Reason::NewConnection, destination),
+        Inserted::Exists(other) => (Reason::Connection, other),
+        Inserted::Collision | Inserted::Full if list.kind().is_hash() => (Reason::Untracked, destination),
+        Inserted::Collision => (Reason::TagCollision, 0),
+        Inserted::Full => (Reason::TableFull, 0),
+        Inserted::Race => (Reason::InsertRace, 0),
     }
 }
 

@@ -1,10 +1,13 @@
 //! The tables as the director sees them: given by the kernel's maps in the program, by memory on the host.
 
 use crate::{
-    abi::{Bucket, ColdRow, Control, Counts, DestinationRow, IndexBucket, InterfaceRow, ServiceRow},
+    abi::{
+        Bucket, ColdRow, Control, Counts, DestinationRow, IndexBucket, InterfaceRow, ListWord, RingWord,
+        ServiceRow,
+    },
     atomic::Word,
-    director::{self, Unknown},
-    table,
+    scheduler,
+    table::{self, Flow, New},
 };
 
 /// The tables, and what time it is. A row past a table's end is `None`.
@@ -33,13 +36,19 @@ pub trait Maps {
     fn cold(&self, index: u32) -> Option<&ColdRow>;
     /// The row of the director's MAC addresses for an interface.
     fn interface(&self, index: u32) -> Option<&InterfaceRow>;
-    /// Decides about a packet of a flow without an entry, by [`director::begin`]. In the program this is
-    /// a function of its own.
-    fn begin(&self, unknown: &Unknown) -> u64
+    /// [`scheduler::choose`]; in the program a function of its own, which the verifier looks at by itself.
+    fn choose(&self, list: ListWord, ring: RingWord, flow: &Flow) -> u32
     where
         Self: Sized,
     {
-        director::begin(self, unknown)
+        scheduler::choose(self, list, ring, flow)
+    }
+    /// [`table::enter`]; in the program a function of its own, too.
+    fn enter(&self, new: &New, what: u64, seen: u32) -> u64
+    where
+        Self: Sized,
+    {
+        table::enter(self, new, what, seen)
     }
     /// [`table::survey`]; in the program a function of its own, too.
     fn survey(&self, bucket: u32, tag: u32, now: u32) -> u64

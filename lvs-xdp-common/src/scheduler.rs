@@ -16,7 +16,8 @@ pub const HASH_SLOTS: u32 = 256;
 const HASH_BITS: u32 = 8;
 /// Tries to move a cursor on before the choice is taken without doing so.
 const TRIES: u32 = 4;
-const NONE: u32 = u32::MAX;
+/// No destination.
+pub const NONE: u32 = u32::MAX;
 
 #[inline(always)]
 fn entry<M: Maps>(maps: &M, list: ListWord, index: u32) -> u64 {
@@ -35,21 +36,19 @@ const fn is_usable(weight: u32) -> bool {
     weight > 0
 }
 
-/// The destination for a new connection of a service; `None` where none is usable.
+/// The destination for a new connection of a service; [`NONE`] where none is usable.
 #[inline(always)]
-pub fn choose<M: Maps>(maps: &M, list: ListWord, ring: RingWord, flow: &Flow) -> Option<u32> {
-    // Each is a function of its own in the program, which can return one register only.
-    let id = match list.kind() {
+pub fn choose<M: Maps>(maps: &M, list: ListWord, ring: RingWord, flow: &Flow) -> u32 {
+    match list.kind() {
         Kind::Absent | Kind::Tombstone => NONE,
         Kind::Rr | Kind::Wrr => in_turn(maps, flow.service, list),
         Kind::Fo => highest(maps, list),
         Kind::Sh | Kind::Dh | Kind::Mh => by_hash(maps, list, ring, flow),
-    };
-    (id != NONE).then_some(id)
+    }
 }
 
 /// rr and wrr: from where the cursor stands.
-#[inline(never)]
+#[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "ids of services are 32 bits")]
 fn in_turn<M: Maps>(maps: &M, service: u64, list: ListWord) -> u32 {
     let Some(word) = maps.cursor(service as u32) else {
@@ -266,7 +265,7 @@ impl<M: Maps> Step<M> for Search {
 }
 
 /// fo: the highest weight; the first in the list's order wins ties.
-#[inline(never)]
+#[inline(always)]
 fn highest<M: Maps>(maps: &M, list: ListWord) -> u32 {
     let mut heaviest = Heaviest {
         list,
@@ -319,7 +318,7 @@ impl Hashed {
 }
 
 /// sh, dh, mh: what stands in the slot of the ring.
-#[inline(never)]
+#[inline(always)]
 fn by_hash<M: Maps>(maps: &M, list: ListWord, ring: RingWord, flow: &Flow) -> u32 {
     let slots = ring.slots();
     if slots == 0 {

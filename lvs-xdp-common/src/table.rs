@@ -351,20 +351,14 @@ pub fn overwrite<M: Maps>(maps: &M, place: Place<'_>, entry: Entry, state: State
     swapped
 }
 
-/// A flow to be entered, of which [`find`] has found no live entry.
+/// A flow to be entered, of which [`find`] has found no live entry. Whole words, without padding.
+#[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct New {
     /// Its flow hash.
     pub hash: u64,
     /// Who it is.
     pub flow: Flow,
-    /// Its destination.
-    pub destination: u32,
-    /// Its first state.
-    pub state: State,
-    /// When it was last seen, in seconds of the director's clock: now, but for an entry that is moved
-    /// here from another table.
-    pub seen: u32,
 }
 
 /// What came of entering a flow.
@@ -499,46 +493,31 @@ pub fn survey<M: Maps>(maps: &M, bucket: u32, tag: u32, now: u32) -> u64 {
     live << LIVE_SHIFT | best
 }
 
-/// Enters a flow.
+/// Enters a flow, last seen at second `seen` of the director's clock (now, but for one that is moved here
+/// from another table).
 ///
 /// The place taken is a free one, else that of an expired entry, else that of the oldest half-open
 /// one; the counts of what was displaced are settled.
 #[inline(always)]
-pub fn insert<M: Maps>(maps: &M, new: &New) -> Inserted {
-    let New {
-        hash,
-        flow,
-        destination,
-        state,
-        seen,
-    } = new;
-    let key = &Key::new(*hash, maps.control().bucket_mask.load());
-    let what = maps
-        .control()
-        .forget(u64::from(*destination) | (*state as u64) << 32);
-    Inserted::unpack(enter(maps, key, flow, what, *seen))
+pub fn insert<M: Maps>(maps: &M, new: &New, destination: u32, state: State, seen: u32) -> Inserted {
+    Inserted::unpack(maps.enter(new, u64::from(destination) | (state as u64) << 32, seen))
 }
 
-/// Five arguments in registers are what a function of the program can have: `what` is the destination's
-/// id in its lower half and the state's number in its upper one.
-#[inline(never)]
-fn enter<M: Maps>(maps: &M, key: &Key, flow: &Flow, what: u64, seen: u32) -> u64 {
+/// [`insert`] with what fits into registers: `what` is the destination's id in its lower half and the
+/// state's number in its upper one; the outcome is packed.
+#[inline(always)]
+pub fn enter<M: Maps>(maps: &M, new: &New, what: u64, seen: u32) -> u64 {
     #[expect(
         clippy::cast_possible_truncation,
         reason = "the lower half is the destination"
     )]
-    try_enter(maps, key, flow, what as u32, State::from_number(what >> 32), seen).pack()
+    try_enter(maps, new, what as u32, State::from_number(what >> 32), seen).pack()
 }
 
 #[inline(always)]
-fn try_enter<M: Maps>(
-    maps: &M,
-    key: &Key,
-    flow: &Flow,
-    destination: u32,
-    state: State,
-    seen: u32,
-) -> Inserted {
+fn try_enter<M: Maps>(maps: &M, new: &New, destination: u32, state: State, seen: u32) -> Inserted {
+    let New { hash, flow } = new;
+    let key = Key::new(*hash, maps.control().bucket_mask.load());
     let now = maps.now();
     let claim = Entry::new(key.tag, destination, State::Claimed, now, 0);
     let entry = Entry::new(key.tag, destination, state, seen, timeout(maps, state as u64));
@@ -579,7 +558,7 @@ fn try_enter<M: Maps>(
         }
         recount(maps, victim.destination(), victim.state(), State::Empty);
         if maps.sharing(key.primary, key.tag) + maps.sharing(key.partner, key.tag) > 1 {
-            let outcome = Inserted::unpack(contend(maps, key, flow, place.index));
+            let outcome = Inserted::unpack(contend(maps, &key, flow, place.index));
             if !matches!(outcome, Inserted::Done) {
                 return outcome;
             }
@@ -598,7 +577,9 @@ fn try_enter<M: Maps>(
 /// How many words of a bucket have this tag.
 #[inline(always)]
 pub fn sharing<M: Maps>(maps: &M, bucket: u32, tag: u32) -> u64 {
-    let Some(bucket) = maps.bucket(bucket) else { return 0 };
+    let Some(bucket) = maps.bucket(bucket) else {
+        return 0;
+    };
     let mut others = 0;
     let mut slot = 0;
     while slot < 8 {
@@ -615,38 +596,46 @@ pub fn sharing<M: Maps>(maps: &M, bucket: u32, tag: u32) -> u64 {
 fn contend<M: Maps>(maps: &M, key: &Key, flow: &Flow, own: u32) -> u64 {
     let mut contest = Contest {
         key: *key,
-        flow: *flow,
         own: Alone(own),
-        outcome: Inserted::Done.pack(),
+        rival: Contest::NOBODY,
     };
     maps.repeat(16, &mut contest);
-    contest.outcome
+    if contest.rival == Contest::NOBODY {
+        return Inserted::Done.pack();
+    }
+    if let Some(word) = word_at(maps, own) {
+        word.store(Entry::EMPTY.0);
+    }
+    let Some(rival) = u32::try_from(contest.rival)
+        .ok()
+        .and_then(|at| word_at(maps, at).map(|word| (at, word)))
+    else {
+        return Inserted::Race.pack();
+    };
+    let entry = Entry(rival.1.load());
+    match maps.cold(rival.0) {
+        Some(row) if flow.is(row) && entry.tag() == key.tag => Inserted::Exists(entry.destination()).pack(),
+        _ => Inserted::Collision.pack(),
+    }
 }
 
 struct Contest {
     key: Key,
-    flow: Flow,
     /// The place that was claimed.
     own: Alone,
-    outcome: u64,
+    /// The place of the entry that stays, or one of the two below.
+    rival: u64,
 }
 
 impl Contest {
-    /// Gives the claim up, for this outcome.
-    #[inline(always)]
-    fn give_up<M: Maps>(&mut self, maps: &M, outcome: Inserted) -> bool {
-        if let Some(word) = word_at(maps, self.own.0) {
-            word.store(Entry::EMPTY.0);
-        }
-        self.outcome = outcome.pack();
-        false
-    }
+    const NOBODY: u64 = u64::MAX;
+    const CLAIM: u64 = u64::MAX - 1;
 }
 
 impl<M: Maps> Step<M> for Contest {
     #[inline(always)]
     fn step(&mut self, maps: &M, index: u32) -> bool {
-        let Self { key, flow, .. } = *self;
+        let Self { key, own, .. } = *self;
         let at = if index < 8 {
             key.primary * 8 + index
         } else {
@@ -656,7 +645,7 @@ impl<M: Maps> Step<M> for Contest {
             return true;
         };
         let seen = Entry(word.load());
-        if seen.tag() != key.tag || at == self.own.0 {
+        if seen.tag() != key.tag || at == own.0 {
             return true;
         }
         if seen.is_live() && is_expired(maps, seen, maps.now()) {
@@ -665,21 +654,20 @@ impl<M: Maps> Step<M> for Contest {
         }
         // Two claims: the one in the lower place goes on, but waits for what becomes of the other, which
         // may have looked before this claim was made. The one in the higher place is given up.
-        if !seen.is_live() && self.own.0 > at {
-            return self.give_up(maps, Inserted::Race);
+        if !seen.is_live() && own.0 > at {
+            self.rival = Self::CLAIM;
+            return false;
         }
         let settled = settle(word, key.tag);
-        if !settled.is_live() && settled.tag() == key.tag {
-            return self.give_up(maps, Inserted::Race);
-        }
         if settled.tag() != key.tag {
             return true;
         }
-        let outcome = match maps.cold(at) {
-            Some(row) if flow.is(row) => Inserted::Exists(settled.destination()),
-            _ => Inserted::Collision,
+        self.rival = if settled.is_live() {
+            u64::from(at)
+        } else {
+            Self::CLAIM
         };
-        self.give_up(maps, outcome)
+        false
     }
 }
 

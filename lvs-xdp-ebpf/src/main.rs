@@ -53,7 +53,11 @@ fn forward(context: &XdpContext, to: &Verdict, ingress: u32) -> u32 {
         maps::count(Reason::Malformed);
         return xdp_action::XDP_PASS;
     }
-    if to.if_index != ingress && REDIRECT.redirect(to.if_index, u64::from(xdp_action::XDP_DROP)).is_err() {
+    if to.if_index != ingress
+        && REDIRECT
+            .redirect(to.if_index, u64::from(xdp_action::XDP_DROP))
+            .is_err()
+    {
         maps::count(Reason::RedirectFailed);
         return xdp_action::XDP_DROP;
     }

@@ -10,13 +10,13 @@ use core::ffi::c_void;
 use lvs_xdp_common::{
     abi::{
         Bucket, COUNTER_WORDS, ColdRow, Control, Counts, DestinationRow, INTERFACE_ROWS, IndexBucket,
-        InterfaceRow, ServiceRow,
+        InterfaceRow, ListWord, RingWord, ServiceRow,
     },
     atomic::Word,
-    director::{self, Unknown},
     maps::{Maps, Step},
     reason::Reason,
-    table,
+    scheduler,
+    table::{self, Flow, New},
 };
 
 const SHARED: usize = BPF_F_MMAPABLE as usize;
@@ -170,8 +170,13 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
-    fn begin(&self, unknown: &Unknown) -> u64 {
-        begin(unknown)
+    fn choose(&self, list: ListWord, ring: RingWord, flow: &Flow) -> u32 {
+        choose(list.0, ring.0, flow)
+    }
+
+    #[inline(always)]
+    fn enter(&self, new: &New, what: u64, seen: u32) -> u64 {
+        enter(new, what, seen)
     }
 
     #[inline(always)]
@@ -198,29 +203,39 @@ impl Maps for Kernel {
     }
 }
 
-/// What becomes of a packet without an entry. A global function: the verifier looks at it by itself and
-/// once, not anew for each path that leads to it (Linux 5.6, "Static and dynamic function calls" in
-/// Documentation/bpf).
+// Global functions: the verifier looks at each by itself and once, not anew for each path that leads to
+// it (Linux 5.6). Their arguments are numbers, or pointers to structures of whole words.
+
+/// [`scheduler::choose`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn begin(unknown: *const Unknown) -> u64 {
-    let nothing = Reason::Internal as u64;
-    let Some(kernel) = Kernel::new() else { return nothing };
+extern "C" fn choose(list: u64, ring: u64, flow: *const Flow) -> u32 {
     // SAFETY: the only caller passes a reference; the verifier wants the check all the same.
-    let Some(unknown) = (unsafe { unknown.as_ref() }) else {
-        return nothing;
+    let (Some(kernel), Some(flow)) = (Kernel::new(), unsafe { flow.as_ref() }) else {
+        return scheduler::NONE;
     };
-    director::begin(&kernel, unknown)
+    scheduler::choose(&kernel, ListWord(list), RingWord(ring), flow)
 }
 
-/// [`table::survey`]; global, as [`begin`] is.
+/// [`table::enter`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn enter(new: *const New, what: u64, seen: u32) -> u64 {
+    // SAFETY: as for `choose`.
+    let (Some(kernel), Some(new)) = (Kernel::new(), unsafe { new.as_ref() }) else {
+        return u64::MAX;
+    };
+    table::enter(&kernel, new, what, seen)
+}
+
+/// [`table::survey`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn survey(bucket: u32, tag: u32, now: u32) -> u64 {
     Kernel::new().map_or(u64::MAX, |kernel| table::survey(&kernel, bucket, tag, now))
 }
 
-/// [`table::sharing`]; global, as [`begin`] is.
+/// [`table::sharing`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn sharing(bucket: u32, tag: u32) -> u64 {

@@ -239,16 +239,7 @@ fn copy_connections(old: &Tables, new: &Tables) {
             }
             Some(_) => {}
             None => {
-                let _ = table::insert(
-                    new,
-                    &New {
-                        hash,
-                        flow,
-                        destination: entry.destination(),
-                        state: entry.state(),
-                        seen,
-                    },
-                );
+                let _ = table::insert(new, &New { hash, flow }, entry.destination(), entry.state(), seen);
             }
         }
     }
