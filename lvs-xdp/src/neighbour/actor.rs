@@ -144,7 +144,7 @@ impl Actor {
                 }
                 self.publish();
                 // The caller may have lost its patience.
-                drop(done.send(()));
+                let _gone = done.send(());
             }
             Command::Forget { address, done } => {
                 self.publish();
@@ -152,7 +152,7 @@ impl Actor {
                 self.held.release(address);
                 self.view
                     .send_modify(|view| drop(view.resolutions.remove(&address)));
-                drop(done.send(()));
+                let _gone = done.send(());
             }
         }
     }

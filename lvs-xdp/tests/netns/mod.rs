@@ -14,13 +14,13 @@ use nix::{
 
 /// One network namespace.
 #[derive(Debug)]
-pub struct Netns {
+pub(crate) struct Netns {
     name: String,
 }
 
 impl Netns {
     /// A new namespace, with its loopback interface up.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         assert!(
             geteuid().is_root(),
@@ -36,7 +36,7 @@ impl Netns {
     }
 
     /// Runs `ip` with these arguments in the namespace and gives what it printed.
-    pub fn ip(&self, arguments: &str) -> String {
+    pub(crate) fn ip(&self, arguments: &str) -> String {
         let arguments: Vec<_> = ["-n", &self.name]
             .into_iter()
             .chain(arguments.split_whitespace())
@@ -45,7 +45,7 @@ impl Netns {
     }
 
     /// Joins an interface of this namespace with one of another by a cable.
-    pub fn join(&self, interface: &str, other: &Self, other_interface: &str) {
+    pub(crate) fn join(&self, interface: &str, other: &Self, other_interface: &str) {
         self.ip(&format!(
             "link add {interface} type veth peer name {other_interface} netns {}",
             other.name
@@ -55,7 +55,7 @@ impl Netns {
     }
 
     /// Runs a function in the namespace, on a thread of its own.
-    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let work = || {
             let file = File::open(format!("/run/netns/{}", self.name)).expect("the namespace exists");
             setns(file, CloneFlags::CLONE_NEWNET).expect("root may enter it");
@@ -68,7 +68,7 @@ impl Netns {
     }
 
     /// Runs an asynchronous function in the namespace, on a runtime of its own.
-    pub fn block_on<T: Send>(&self, work: impl AsyncFnOnce() -> T + Send) -> T {
+    pub(crate) fn block_on<T: Send>(&self, work: impl AsyncFnOnce() -> T + Send) -> T {
         self.enter(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime").block_on(work())
@@ -76,7 +76,7 @@ impl Netns {
     }
 
     /// The value of a sysctl in the namespace, by its path below `/proc/sys/net`.
-    pub fn sysctl(&self, path: &str) -> String {
+    pub(crate) fn sysctl(&self, path: &str) -> String {
         let path = format!("/proc/sys/net/{path}");
         self.enter(|| {
             std::fs::read_to_string(path)
@@ -87,7 +87,7 @@ impl Netns {
     }
 
     /// Sets a sysctl in the namespace.
-    pub fn set_sysctl(&self, path: &str, value: &str) {
+    pub(crate) fn set_sysctl(&self, path: &str, value: &str) {
         let path = format!("/proc/sys/net/{path}");
         self.enter(|| std::fs::write(path, value).expect("the sysctl can be written"));
     }
