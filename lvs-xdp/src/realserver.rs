@@ -18,29 +18,25 @@
 //! that [`undo`] puts back what was there before and nothing else. Like the addresses and the sysctls
 //! themselves, the record does not survive a reboot.
 
+mod host;
 mod record;
+mod sysctl;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt, fs,
+    collections::BTreeSet,
+    fmt,
     io::{self, Write},
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, bail, ensure};
-use futures_util::TryStreamExt as _;
-use rtnetlink::{
-    Handle, LinkUnspec,
-    packet_route::{
-        address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
-        link::{LinkAttribute, LinkFlags},
-    },
-};
+use anyhow::{bail, ensure};
+use rtnetlink::packet_route::link::LinkFlags;
 use serde::Serialize;
-use tokio::task::JoinSet;
 
+use host::{Held, Host, host_prefix};
 use record::{Namespace, Record};
+use sysctl::{Sysctl, sysctl_value};
 
 /// Where [`setup`] keeps what it changed.
 pub const DEFAULT_STATE_FILE: &str = "/run/lvs-xdp/realserver.json";
@@ -115,275 +111,22 @@ fn check_vip(vip: IpAddr) -> anyhow::Result<()> {
     bail!("{vip} cannot be a VIP: {fault}")
 }
 
-/// A sysctl that direct routing needs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Sysctl {
-    /// Its path below `/proc/sys`.
-    path: String,
-    /// The value that is set.
-    wanted: &'static str,
-    /// Values that serve as well.
-    accepted: &'static [&'static str],
-}
-
-impl Sysctl {
-    /// Those for IPv4; `all` first, which counts for every interface at once.
-    fn needed(interface: &str) -> Vec<Self> {
-        // arp_ignore=2 asks in addition that the sender is in the same subnet. 3 and 8 are silent about
-        // the real server's own address too.
-        let settings: [(_, _, &[_]); 2] = [("arp_ignore", "1", &["1", "2"]), ("arp_announce", "2", &["2"])];
-        let of = |interface: &str| {
-            let path = |name| format!("net/ipv4/conf/{interface}/{name}");
-            settings.map(|(name, wanted, accepted)| Self {
-                path: path(name),
-                wanted,
-                accepted,
-            })
-        };
-        let own = if interface == "all" {
-            None
-        } else {
-            Some(of(interface))
-        };
-        [of("all")].into_iter().chain(own).flatten().collect()
-    }
-
-    fn file(path: &str) -> PathBuf {
-        Path::new("/proc/sys").join(path)
-    }
-
-    fn read(path: &str) -> anyhow::Result<String> {
-        let file = Self::file(path);
-        let value = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        Ok(value.trim().to_owned())
-    }
-
-    fn write(path: &str, value: &str) -> anyhow::Result<()> {
-        let file = Self::file(path);
-        fs::write(&file, value).with_context(|| format!("cannot write {value} to {}", file.display()))
-    }
-
-    /// The name as sysctl(8) takes it, which exchanges dots and slashes.
-    fn name(path: &str) -> String {
-        path.chars()
-            .map(|c| match c {
-                '/' => '.',
-                '.' => '/',
-                c => c,
-            })
-            .collect()
-    }
-
-    fn command(path: &str, value: &str) -> String {
-        format!("sysctl -w {}={value}", Self::name(path))
-    }
-}
-
-/// An address of an interface.
-#[derive(Debug, Clone)]
-struct Held {
-    address: IpAddr,
-    prefix_len: u8,
-    if_index: u32,
-    message: AddressMessage,
-}
-
-/// An interface.
-#[derive(Debug, Clone)]
-struct Interface {
-    name: String,
-    flags: LinkFlags,
-}
-
-/// This host's interfaces and addresses, and the way to change them.
-struct Host {
-    handle: Handle,
-    interfaces: BTreeMap<u32, Interface>,
-    addresses: Vec<Held>,
-    /// The task of the connection; it ends with this.
-    _connection: JoinSet<()>,
-}
-
-impl Host {
-    async fn read() -> anyhow::Result<Self> {
-        let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
-        let connection = JoinSet::from_iter([connection]);
-        let links: Vec<_> = handle
-            .link()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .context("cannot read the interfaces")?;
-        let interfaces = links.into_iter().filter_map(|link| {
-            let name = link.attributes.iter().find_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) => Some(name.clone()),
-                _ => None,
-            })?;
-            Some((
-                link.header.index,
-                Interface {
-                    name,
-                    flags: link.header.flags,
-                },
-            ))
-        });
-        let interfaces = interfaces.collect();
-        let messages: Vec<_> = handle
-            .address()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .context("cannot read the addresses")?;
-        let addresses = messages.into_iter().filter_map(|message| {
-            let attribute = |local| {
-                message
-                    .attributes
-                    .iter()
-                    .find_map(move |attribute| match attribute {
-                        AddressAttribute::Local(address) if local => Some(*address),
-                        AddressAttribute::Address(address) if !local => Some(*address),
-                        _ => None,
-                    })
-            };
-            let address = attribute(true).or_else(|| attribute(false))?;
-            let (prefix_len, if_index) = (message.header.prefix_len, message.header.index);
-            Some(Held {
-                address,
-                prefix_len,
-                if_index,
-                message,
-            })
-        });
-        let addresses = addresses.collect();
-        Ok(Self {
-            handle,
-            interfaces,
-            addresses,
-            _connection: connection,
-        })
-    }
-
-    /// The index of an interface that is fit to hold a VIP.
-    fn interface_for_vips(&self, name: &str) -> anyhow::Result<u32> {
-        let Some((index, interface)) = self
-            .interfaces
-            .iter()
-            .find(|(_, interface)| interface.name == name)
-        else {
-            let names: Vec<_> = self
-                .interfaces
-                .values()
-                .map(|interface| interface.name.as_str())
-                .collect();
-            bail!(
-                "there is no interface {name}: use lo, or another of {}",
-                names.join(" ")
-            );
-        };
-        ensure!(
-            interface.flags.intersects(LinkFlags::Loopback | LinkFlags::Noarp),
-            "{name} answers ARP for its own addresses, so a VIP on it would draw the director's traffic: \
-             use --interface lo"
-        );
-        Ok(*index)
-    }
-
-    fn interface_name(&self, if_index: u32) -> &str {
-        self.interfaces
-            .get(&if_index)
-            .map_or("an unknown interface", |interface| interface.name.as_str())
-    }
-
-    /// Where a VIP is: on the interface (`true`) or nowhere (`false`).
-    ///
-    /// # Errors
-    ///
-    /// When it is where, or as, it must not be; the message says how to remove it.
-    fn holds(&self, vip: IpAddr, if_index: u32) -> anyhow::Result<bool> {
-        let mut found = false;
-        for held in self.addresses.iter().filter(|held| held.address == vip) {
-            let name = self.interface_name(held.if_index);
-            let remove = format!("ip address del {vip}/{} dev {name}", held.prefix_len);
-            ensure!(
-                held.if_index == if_index,
-                "{vip} is on {name}, where it is announced: remove it first: {remove}"
-            );
-            ensure!(
-                held.prefix_len == host_prefix(vip),
-                "{vip} is on {name} with the prefix length {}, which makes its whole network local: \
-                 remove it first: {remove}",
-                held.prefix_len
-            );
-            found = true;
-        }
-        Ok(found)
-    }
-
-    async fn add(&self, vip: IpAddr, if_index: u32) -> anyhow::Result<()> {
-        let mut request = self.handle.address().add(if_index, vip, host_prefix(vip));
-        if vip.is_ipv6() {
-            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
-        }
-        request.execute().await.map_err(netlink_error).with_context(|| {
-            let hint = if vip.is_ipv6() {
-                " (is IPv6 disabled there?)"
-            } else {
-                ""
-            };
-            format!("cannot add {vip} to {}{hint}", self.interface_name(if_index))
-        })
-    }
-
-    async fn remove(&self, held: &Held) -> anyhow::Result<()> {
-        let request = self.handle.address().del(held.message.clone());
-        request.execute().await.map_err(netlink_error).with_context(|| {
-            format!(
-                "cannot remove {} from {}",
-                held.address,
-                self.interface_name(held.if_index)
-            )
-        })
-    }
-
-    async fn set_up(&self, if_index: u32) -> anyhow::Result<()> {
-        let message = LinkUnspec::new_with_index(if_index).up().build();
-        let request = self.handle.link().set(message);
-        request
-            .execute()
-            .await
-            .map_err(netlink_error)
-            .with_context(|| format!("cannot set {} up", self.interface_name(if_index)))
-    }
-}
-
-fn host_prefix(address: IpAddr) -> u8 {
-    if address.is_ipv4() { 32 } else { 128 }
-}
-
-fn netlink_error(error: rtnetlink::Error) -> anyhow::Error {
-    match error {
-        rtnetlink::Error::NetlinkError(error) => error.to_io().into(),
-        error => error.into(),
-    }
-}
-
 fn add_command(vip: IpAddr, interface: &str) -> String {
     let nodad = if vip.is_ipv6() { " nodad" } else { "" };
     format!("ip address add {vip}/{} dev {interface}{nodad}", host_prefix(vip))
 }
 
-fn require_root() -> anyhow::Result<()> {
+/// The record, for a caller who may change what it is about.
+fn lock(state_file: &Path) -> anyhow::Result<Record> {
     ensure!(
         nix::unistd::geteuid().is_root(),
         "this changes the host's network settings: run it as root"
     );
-    Ok(())
+    Record::lock(state_file)
 }
 
 /// Writes one step: the command that does the same, and what became of it.
-fn step(out: &mut impl Write, command: &str, outcome: impl fmt::Display) -> io::Result<()> {
+fn step(out: &mut (impl Write + ?Sized), command: &str, outcome: impl fmt::Display) -> io::Result<()> {
     writeln!(out, "{command:<52} # {outcome}")
 }
 
@@ -405,7 +148,7 @@ fn sysctls(vips: &[IpAddr], interface: &str) -> Vec<Sysctl> {
 /// One line, with nothing changed, when a VIP or the interface cannot serve, a VIP is on another interface
 /// or has a whole network's prefix length, or the caller is not root. When a step itself fails,
 /// those before it stay, and [`undo`] takes them back.
-pub async fn setup(options: &SetupOptions, out: &mut impl Write) -> anyhow::Result<()> {
+pub async fn setup(options: &SetupOptions, out: &mut (impl Write + ?Sized)) -> anyhow::Result<()> {
     let SetupOptions {
         vips,
         interface,
@@ -416,6 +159,8 @@ pub async fn setup(options: &SetupOptions, out: &mut impl Write) -> anyhow::Resu
     let vips = Vec::from_iter(vips);
     ensure!(!vips.is_empty(), "no VIP was given: use --vip ADDRESS");
     vips.iter().try_for_each(|vip| check_vip(*vip))?;
+    // Before anything is looked at: two at once must not take each other's changes for what was there.
+    let mut record = if *dry_run { None } else { Some(lock(state_file)?) };
     let host = Host::read().await?;
     let if_index = host.interface_for_vips(interface)?;
     let held = vips
@@ -428,11 +173,6 @@ pub async fn setup(options: &SetupOptions, out: &mut impl Write) -> anyhow::Resu
         .map(|sysctl| Sysctl::read(&sysctl.path))
         .collect::<anyhow::Result<Vec<_>>>()?;
 
-    let mut record = None;
-    if !dry_run {
-        require_root()?;
-        record = Some(Record::lock(state_file)?);
-    }
     for (
         Sysctl {
             path,
@@ -498,20 +238,22 @@ pub async fn setup(options: &SetupOptions, out: &mut impl Write) -> anyhow::Resu
 ///
 /// # Errors
 ///
-/// One line when the caller is not root, or a step fails; the steps before it stay done.
-pub async fn undo(options: &UndoOptions, out: &mut impl Write) -> anyhow::Result<()> {
+/// One line when an address can be no VIP or the caller is not root, with nothing changed; or when a step
+/// fails: those before it stay done.
+pub async fn undo(options: &UndoOptions, out: &mut (impl Write + ?Sized)) -> anyhow::Result<()> {
     let UndoOptions {
         vips,
         interface,
         dry_run,
         state_file,
     } = options;
+    // Not that `--vip ::1` takes the loopback address away.
+    vips.iter().try_for_each(|vip| check_vip(*vip))?;
     let mut record = None;
     let mut left = if *dry_run {
         Record::read(state_file)?
     } else {
-        require_root()?;
-        record.insert(Record::lock(state_file)?).namespace().clone()
+        record.insert(lock(state_file)?).namespace().clone()
     };
     let vips: BTreeSet<IpAddr> = if vips.is_empty() {
         left.addresses.keys().copied().collect()
@@ -578,15 +320,6 @@ pub async fn undo(options: &UndoOptions, out: &mut impl Write) -> anyhow::Result
     Ok(())
 }
 
-/// What [`setup`] writes to a sysctl.
-fn sysctl_value(path: &str) -> Option<&'static str> {
-    let name = path.rsplit('/').next()?;
-    Sysctl::needed("all")
-        .into_iter()
-        .find(|sysctl| sysctl.path.ends_with(name))
-        .map(|sysctl| sysctl.wanted)
-}
-
 /// One thing that direct routing needs, and whether it is so.
 #[derive(Debug, Serialize)]
 struct Point {
@@ -613,7 +346,7 @@ struct Report {
 /// # Errors
 ///
 /// When the kernel's settings or the record cannot be read, or there is no such interface.
-pub async fn show(options: &ShowOptions, out: &mut impl Write) -> anyhow::Result<bool> {
+pub async fn show(options: &ShowOptions, out: &mut (impl Write + ?Sized)) -> anyhow::Result<bool> {
     let ShowOptions {
         vips,
         interface,

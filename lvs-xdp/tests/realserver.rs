@@ -340,6 +340,34 @@ fn what_would_not_work_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn only_root_may_change_anything_but_everybody_may_look() {
+    let segment = Segment::new();
+    let before = segment.settings();
+    let options = |dry_run| SetupOptions {
+        vips: ips(&[VIP]),
+        interface: "lo".into(),
+        dry_run,
+        state_file: segment.state_file(),
+    };
+    let (refused, dry) = segment.server.block_on(async || {
+        // SAFETY: it takes numbers only. As a bare system call it is about this thread alone, which
+        // ends with this closure; the C library's function would change the whole process.
+        let result = unsafe { libc::syscall(libc::SYS_setresuid, -1, 65534, -1) };
+        assert_eq!(result, 0, "root may become nobody");
+        let refused = realserver::setup(&options(false), &mut Vec::new()).await;
+        let dry = realserver::setup(&options(true), &mut Vec::new()).await;
+        (refused, dry)
+    });
+    let error = format!("{:#}", refused.expect_err("it is not root"));
+    assert!(
+        error.contains("run it as root") && !error.contains('\n'),
+        "{error}"
+    );
+    dry.expect("to say what would be done needs no root");
+    assert_eq!(segment.settings(), before);
+}
+
+#[test]
 fn an_interface_that_is_down_is_set_up() {
     let segment = Segment::new();
     segment.server.ip("link set lo down");

@@ -98,13 +98,10 @@ impl FromStr for Scheduler {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|scheduler| scheduler.name() == text)
-            .ok_or_else(|| {
-                let names: Vec<_> = Self::ALL.into_iter().map(Self::name).collect();
-                format!("`{text}` is no scheduler: use one of {}", names.join(" "))
-            })
+        Self::ALL.into_iter().find(|scheduler| scheduler.name() == text).ok_or_else(|| {
+            let names: Vec<_> = Self::ALL.into_iter().map(Self::name).collect();
+            format!("`{text}` is no scheduler: use one of {}", names.join(" "))
+        })
     }
 }
 
@@ -141,11 +138,7 @@ pub struct ServiceKey {
 
 impl fmt::Display for ServiceKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            protocol,
-            address,
-            port,
-        } = *self;
+        let Self { protocol, address, port } = *self;
         write!(f, "{} {}", protocol, SocketAddr::new(address, port))
     }
 }
@@ -283,10 +276,7 @@ pub struct ApiError {
 impl ApiError {
     /// An error with its message.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-        }
+        Self { code, message: message.into() }
     }
 }
 
