@@ -1,11 +1,16 @@
 //! lvs-xdp: LVS Direct Routing in XDP. The agent, the command line and the `ipvsadm` drop-in.
 //!
-//! The command line and [`ipvsadm`] are clients of [`api`]; behind it stands the agent, which carries
-//! the desired state ([`model`], kept by [`journal`]) to the program ([`dataplane`]).
+//! The command line and [`ipvsadm`] are clients of [`api`]; behind it stands the [`agent`], which
+//! carries the desired state ([`model`], kept by [`journal`]) and the ways to the real servers
+//! ([`neighbour`]) to the program ([`dataplane`]). [`realserver`] is the other side: what a real server
+//! needs.
 
+pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod dataplane;
 pub mod ipvsadm;
 pub mod journal;
 pub mod model;
+pub mod neighbour;
+pub mod realserver;
