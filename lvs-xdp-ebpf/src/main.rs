@@ -6,7 +6,7 @@ mod frame;
 mod maps;
 
 use aya_ebpf::{Global, bindings::xdp_action, helpers::bpf_ktime_get_ns, macros::xdp, programs::XdpContext};
-use aya_log_ebpf::debug;
+use aya_log_ebpf::info;
 use lvs_xdp_common::{
     director::{self, Verdict},
     packet,
@@ -81,7 +81,7 @@ fn log(context: &XdpContext, verdict: &Verdict) {
         verdict.reason,
         Reason::NotForUs | Reason::NotIp | Reason::NotUnicast
     ) {
-        debug!(
+        info!(
             context,
             "reason {} destination {}", verdict.reason as u32, verdict.destination
         );

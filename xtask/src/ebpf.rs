@@ -176,7 +176,7 @@ impl Toolchain {
                     "-Clink-arg=--btf",
                     "-Ctarget-cpu=v3",
                     // The kernel takes unaligned loads from packets; without this each becomes eight byte loads.
-                    "-Ctarget-feature=+allows-misaligned-mem-access",
+                    "-Clink-arg=--cpu-features=+allows-misaligned-mem-access",
                 ]
                 .join("\x1f"),
             )

@@ -1,4 +1,5 @@
 //! The agent's HTTP/JSON interface on its Unix socket: types, server, client.
 
 pub mod client;
+pub(crate) mod server;
 pub mod types;

@@ -2,65 +2,24 @@
 
 use std::path::PathBuf;
 
-use clap::ValueEnum;
 use tracing::Level;
 
 use super::{
     Failure,
     args::{AgentArgs, LogLevel},
 };
-use crate::api::client;
-
-/// How the program is attached to an interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum XdpMode {
-    /// In the driver where it can, else above it, with the reason as a warning.
-    Auto,
-    /// In the driver, or not at all.
-    Native,
-    /// Above the driver, whatever the driver can do.
-    Generic,
-}
-
-/// What the agent is told by the command line.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AgentOptions {
-    /// Names of the interfaces to attach to, at least one, none twice.
-    pub interfaces: Vec<String>,
-    /// Where it listens for clients.
-    pub socket: PathBuf,
-    /// The directory of the desired state.
-    pub state_dir: PathBuf,
-    /// The directory, on a BPF file system, of program and maps.
-    pub pin_dir: PathBuf,
-    /// How the program is attached.
-    pub xdp_mode: XdpMode,
-    /// Capacity of the connection table in entries: a power of two.
-    pub connections: u32,
-    /// Capacity in virtual services.
-    pub services: u32,
-    /// Capacity in real servers, over all services.
-    pub destinations: u32,
-    /// Whether the program itself logs packets.
-    pub log_packets: bool,
-    /// The least important lines that are logged.
-    pub log_level: Level,
-}
+use crate::{
+    agent::{self, Config},
+    api::client,
+};
 
 /// Runs the agent until it is told to end.
 pub(super) fn run(args: AgentArgs, socket: Option<PathBuf>) -> Result<(), Failure> {
-    start(&options(args, client::socket_path(socket))?)
+    let options = options(args, client::socket_path(socket))?;
+    agent::run(&options).map_err(|error| Failure::Refused(format!("{error:#}")))
 }
 
-/// Where the command line meets the agent.
-fn start(options: &AgentOptions) -> Result<(), Failure> {
-    Err(Failure::Refused(format!(
-        "cannot attach to {}: this build has no agent in it",
-        options.interfaces.join(", ")
-    )))
-}
-
-fn options(args: AgentArgs, socket: PathBuf) -> Result<AgentOptions, Failure> {
+fn options(args: AgentArgs, socket: PathBuf) -> Result<Config, Failure> {
     let AgentArgs {
         interfaces,
         state_dir,
@@ -86,7 +45,7 @@ fn options(args: AgentArgs, socket: PathBuf) -> Result<AgentOptions, Failure> {
         LogLevel::Debug => Level::DEBUG,
         LogLevel::Trace => Level::TRACE,
     };
-    Ok(AgentOptions {
+    Ok(Config {
         interfaces,
         socket,
         state_dir,
@@ -107,7 +66,7 @@ mod tests {
     use super::*;
     use crate::cli::args::{Cli, Verb};
 
-    fn parse(line: &str) -> Result<AgentOptions, Failure> {
+    fn parse(line: &str) -> Result<Config, Failure> {
         let cli = Cli::try_parse_from(line.split(' ')).unwrap();
         let Verb::Agent(args) = cli.verb else {
             panic!("{:?}", cli.verb)
@@ -119,7 +78,7 @@ mod tests {
     fn defaults_are_those_of_the_documentation() {
         assert_eq!(
             parse("lvs-xdp agent --interface eth0 --socket /s").unwrap(),
-            AgentOptions {
+            Config {
                 interfaces: vec!["eth0".into()],
                 socket: "/s".into(),
                 state_dir: "/var/lib/lvs-xdp".into(),
@@ -143,7 +102,7 @@ mod tests {
                  --log-level debug"
             )
             .unwrap(),
-            AgentOptions {
+            Config {
                 interfaces: vec!["eth0".into(), "eth1".into()],
                 socket: "/s".into(),
                 state_dir: "/d".into(),

@@ -11,7 +11,8 @@ use clap::{
 };
 use clap_complete::Shell;
 
-use super::{agent::XdpMode, value};
+use super::value;
+use crate::agent::XdpMode;
 use crate::api::types::{Protocol, Scheduler, SchedulerFlag};
 
 /// LVS Direct Routing in XDP: the agent on the director, and the commands that talk to it
@@ -277,9 +278,12 @@ pub(super) enum RealserverVerb {
     /// Undo what setup did
     #[command(after_help = "Example:\n  lvs-xdp realserver undo --vip 192.168.2.100")]
     Undo {
-        /// A virtual address to give up; repeat it for more
-        #[arg(long = "vip", value_name = "VIP", required = true, value_parser = value::address)]
+        /// A virtual address to give up; repeat it for more [default: all that setup added]
+        #[arg(long = "vip", value_name = "VIP", value_parser = value::address)]
         vips: Vec<IpAddr>,
+        /// The interface that has the VIPs
+        #[arg(long, value_name = "IF", default_value = "lo", value_parser = value::interface)]
+        interface: String,
         /// Say what would be done, and do nothing
         #[arg(long)]
         dry_run: bool,

@@ -23,8 +23,6 @@ use std::{
 use clap::{Parser as _, error::ErrorKind};
 use serde::Serialize;
 
-pub use agent::{AgentOptions, XdpMode};
-
 use args::{Cli, Verb};
 
 use crate::{

@@ -1,30 +1,60 @@
 //! `lvs-xdp realserver ...`: what is done on a real server.
 
-use std::io::Write;
+use std::{io::Write, path::PathBuf};
 
 use super::{Failure, args::RealserverVerb};
+use crate::realserver::{
+    self, DEFAULT_INTERFACE, DEFAULT_STATE_FILE, SetupOptions, ShowOptions, UndoOptions,
+};
 
-/// Where the command line meets the set-up of a real server.
-pub(super) fn run(verb: RealserverVerb, _out: &mut dyn Write) -> Result<(), Failure> {
-    let done = match verb {
+/// Runs one of them, in this process: no agent is needed on a real server.
+pub(super) fn run(verb: RealserverVerb, out: &mut dyn Write) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let state_file = PathBuf::from(DEFAULT_STATE_FILE);
+    let result = match verb {
         RealserverVerb::Setup {
             vips,
             interface,
-            dry_run: _,
-        } => {
-            format!("{} is not put on {interface}", join(&vips))
+            dry_run,
+        } => runtime.block_on(realserver::setup(
+            &SetupOptions {
+                vips,
+                interface,
+                dry_run,
+                state_file,
+            },
+            out,
+        )),
+        RealserverVerb::Undo {
+            vips,
+            interface,
+            dry_run,
+        } => runtime.block_on(realserver::undo(
+            &UndoOptions {
+                vips,
+                interface,
+                dry_run,
+                state_file,
+            },
+            out,
+        )),
+        RealserverVerb::Show(list) => {
+            let options = ShowOptions {
+                vips: Vec::new(),
+                interface: DEFAULT_INTERFACE.to_owned(),
+                json: list.json,
+                state_file,
+            };
+            match runtime.block_on(realserver::show(&options, out)) {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(anyhow::anyhow!(
+                    "not all is as direct routing needs it: `lvs-xdp realserver setup` mends it"
+                )),
+                Err(error) => Err(error),
+            }
         }
-        RealserverVerb::Undo { vips, dry_run: _ } => format!("{} stays", join(&vips)),
-        RealserverVerb::Show(_) => "nothing is shown".to_owned(),
     };
-    Err(Failure::Refused(format!(
-        "{done}: this build cannot set up real servers"
-    )))
-}
-
-fn join(vips: &[std::net::IpAddr]) -> String {
-    vips.iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
+    result.map_err(|error| Failure::Refused(format!("{error:#}")))
 }

@@ -669,6 +669,15 @@ impl Compiler {
         self.destinations.get(&(slot.id, *server)).copied()
     }
 
+    /// The effective weight that a service's list gives a server now.
+    pub fn effective_weight(&self, service: &ServiceKey, server: &ServerKey) -> Option<u32> {
+        let slot = self.services.get(service)?;
+        let id = self.destinations.get(&(slot.id, *server))?;
+        let index = slot.ids.iter().position(|other| other == id)?;
+        let entry = self.tables.list(slot.word.offset() + 1 + count(index))?;
+        Some(high(entry.load()))
+    }
+
     /// Ids of the destinations that a service had and whose connections have not ended.
     pub fn leftovers(&self, service: &ServiceKey) -> Vec<u32> {
         let Some(slot) = self.services.get(service) else {

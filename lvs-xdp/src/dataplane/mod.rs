@@ -326,6 +326,30 @@ impl Dataplane {
         self.attached.values()
     }
 
+    /// Whether the program is attached to an interface.
+    pub fn is_attached(&self, if_index: u32) -> bool {
+        self.attached.contains_key(&if_index)
+    }
+
+    /// Forgets an interface that is gone; whether the program was attached to it.
+    pub fn detached(&mut self, if_index: u32) -> bool {
+        let Some(attached) = self.attached.remove(&if_index) else {
+            return false;
+        };
+        // The link holds nothing any more, and another interface may get this index.
+        let _ = std::fs::remove_file(self.pins.link(if_index, attached.mode));
+        true
+    }
+
+    /// The records that the program logs, to be read when they are ready.
+    ///
+    /// # Errors
+    ///
+    /// Where it was taken before.
+    pub fn logger(&mut self) -> anyhow::Result<aya_log::EbpfLogger<&'static dyn log::Log>> {
+        aya_log::EbpfLogger::init(&mut self.ebpf).context("the program has no log")
+    }
+
     /// What the status says of them.
     pub fn interfaces(&self) -> Vec<InterfaceStatus> {
         self.attached()
@@ -476,9 +500,24 @@ impl Dataplane {
     }
 
     /// Takes the program off all interfaces and removes every pin.
-    pub fn unload(self) -> anyhow::Result<()> {
+    pub fn unload(&self) -> anyhow::Result<()> {
         self.pins.remove_all()
     }
+}
+
+/// The index of an interface.
+///
+/// # Errors
+///
+/// Where there is no such interface.
+pub fn interface_index(name: &str) -> anyhow::Result<u32> {
+    nix::net::if_::if_nametoindex(name)
+        .map_err(|_| anyhow::anyhow!("there is no interface `{name}`: `ip link` lists those that there are"))
+}
+
+/// A MAC address as people write it.
+pub fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|octet| format!("{octet:02x}")).join(":")
 }
 
 /// Removes the program and its pins where no agent runs.

@@ -1,0 +1,279 @@
+//! The agent: loads the program, and from then on carries what is wanted and what is seen to its maps.
+//!
+//! One task owns everything and takes one thing at a time from a queue: requests, news of neighbours,
+//! the second's tick. [`state`] is what it owns; [`crate::api::server`] puts requests into the queue.
+//! Forwarding needs none of it: an agent may be killed at any moment, and the next one goes on.
+
+mod state;
+
+use std::{
+    io::{self, IsTerminal as _},
+    os::unix::fs::FileTypeExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use clap::ValueEnum;
+use tokio::{
+    io::unix::AsyncFd,
+    net::{UnixListener, UnixStream},
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot},
+    time::{MissedTickBehavior, interval},
+};
+use tracing::{Level, info, warn};
+
+pub(crate) use self::state::State;
+use crate::{
+    api::{
+        server,
+        types::{ApiError, Change, Connection, Service, Status},
+    },
+    dataplane::{self, Dataplane, Mode, Options},
+    journal::{Journal, Opened},
+    neighbour::Neighbours,
+};
+
+/// How the program is attached to an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum XdpMode {
+    /// In the driver where it can, else above it, with the reason as a warning.
+    Auto,
+    /// In the driver, or not at all.
+    Native,
+    /// Above the driver, whatever the driver can do.
+    Generic,
+}
+
+impl XdpMode {
+    fn forced(self) -> Option<Mode> {
+        match self {
+            Self::Auto => None,
+            Self::Native => Some(Mode::Native),
+            Self::Generic => Some(Mode::Generic),
+        }
+    }
+}
+
+/// What the agent is told by the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Names of the interfaces to attach to, at least one, none twice.
+    pub interfaces: Vec<String>,
+    /// Where it listens for clients.
+    pub socket: PathBuf,
+    /// The directory of the desired state.
+    pub state_dir: PathBuf,
+    /// The directory, on a BPF file system, of program and maps.
+    pub pin_dir: PathBuf,
+    /// How the program is attached.
+    pub xdp_mode: XdpMode,
+    /// Capacity of the connection table in entries: a power of two.
+    pub connections: u32,
+    /// Capacity in virtual services.
+    pub services: u32,
+    /// Capacity in real servers, over all services.
+    pub destinations: u32,
+    /// Whether the program itself logs packets.
+    pub log_packets: bool,
+    /// The least important lines that are logged.
+    pub log_level: Level,
+}
+
+/// What a client asks of the agent; each with the way back.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// `GET /v1/status`
+    Status(oneshot::Sender<Status>),
+    /// `GET /v1/services`
+    Services(oneshot::Sender<Vec<Service>>),
+    /// `GET /v1/connections`
+    Connections(oneshot::Sender<Vec<Connection>>),
+    /// `POST /v1/changes`
+    Change(Vec<Change>, oneshot::Sender<Result<(), ApiError>>),
+    /// `POST /v1/unload`
+    Unload(oneshot::Sender<Result<(), ApiError>>),
+}
+
+/// Runs the agent until it is told to end by SIGTERM, SIGINT or `lvs-xdp unload`.
+///
+/// # Errors
+///
+/// Whatever keeps it from starting, on one line.
+pub fn run(config: &Config) -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_max_level(config.log_level)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // The grace period and the sweep block; nothing else does.
+        .max_blocking_threads(2)
+        .build()
+        .context("cannot start the asynchronous runtime")?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: &Config) -> anyhow::Result<()> {
+    for name in &config.interfaces {
+        dataplane::interface_index(name)?;
+    }
+    let Opened {
+        journal,
+        model,
+        warnings,
+    } = Journal::open(&config.state_dir)?;
+    for line in &warnings {
+        warn!("{line}");
+    }
+    let listener = listen(&config.socket).await?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+
+    let mut dataplane = Dataplane::open(&Options {
+        pin_directory: config.pin_dir.clone(),
+        capacity: dataplane::Capacity {
+            connections: config.connections,
+            services: config.services,
+            destinations: config.destinations,
+        },
+        log_packets: config.log_packets,
+    })?;
+    if config.log_packets {
+        log_packets(&mut dataplane)?;
+    }
+    attach(&mut dataplane, config)?;
+
+    let (neighbours, mut news) = Neighbours::start().await?;
+    let neighbours = Arc::new(neighbours);
+    let mut state = State::new(
+        dataplane,
+        journal,
+        model,
+        Arc::clone(&neighbours),
+        config.clone(),
+        warnings,
+    );
+    state.start().await?;
+
+    let (sender, mut requests) = mpsc::channel(1024);
+    let server = tokio::spawn(server::serve(listener, sender, Arc::clone(&neighbours)));
+    let mut second = interval(Duration::from_secs(1));
+    second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    sd_notify::notify(&[sd_notify::NotifyState::Ready])
+        .context("cannot tell systemd that the agent is ready")?;
+    info!("ready: clients are served at {}", config.socket.display());
+
+    let ended = loop {
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => break "SIGTERM",
+            _ = interrupt.recv() => break "SIGINT",
+            event = news.recv() => match event {
+                Some(event) => {
+                    state.hear(event);
+                    while let Ok(event) = news.try_recv() {
+                        state.hear(event);
+                    }
+                }
+                None => bail!("the kernel's messages about neighbours have ended: start the agent again"),
+            },
+            () = state.settled() => {}
+            request = requests.recv() => match request {
+                Some(Request::Unload(answer)) => {
+                    let result = state.unload();
+                    let done = result.is_ok();
+                    let _ = answer.send(result);
+                    if done {
+                        // The answer goes out before the process ends.
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        break "unload";
+                    }
+                }
+                Some(request) => state.take(request),
+                None => bail!("the API has ended: start the agent again"),
+            },
+            _ = second.tick() => state.tick().await,
+        }
+        state.carry_out().await;
+    };
+    server.abort();
+    let _ = std::fs::remove_file(&config.socket);
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    if ended == "unload" {
+        info!("ended: the program was taken off");
+    } else {
+        info!("ended by {ended}: the program goes on forwarding");
+    }
+    Ok(())
+}
+
+/// Attaches the program to every interface that was named. Where that fails and the program was on none,
+/// nothing of it is left.
+fn attach(dataplane: &mut Dataplane, config: &Config) -> anyhow::Result<()> {
+    let was_attached = dataplane.attached().next().is_some();
+    for name in &config.interfaces {
+        match dataplane.attach(name, config.xdp_mode.forced()) {
+            Ok(attached) => {
+                if let Some(reason) = &attached.reason {
+                    warn!("{name}: attached in generic mode, which is slower: {reason}");
+                } else {
+                    info!("{name}: attached in {} mode", attached.mode);
+                }
+            }
+            Err(error) => {
+                if !was_attached {
+                    dataplane.unload()?;
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Listens at the socket, in the place of an agent that has died, but not of one that lives.
+async fn listen(path: &Path) -> anyhow::Result<UnixListener> {
+    if UnixStream::connect(path).await.is_ok() {
+        bail!(
+            "another agent serves {}: end it first, or name another --socket, --state-dir and --pin-dir",
+            path.display()
+        );
+    }
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    }
+    if let Ok(left) = std::fs::symlink_metadata(path) {
+        if !left.file_type().is_socket() {
+            bail!(
+                "{} is there and is no socket: name another --socket",
+                path.display()
+            );
+        }
+        std::fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    // Before anybody can connect: mode 0660.
+    let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o117));
+    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen at {}", path.display()));
+    nix::sys::stat::umask(mask);
+    listener
+}
+
+/// Brings what the program logs to the agent's log.
+fn log_packets(dataplane: &mut Dataplane) -> anyhow::Result<()> {
+    tracing_log::LogTracer::init().context("cannot take the program's log")?;
+    let logger = dataplane.logger()?;
+    // SAFETY: the logger owns its ring buffer's descriptor, always the same one, until it is dropped.
+    let mut logger = unsafe { AsyncFd::register(logger) }.context("cannot read the program's log")?;
+    tokio::spawn(async move {
+        while let Ok(mut ready) = logger.readable_mut().await {
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+        }
+    });
+    Ok(())
+}
