@@ -25,6 +25,10 @@ static LOG_PACKETS: Global<u32> = Global::new(0);
 
 /// Decides about every packet that comes in.
 #[xdp]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the macro hands the context over by value"
+)]
 fn director(context: XdpContext) -> u32 {
     let Some(kernel) = Kernel::new() else {
         return xdp_action::XDP_PASS;

@@ -64,7 +64,10 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
-    use crate::cli::args::{Cli, Verb};
+    use crate::{
+        agent::XdpMode,
+        cli::args::{Cli, Verb},
+    };
 
     fn parse(line: &str) -> Result<Config, Failure> {
         let cli = Cli::try_parse_from(line.split(' ')).unwrap();
