@@ -18,7 +18,8 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     process, slice,
-    time::{SystemTime, UNIX_EPOCH},
+    thread::sleep,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, bail};
@@ -348,6 +349,10 @@ fn transaction(changes: &[Change]) -> io::Result<Vec<u8>> {
 /// The shortest file that says what `model` says, one transaction a service: damage then costs one service.
 fn snapshot(model: &Model) -> io::Result<Vec<u8>> {
     let mut bytes = header(VERSION);
+    let settings: Vec<_> = model.setting_changes().collect();
+    if !settings.is_empty() {
+        bytes.extend(transaction(&settings)?);
+    }
     for entry in model.services().values() {
         bytes.extend(transaction(&entry.changes().collect::<Vec<_>>())?);
     }
@@ -424,19 +429,24 @@ fn lock(dir: &Path) -> anyhow::Result<File> {
         .mode(0o600)
         .open(&path)
         .with_context(cannot)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let pid = fs::read_to_string(&path)
-                .ok()
-                .and_then(|pid| pid.trim().parse::<u32>().ok());
-            let pid = pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
-            bail!(
-                "another agent{pid} uses the state directory {}: stop it, or use another --state-dir",
-                dir.display()
-            );
+    // Patience for a moment: a child that the owner has forked shares the lock until it runs its program.
+    let patience = Instant::now() + Duration::from_millis(500);
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if Instant::now() < patience => sleep(Duration::from_millis(10)),
+            Err(TryLockError::WouldBlock) => {
+                let pid = fs::read_to_string(&path)
+                    .ok()
+                    .and_then(|pid| pid.trim().parse::<u32>().ok());
+                let pid = pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
+                bail!(
+                    "another agent{pid} uses the state directory {}: stop it, or use another --state-dir",
+                    dir.display()
+                );
+            }
+            Err(TryLockError::Error(error)) => return Err(error).with_context(cannot),
         }
-        Err(TryLockError::Error(error)) => return Err(error).with_context(cannot),
     }
     // The pid only makes the message above better: the lock holds without it, on a full disk for instance.
     let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", process::id()));

@@ -11,6 +11,7 @@ use std::{
 
 use crate::api::types::{
     ApiError, Change, ErrorCode, ForwardingMethod, Scheduler, ServerKey, ServerSpec, ServiceKey, ServiceSpec,
+    Timeouts,
 };
 
 /// The most real servers a service can have.
@@ -28,6 +29,9 @@ pub struct ServiceEntry {
     pub servers: Vec<ServerSpec>,
 }
 
+/// The longest time-out, in seconds (`MAX_TIMEOUT` of ipvsadm).
+pub const MAX_TIMEOUT: u32 = 86_400 * 31;
+
 /// The whole desired state.
 ///
 /// Clones share their services, so a change can be tried on a copy that replaces the live model only once
@@ -35,6 +39,7 @@ pub struct ServiceEntry {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Model {
     services: BTreeMap<ServiceKey, Arc<ServiceEntry>>,
+    timeouts: Timeouts,
 }
 
 /// What the services touched by a list of changes were before it; `None` did not exist.
@@ -56,10 +61,12 @@ impl Model {
     /// (not) exist is reported before unfit settings are, as the kernel does.
     pub fn apply(&mut self, changes: &[Change]) -> Result<(), ApiError> {
         let mut undo = Undo::new();
+        let timeouts = self.timeouts;
         let result = changes
             .iter()
             .try_for_each(|change| self.apply_one(change, &mut undo));
         if result.is_err() {
+            self.timeouts = timeouts;
             for (key, entry) in undo {
                 match entry {
                     Some(entry) => self.services.insert(key, entry),
@@ -88,6 +95,7 @@ impl Model {
                     touched.insert(*service);
                 }
                 Change::Clear => touched.extend(self.services.keys()),
+                Change::SetTimeouts { .. } => {}
             }
         }
         touched
@@ -95,7 +103,42 @@ impl Model {
 
     /// The shortest list of changes that makes this model out of an empty one.
     pub fn changes(&self) -> Vec<Change> {
-        self.services.values().flat_map(|entry| entry.changes()).collect()
+        let services = self.services.values().flat_map(|entry| entry.changes());
+        self.setting_changes().chain(services).collect()
+    }
+
+    /// The changes that make the settings that are no service's.
+    pub fn setting_changes(&self) -> impl Iterator<Item = Change> {
+        let timeouts = self.timeouts;
+        (timeouts != Timeouts::default())
+            .then_some(Change::SetTimeouts { timeouts })
+            .into_iter()
+    }
+
+    /// The time-outs of connections.
+    pub fn timeouts(&self) -> Timeouts {
+        self.timeouts
+    }
+
+    fn set_timeouts(&mut self, wanted: Timeouts) -> Result<(), ApiError> {
+        let Timeouts { tcp, tcp_fin, udp } = wanted;
+        let own = &mut self.timeouts;
+        for (seconds, own) in [
+            (tcp, &mut own.tcp),
+            (tcp_fin, &mut own.tcp_fin),
+            (udp, &mut own.udp),
+        ] {
+            if seconds > MAX_TIMEOUT {
+                return Err(ApiError::new(
+                    ErrorCode::Invalid,
+                    format!("a time-out of {seconds} s is too long: {MAX_TIMEOUT} s (31 days) are the most"),
+                ));
+            }
+            if seconds > 0 {
+                *own = seconds;
+            }
+        }
+        Ok(())
     }
 
     fn apply_one(&mut self, change: &Change, undo: &mut Undo) -> Result<(), ApiError> {
@@ -120,6 +163,7 @@ impl Model {
                     }),
                 );
             }
+            Change::SetTimeouts { timeouts } => self.set_timeouts(*timeouts)?,
             Change::EditService { service } => {
                 let entry = self.existing(&service.key)?;
                 let spec = checked_service(service)?;

@@ -50,7 +50,7 @@ fn connections() -> Value {
 
 fn status() -> Value {
     json!({
-        "version": "0.1.0", "pid": 4711, "abi": 1, "program_id": 42,
+        "version": "0.1.0", "pid": 4711, "abi": 1, "timeouts": { "tcp": 900, "tcp_fin": 120, "udp": 300 }, "program_id": 42,
         "interfaces": [
             { "name": "eth0", "index": 2, "mode": "native", "reason": null },
             { "name": "eth1", "index": 3, "mode": "generic", "reason": "operation not supported" }

@@ -254,6 +254,7 @@ impl State {
                 ),
             ));
         }
+        self.dataplane.set_timeouts(wanted.timeouts());
         self.compiler.apply(plan);
         self.model = wanted;
         Ok(())
@@ -486,6 +487,7 @@ impl State {
             interfaces: self.dataplane.interfaces(),
             connections: self.connections,
             connection_capacity: u64::from(capacity.connections),
+            timeouts: self.model.timeouts(),
             services: self.model.services().len() as u64,
             servers: self
                 .model

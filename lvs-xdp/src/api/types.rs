@@ -237,6 +237,33 @@ pub enum Change {
     },
     /// `-C`: removes every service.
     Clear,
+    /// `--set`: time-outs of connections; one of 0 stays as it is.
+    SetTimeouts {
+        /// The new time-outs.
+        timeouts: Timeouts,
+    },
+}
+
+/// Seconds without a packet after which a connection expires, as `--set` of ipvsadm has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Timeouts {
+    /// TCP, established.
+    pub tcp: u32,
+    /// TCP, after the client's FIN.
+    pub tcp_fin: u32,
+    /// UDP.
+    pub udp: u32,
+}
+
+impl Default for Timeouts {
+    /// IPVS's own.
+    fn default() -> Self {
+        Self {
+            tcp: 900,
+            tcp_fin: 120,
+            udp: 300,
+        }
+    }
 }
 
 /// The body of `POST /v1/changes`.
@@ -410,6 +437,8 @@ pub struct Status {
     pub connections: u64,
     /// Entries the connection table has room for.
     pub connection_capacity: u64,
+    /// Time-outs of connections.
+    pub timeouts: Timeouts,
     /// Number of services.
     pub services: u64,
     /// Number of real servers, over all services.

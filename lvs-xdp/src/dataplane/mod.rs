@@ -33,7 +33,7 @@ use aya::{
 };
 use lvs_xdp_common::{
     abi::{ABI_VERSION, COUNTER_WORDS, INTERFACE_ROWS, SECONDS_SHIFT, name},
-    connection::TIMEOUTS,
+    connection::{State, TIMEOUTS},
     packet::Mac,
     reason::Reason,
 };
@@ -45,7 +45,7 @@ use self::{
     pins::{LinkPin, Pins, open_map},
     tables::Tables,
 };
-use crate::api::types::{InterfaceStatus, ReasonCount, Stats};
+use crate::api::types::{InterfaceStatus, ReasonCount, Stats, Timeouts};
 
 /// The object file; empty where the program could not be built (see build.rs).
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/director"));
@@ -202,7 +202,9 @@ impl Dataplane {
             for (word, bytes) in control.hash_key.iter().zip([first, second]) {
                 word.store(u64::from_ne_bytes(bytes.try_into()?));
             }
-            self.set_timeouts(&TIMEOUTS);
+            for (word, seconds) in control.timeouts.iter().zip(TIMEOUTS) {
+                word.store(u64::from(seconds));
+            }
         }
         Ok(())
     }
@@ -376,10 +378,16 @@ impl Dataplane {
         }
     }
 
-    /// Time-outs by state, in seconds.
-    pub fn set_timeouts(&self, timeouts: &[u32; 16]) {
-        for (word, seconds) in self.tables.control[0].timeouts.iter().zip(timeouts) {
-            word.store(u64::from(*seconds));
+    /// Sets the time-outs of connections that can be set.
+    pub fn set_timeouts(&self, timeouts: Timeouts) {
+        let Timeouts { tcp, tcp_fin, udp } = timeouts;
+        let words = &self.tables.control[0].timeouts;
+        for (state, seconds) in [
+            (State::Established, tcp),
+            (State::FinWait, tcp_fin),
+            (State::Udp, udp),
+        ] {
+            words[state as usize].store(u64::from(seconds));
         }
     }
 

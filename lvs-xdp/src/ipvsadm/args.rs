@@ -12,8 +12,9 @@ use super::{
     popt::Scanner,
 };
 use crate::api::types::{
-    Change, ForwardingMethod, Protocol, Scheduler, SchedulerFlag, ServerKey, ServerSpec, ServiceKey,
+    Change, ForwardingMethod, Protocol, Scheduler, SchedulerFlag, ServerKey, ServerSpec, ServiceKey, Timeouts,
 };
+use crate::model::MAX_TIMEOUT;
 
 /// The scheduler of a service that names none.
 const DEFAULT_SCHEDULER: &str = "wlc";
@@ -27,6 +28,8 @@ pub(super) enum Request {
     Help,
     Version,
     List(ListRequest),
+    /// `-L --timeout`
+    ListTimeouts,
     /// `-A`; whether there is such a scheduler is still to be looked at.
     AddService(ServiceRequest),
     /// `-E`; likewise.
@@ -85,7 +88,7 @@ pub(super) fn parse(words: &[String], names: &Names) -> Result<Request, Failure>
         Verb::Set if leftovers.len() != 3 => {
             return Err(Failure::usage("--set option requires 3 timeout values"));
         }
-        Verb::Set => {}
+        Verb::Set => typed.timeouts = timeouts(leftovers)?,
         _ => {
             if let Some(word) = leftovers.first() {
                 return Err(Failure::usage(format!("unexpected argument {word}")));
@@ -107,6 +110,7 @@ struct Typed<'a> {
     flags: Option<&'a str>,
     weight: Option<u32>,
     mark: bool,
+    timeouts: Timeouts,
     /// The first option on the line that has no meaning here.
     unsupported: Option<&'static str>,
 }
@@ -156,6 +160,13 @@ impl<'a> Typed<'a> {
     }
 
     fn request(self, verb: Verb, names: &Names) -> Result<Request, Failure> {
+        if verb == Verb::Set {
+            let timeouts = self.timeouts;
+            return Ok(Request::Change(Change::SetTimeouts { timeouts }));
+        }
+        if verb == Verb::List && self.kinds.has(Kind::Timeout) {
+            return Ok(Request::ListTimeouts);
+        }
         if verb == Verb::List {
             return Ok(Request::List(ListRequest {
                 service: self.service.map(service_key),
@@ -226,6 +237,18 @@ impl<'a> Typed<'a> {
     }
 }
 
+/// The three values of `--set`: seconds, 0 to 31 days, 0 for one that stays.
+fn timeouts(words: &[&str]) -> Result<Timeouts, Failure> {
+    let mut seconds = [0; 3];
+    for (word, seconds) in words.iter().zip(&mut seconds) {
+        *seconds = (word.parse().ok())
+            .filter(|seconds| *seconds <= MAX_TIMEOUT)
+            .ok_or_else(|| Failure::usage(format!("invalid timeout value `{word}' specified")))?;
+    }
+    let [tcp, tcp_fin, udp] = seconds;
+    Ok(Timeouts { tcp, tcp_fin, udp })
+}
+
 /// ipvsadm's check of which options a command needs and takes.
 fn check(verb: Verb, kinds: Kinds) -> Result<(), Failure> {
     for kind in Kind::ALL {
@@ -279,7 +302,6 @@ fn check_list(kinds: Kinds) -> Result<(), Failure> {
 
 fn unsupported_command(verb: Verb) -> Option<&'static str> {
     match verb {
-        Verb::Set => Some("--set (time-outs) is not supported yet"),
         Verb::StartDaemon => Some("--start-daemon (connection synchronisation) is not supported yet"),
         Verb::StopDaemon => Some("--stop-daemon (connection synchronisation) is not supported yet"),
         Verb::Restore => Some("-R (restoring rules) is not supported yet"),
@@ -290,6 +312,7 @@ fn unsupported_command(verb: Verb) -> Option<&'static str> {
         | Verb::DeleteService
         | Verb::Flush
         | Verb::List
+        | Verb::Set
         | Verb::AddServer
         | Verb::DeleteServer
         | Verb::EditServer => None,
@@ -328,7 +351,6 @@ fn unsupported_list(kinds: Kinds) -> Option<&'static str> {
         () if kinds.has(Kind::Connection) => {
             Some("-L -c (connections) is not supported yet: use `lvs-xdp connections`")
         }
-        () if kinds.has(Kind::Timeout) => Some("-L --timeout is not supported yet"),
         () if kinds.has(Kind::Daemon) => Some("-L --daemon is not supported yet"),
         () if kinds.has(Kind::Stats) => None,
         () if kinds.has(Kind::Rate) => Some("-L --rate is not supported yet"),

@@ -1,6 +1,6 @@
 //! A drop-in for ipvsadm 1.31: the same words, tables, messages and exit statuses, spoken to the agent.
 //!
-//! It has the commands `-A -E -D -a -e -d -C -L -h -v` with the options of direct routing over TCP and
+//! It has the commands `-A -E -D -a -e -d -C -L --set -h -v` with the options of direct routing over TCP and
 //! UDP; what the real one has beyond them is refused by one clear line. Without `-n` ports go by
 //! the names of /etc/services, while addresses stay numbers: host names are understood, not printed.
 
@@ -26,7 +26,7 @@ use args::{ListRequest, Request, ServiceRequest};
 
 use crate::api::{
     client::{self, BlockingClient, ClientError},
-    types::{ApiError, Change, ErrorCode, Service, ServiceKey, ServiceSpec},
+    types::{ApiError, Change, ErrorCode, Service, ServiceKey, ServiceSpec, Timeouts},
 };
 
 /// What `-v` prints: scripts look at the version before they use an option.
@@ -42,6 +42,8 @@ Usage:
   ipvsadm -a|e -t|u VIP:PORT -r RIP [-g] [-w WEIGHT]
   ipvsadm -d -t|u VIP:PORT -r RIP
   ipvsadm -L|l [-n] [-t|u VIP:PORT] [--stats [-X]] [--nosort]
+  ipvsadm -L|l --timeout
+  ipvsadm --set TCP TCPFIN UDP
   ipvsadm -h | -v
 
 Commands:
@@ -53,6 +55,7 @@ Commands:
   -e, --edit-server      replace a real server's settings
   -d, --delete-server    remove a real server from a virtual service
   -L, -l, --list         show the virtual services (also without any command)
+      --set                  set the time-outs in seconds, 0 for one that stays
   -h, --help             show this text
   -v, --version          show the version of ipvsadm that is spoken
 
@@ -67,6 +70,7 @@ Options:
   -n, --numeric                 ports as numbers
       --stats                   connections, packets and bytes
   -X, --exact                   numbers in full
+      --timeout                 the time-outs
       --nosort                  in the schedulers' order, the real server added last first
 
 The agent is found by its socket: LVS_XDP_SOCKET, else /run/lvs-xdp/agent.sock.
@@ -83,6 +87,9 @@ pub trait Director {
     /// Every virtual service, as listed by the agent.
     fn services(&mut self) -> Result<Vec<Service>, ClientError>;
 
+    /// The time-outs of connections.
+    fn timeouts(&mut self) -> Result<Timeouts, ClientError>;
+
     /// Applies one change.
     fn change(&mut self, change: Change) -> Result<(), ClientError>;
 }
@@ -90,6 +97,10 @@ pub trait Director {
 impl Director for BlockingClient {
     fn services(&mut self) -> Result<Vec<Service>, ClientError> {
         Self::services(self)
+    }
+
+    fn timeouts(&mut self) -> Result<Timeouts, ClientError> {
+        self.status().map(|status| status.timeouts)
     }
 
     fn change(&mut self, change: Change) -> Result<(), ClientError> {
@@ -176,6 +187,10 @@ fn perform(words: &[String], director: &mut dyn Director, names: &Names) -> Resu
         Request::Help => Ok(HELP.into()),
         Request::Version => Ok(format!("{VERSION}\n").into()),
         Request::List(request) => list(director, request, names),
+        Request::ListTimeouts => {
+            let Timeouts { tcp, tcp_fin, udp } = director.timeouts().map_err(unanswered)?;
+            Ok(format!("Timeout (tcp tcpfin udp): {tcp} {tcp_fin} {udp}\n").into())
+        }
         Request::AddService(request) => {
             let service = service_spec(director, request, true)?;
             apply(director, &Change::AddService { service })
@@ -241,10 +256,15 @@ fn has_service(services: &[Service], key: ServiceKey) -> bool {
 }
 
 fn services(director: &mut dyn Director) -> Result<Vec<Service>, Failure> {
-    director.services().map_err(|error| match error {
+    director.services().map_err(unanswered)
+}
+
+/// A question that the agent did not answer.
+fn unanswered(error: ClientError) -> Failure {
+    match error {
         ClientError::Refused(error) => Failure::refused(error.message),
         error => unreachable_agent(&error),
-    })
+    }
 }
 
 /// A refused change in the kernel's words, where it has words for it.

@@ -5,12 +5,13 @@ mod replay;
 use serde::Deserialize;
 
 use super::*;
-use crate::api::types::{Server, ServerState, Stats};
+use crate::api::types::{Server, ServerState, Stats, Timeouts};
 
 /// A director without agent, program or network: what the kernel would say to each change.
 #[derive(Default)]
 struct Memory {
     services: Vec<Service>,
+    timeouts: Timeouts,
 }
 
 impl Memory {
@@ -88,6 +89,14 @@ impl Memory {
                 }
             }
             Change::Clear => self.services.clear(),
+            Change::SetTimeouts { timeouts } => {
+                let keep = |new, old| if new == 0 { old } else { new };
+                self.timeouts = Timeouts {
+                    tcp: keep(timeouts.tcp, self.timeouts.tcp),
+                    tcp_fin: keep(timeouts.tcp_fin, self.timeouts.tcp_fin),
+                    udp: keep(timeouts.udp, self.timeouts.udp),
+                };
+            }
         }
         Ok(())
     }
@@ -96,6 +105,10 @@ impl Memory {
 impl Director for Memory {
     fn services(&mut self) -> Result<Vec<Service>, ClientError> {
         Ok(self.services.clone())
+    }
+
+    fn timeouts(&mut self) -> Result<Timeouts, ClientError> {
+        Ok(self.timeouts)
     }
 
     fn change(&mut self, change: Change) -> Result<(), ClientError> {
@@ -109,6 +122,10 @@ struct Nobody;
 impl Director for Nobody {
     fn services(&mut self) -> Result<Vec<Service>, ClientError> {
         panic!("asked for services")
+    }
+
+    fn timeouts(&mut self) -> Result<Timeouts, ClientError> {
+        panic!("asked for time-outs")
     }
 
     fn change(&mut self, change: Change) -> Result<(), ClientError> {
@@ -125,6 +142,10 @@ impl Director for Unreachable {
             socket: "/agent.sock".into(),
             source: self.0.into(),
         })
+    }
+
+    fn timeouts(&mut self) -> Result<Timeouts, ClientError> {
+        self.services().map(|_| Timeouts::default())
     }
 
     fn change(&mut self, _change: Change) -> Result<(), ClientError> {
@@ -235,7 +256,6 @@ fn missing_features_are_refused_in_one_line() {
             "-L -c",
             "-L -c (connections) is not supported yet: use `lvs-xdp connections`",
         ),
-        ("-L --timeout", "-L --timeout is not supported yet"),
         ("-L --daemon", "-L --daemon is not supported yet"),
         ("-L --rate", "-L --rate is not supported yet"),
         ("-L --thresholds", "-L --thresholds is not supported yet"),
@@ -247,7 +267,6 @@ fn missing_features_are_refused_in_one_line() {
         ("-S -n", "-S (saving rules) is not supported yet"),
         ("-R", "-R (restoring rules) is not supported yet"),
         ("-Z", "-Z (zeroing counters) is not supported yet"),
-        ("--set 1 2 3", "--set (time-outs) is not supported yet"),
         (
             "--start-daemon master",
             "--start-daemon (connection synchronisation) is not supported yet",
@@ -423,6 +442,9 @@ fn refusals_are_in_the_kernels_words_or_the_agents() {
     impl Director for Full {
         fn services(&mut self) -> Result<Vec<Service>, ClientError> {
             Ok(Vec::new())
+        }
+        fn timeouts(&mut self) -> Result<Timeouts, ClientError> {
+            Ok(Timeouts::default())
         }
         fn change(&mut self, _change: Change) -> Result<(), ClientError> {
             Err(ApiError::new(ErrorCode::Full, "no room: start the agent with more --services").into())

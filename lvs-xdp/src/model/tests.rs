@@ -208,7 +208,7 @@ fn a_service_has_room_for_4096_servers() {
 
 /// The rules of order and replacement once more, as plainly as can be; it trusts its input to be valid.
 #[derive(Default, Clone)]
-struct Plain(Vec<(ServiceSpec, Vec<ServerSpec>)>);
+struct Plain(Vec<(ServiceSpec, Vec<ServerSpec>)>, [Option<u32>; 3]);
 
 impl Plain {
     fn service(&mut self, key: &ServiceKey) -> Option<&mut (ServiceSpec, Vec<ServerSpec>)> {
@@ -248,12 +248,31 @@ impl Plain {
                 }
             }
             Change::Clear => self.0.clear(),
+            Change::SetTimeouts { timeouts } => {
+                if timeouts.tcp.max(timeouts.tcp_fin).max(timeouts.udp) > 2_678_400 {
+                    return None;
+                }
+                for (own, new) in self
+                    .1
+                    .iter_mut()
+                    .zip([timeouts.tcp, timeouts.tcp_fin, timeouts.udp])
+                {
+                    *own = if new == 0 { *own } else { Some(new) };
+                }
+            }
         }
         Some(())
     }
 
     fn assert_same(&self, model: &Model) {
         assert_eq!(self.0.len(), model.services().len());
+        let [tcp, tcp_fin, udp] = self.1;
+        let timeouts = Timeouts {
+            tcp: tcp.unwrap_or(900),
+            tcp_fin: tcp_fin.unwrap_or(120),
+            udp: udp.unwrap_or(300),
+        };
+        assert_eq!(timeouts, model.timeouts());
         for (spec, servers) in &self.0 {
             let entry = &model.services()[&spec.key];
             assert_eq!((spec, servers), (&entry.spec, &entry.servers));
@@ -280,6 +299,8 @@ pub(crate) fn any_change() -> impl Strategy<Value = Change> {
         3 => pair.clone().prop_map(|(service, server)| Change::EditServer { service, server }),
         3 => pair.prop_map(|(service, server)| Change::DeleteServer { service, server: server.key }),
         1 => Just(Change::Clear),
+        1 => (0..3u32, 0..3u32, 2_678_399..2_678_402u32)
+            .prop_map(|(tcp, tcp_fin, udp)| Change::SetTimeouts { timeouts: Timeouts { tcp, tcp_fin, udp } }),
     ]
 }
 
@@ -306,7 +327,8 @@ proptest! {
 
             let rebuild = model.changes();
             let servers: usize = model.services().values().map(|entry| entry.servers.len()).sum();
-            prop_assert_eq!(rebuild.len(), model.services().len() + servers);
+            let settings = model.setting_changes().count();
+            prop_assert_eq!(rebuild.len(), settings + model.services().len() + servers);
             let mut rebuilt = Model::default();
             rebuilt.apply(&rebuild).unwrap();
             prop_assert_eq!(&rebuilt, &model);
