@@ -4,6 +4,7 @@
 //! frame at every step, so nothing past the end is ever read, whatever the lengths inside say.
 
 use bytemuck::{AnyBitPattern, NoUninit};
+use network_types::{eth::EthHdr, ip::Ipv4Hdr, tcp::TcpHdr, udp::UdpHdr};
 
 use crate::reason::Reason;
 
@@ -199,7 +200,6 @@ pub struct Packet {
     pub length: u16,
 }
 
-const ETHERNET_LENGTH: usize = 14;
 const VLAN_LENGTH: usize = 4;
 const FRAGMENT_MASK: u16 = 0x3fff; // more fragments, and the offset (RFC 791)
 
@@ -222,9 +222,9 @@ pub fn parse<F: Frame + ?Sized>(frame: &F) -> Result<Packet, Reason> {
         return Err(Reason::NotUnicast);
     }
     let mut ether_type = EtherType(be16(frame, 12).ok_or(Reason::Malformed)?);
-    let mut network = ETHERNET_LENGTH;
+    let mut network = EthHdr::LEN;
     if ether_type == EtherType::VLAN {
-        ether_type = EtherType(be16(frame, ETHERNET_LENGTH + 2).ok_or(Reason::Malformed)?);
+        ether_type = EtherType(be16(frame, EthHdr::LEN + 2).ok_or(Reason::Malformed)?);
         network += VLAN_LENGTH;
     }
     if ether_type != EtherType::IPV4 {
@@ -236,13 +236,13 @@ pub fn parse<F: Frame + ?Sized>(frame: &F) -> Result<Packet, Reason> {
 #[inline(always)]
 fn parse_ipv4<F: Frame + ?Sized>(frame: &F, network: usize, mac: Mac) -> Result<Packet, Reason> {
     // One check for the whole fixed header: the loads below it need none of their own.
-    let header: [u8; 20] = frame.load(network).ok_or(Reason::Malformed)?;
+    let header: [u8; Ipv4Hdr::LEN] = frame.load(network).ok_or(Reason::Malformed)?;
     let field16 = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
     let field32 =
         |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     let header_length = usize::from(header[0] & 0x0f) * 4;
     let length = field16(2);
-    if header[0] >> 4 != 4 || header_length < 20 || usize::from(length) < header_length {
+    if header[0] >> 4 != 4 || header_length < Ipv4Hdr::LEN || usize::from(length) < header_length {
         return Err(Reason::Malformed);
     }
     if field16(6) & FRAGMENT_MASK != 0 {
@@ -262,7 +262,7 @@ fn parse_ipv4<F: Frame + ?Sized>(frame: &F, network: usize, mac: Mac) -> Result<
     };
     match protocol {
         IpProto::TCP => {
-            if usize::from(length) < header_length + 20 {
+            if usize::from(length) < header_length + TcpHdr::LEN {
                 return Err(Reason::Malformed);
             }
             // One load, so that one check of the end covers both the ports and the flags.
@@ -274,7 +274,7 @@ fn parse_ipv4<F: Frame + ?Sized>(frame: &F, network: usize, mac: Mac) -> Result<
             })
         }
         IpProto::UDP => {
-            if usize::from(length) < header_length + 8 {
+            if usize::from(length) < header_length + UdpHdr::LEN {
                 return Err(Reason::Malformed);
             }
             Ok(with_ports(
