@@ -101,6 +101,18 @@ impl Model {
         touched
     }
 
+    /// The services of whose real servers `changes` add, edit or delete one. IPVS tells the scheduler of
+    /// each such change, also of one that leaves everything as it was.
+    pub fn told(changes: &[Change]) -> BTreeSet<ServiceKey> {
+        let told = changes.iter().filter_map(|change| match change {
+            Change::AddServer { service, .. }
+            | Change::EditServer { service, .. }
+            | Change::DeleteServer { service, .. } => Some(*service),
+            _ => None,
+        });
+        told.collect()
+    }
+
     /// The shortest list of changes that makes this model out of an empty one.
     pub fn changes(&self) -> Vec<Change> {
         let services = self.services.values().flat_map(|entry| entry.changes());

@@ -119,6 +119,9 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
 }
 
 async fn serve(config: &Config) -> anyhow::Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the agent loads an XDP program and must be root: run it with sudo, or as a systemd unit");
+    }
     for name in &config.interfaces {
         dataplane::interface_index(name)?;
     }
@@ -184,17 +187,13 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
             },
             () = state.settled() => {}
             request = requests.recv() => match request {
-                Some(Request::Unload(answer)) => {
-                    let result = state.unload();
-                    let done = result.is_ok();
-                    let _ = answer.send(result);
-                    if done {
+                Some(request) => {
+                    if state.take(request).is_break() {
                         // The answer goes out before the process ends.
                         tokio::time::sleep(Duration::from_millis(50)).await;
                         break "unload";
                     }
                 }
-                Some(request) => state.take(request),
                 None => bail!("the API has ended: start the agent again"),
             },
             _ = second.tick() => state.tick().await,

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::{IpAddr, SocketAddr},
+    ops::ControlFlow,
     sync::Arc,
     time::Duration,
 };
@@ -101,8 +102,9 @@ impl State {
         Ok(())
     }
 
-    /// Takes a request: answers it, or keeps a change until [`State::carry_out`].
-    pub(super) fn take(&mut self, request: Request) {
+    /// Takes a request: answers it, or keeps a change until [`State::carry_out`]. Breaks where the program
+    /// was taken off: then there is nothing left to do.
+    pub(super) fn take(&mut self, request: Request) -> ControlFlow<()> {
         match request {
             Request::Status(answer) => {
                 let _ = answer.send(self.status());
@@ -115,13 +117,19 @@ impl State {
             }
             Request::Change(changes, answer) => self.waiting.push((changes, answer)),
             Request::Unload(answer) => {
-                let _ = answer.send(self.unload());
+                let result = self.unload();
+                let is_done = result.is_ok();
+                let _ = answer.send(result);
+                if is_done {
+                    return ControlFlow::Break(());
+                }
             }
         }
+        ControlFlow::Continue(())
     }
 
     /// Takes the program off and removes its pins.
-    pub(super) fn unload(&mut self) -> Result<(), ApiError> {
+    fn unload(&mut self) -> Result<(), ApiError> {
         self.dataplane
             .unload()
             .map_err(|error| ApiError::new(ErrorCode::Internal, format!("cannot unload: {error:#}")))
@@ -136,13 +144,15 @@ impl State {
         self.grace = None;
         match result {
             Ok(Ok(())) => self.compiler.settle(),
-            // Without membarrier there is no telling when the last packet has left; by now it has.
+            // Without membarrier there is no telling when the last packet has left; in a second it has.
             Ok(Err(error)) => {
                 warn!("membarrier: {error}: waiting a second after each change instead");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                self.compiler.settle();
+                self.grace = Some(tokio::task::spawn_blocking(a_second));
             }
-            Err(error) => error!("the wait for a change to settle was broken off: {error}"),
+            Err(error) => {
+                error!("the wait for a change to settle was broken off: {error}");
+                self.grace = Some(tokio::task::spawn_blocking(a_second));
+            }
         }
     }
 
@@ -202,10 +212,7 @@ impl State {
 
     fn settle_now(&mut self) {
         if self.compiler.is_unsettled() {
-            match dataplane::grace() {
-                Ok(()) => {}
-                Err(_) => std::thread::sleep(Duration::from_secs(1)),
-            }
+            let _ = dataplane::grace().or_else(|_| a_second());
             self.compiler.settle();
         }
     }
@@ -232,7 +239,8 @@ impl State {
             held_back,
             ..
         } = self;
-        let plan = compiler.plan(&wanted, touched, |server, weight| {
+        let changes: Vec<_> = accepted.iter().flatten().cloned().collect();
+        let plan = compiler.plan(&wanted, touched, &Model::told(&changes), |server, weight| {
             if is_usable(
                 neighbours.resolution(server.address).as_ref(),
                 held_back,
@@ -243,7 +251,6 @@ impl State {
                 0
             }
         })?;
-        let changes: Vec<_> = accepted.iter().flatten().cloned().collect();
         if let Err(cause) = self.journal.append(&changes) {
             self.compiler.discard(plan);
             return Err(ApiError::new(
@@ -505,6 +512,11 @@ impl State {
                 .collect(),
         }
     }
+}
+
+fn a_second() -> std::io::Result<()> {
+    std::thread::sleep(Duration::from_secs(1));
+    Ok(())
 }
 
 fn servers(model: &Model) -> BTreeSet<IpAddr> {

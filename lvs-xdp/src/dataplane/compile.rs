@@ -88,6 +88,8 @@ struct Planned {
     key: ServiceKey,
     slot: Slot,
     is_new: bool,
+    /// It was deleted, and comes back while connections name its destinations: it counts from 0.
+    is_back: bool,
     /// The list extent's words, header and places included.
     list: Vec<u64>,
     ring: Vec<u64>,
@@ -193,7 +195,9 @@ impl Compiler {
 
     /// Reserves what it takes to bring the touched services to what the model says.
     ///
-    /// `weight` is the effective weight of a server: the configured one, or 0 where it gets nothing new.
+    /// `told` are those whose scheduler is to be told of a change even where nothing has changed: wrr goes
+    /// back to the list's head then. `weight` is the effective weight of a server: the configured one, or 0
+    /// where it gets nothing new.
     ///
     /// # Errors
     ///
@@ -202,6 +206,7 @@ impl Compiler {
         &mut self,
         model: &Model,
         touched: &BTreeSet<ServiceKey>,
+        told: &BTreeSet<ServiceKey>,
         weight: impl Fn(&ServerKey, u32) -> u32,
     ) -> Result<Plan, ApiError> {
         if model.services().len() > self.capacity.services as usize {
@@ -209,7 +214,7 @@ impl Compiler {
         }
         let mut plan = Plan { services: Vec::new() };
         for key in touched {
-            match self.plan_service(*key, model.services().get(key), &weight) {
+            match self.plan_service(*key, model.services().get(key), told.contains(key), &weight) {
                 Ok(None) => {}
                 Ok(Some(planned)) => plan.services.push(planned),
                 Err(error) => {
@@ -225,6 +230,7 @@ impl Compiler {
         &mut self,
         key: ServiceKey,
         wanted: Option<&Arc<ServiceEntry>>,
+        is_told: bool,
         weight: &impl Fn(&ServerKey, u32) -> u32,
     ) -> Result<Option<Planned>, ApiError> {
         let present = self.services.get(&key).cloned();
@@ -237,6 +243,7 @@ impl Compiler {
             return Ok(Some(Planned {
                 key,
                 is_new: false,
+                is_back: false,
                 list: Vec::new(),
                 ring: Vec::new(),
                 ring_word: RingWord::default(),
@@ -255,6 +262,7 @@ impl Compiler {
         };
         let mut reserved = Reserved::default();
         match self.plan_live(key, present.as_ref(), wanted, weight, &mut reserved) {
+            Ok(planned) if !is_told => Ok(self.without_need(planned)),
             Ok(planned) => Ok(Some(planned)),
             Err(error) => {
                 self.release(reserved);
@@ -343,6 +351,7 @@ impl Compiler {
         Ok(Planned {
             key,
             is_new: present.is_none(),
+            is_back: present.is_some_and(|slot| slot.word.kind() == Kind::Tombstone),
             ring_word: RingWord::new(
                 ring_extent.offset,
                 slots(kind),
@@ -363,6 +372,49 @@ impl Compiler {
                 ids,
             },
         })
+    }
+
+    /// A planned service that its scheduler need not be told of. Where its list is the one that it has, it
+    /// keeps the list's generation, so that its cursor stays; where all is as it was, nothing is to be done.
+    fn without_need(&mut self, mut planned: Planned) -> Option<Planned> {
+        let Some(present) = self.services.get(&planned.key) else {
+            return Some(planned);
+        };
+        let length = present.ids.len();
+        let words = |all: &[Word], extent: Extent, count: usize| -> Vec<u64> {
+            let words = all.iter().skip(extent.offset as usize).take(count);
+            words.map(Word::load).collect()
+        };
+        let is_same_list = present.word.kind() == planned.slot.word.kind()
+            && present.ids == planned.slot.ids
+            && words(&self.tables.lists, present.list, 1 + length) == planned.list[..=length];
+        if !is_same_list {
+            return Some(planned);
+        }
+        let live = live(&self.tables.control[0]);
+        let ring_word = RingWord(self.tables.services[present.id as usize].rings[live].load());
+        let is_same_ring = (ring_word.slots(), ring_word.fallback(), ring_word.port())
+            == (
+                planned.ring_word.slots(),
+                planned.ring_word.fallback(),
+                planned.ring_word.port(),
+            )
+            && words(&self.tables.rings, ring_extent(ring_word), planned.ring.len()) == planned.ring;
+        if is_same_ring {
+            self.discard(Plan {
+                services: vec![planned],
+            });
+            return None;
+        }
+        let word = planned.slot.word;
+        planned.slot.word = ListWord::new(
+            word.kind(),
+            word.offset(),
+            word.length(),
+            present.word.generation(),
+            false,
+        );
+        Some(planned)
     }
 
     /// Gives back what a plan has reserved.
@@ -408,6 +460,7 @@ impl Compiler {
             key,
             slot,
             is_new,
+            is_back,
             list,
             ring,
             ring_word,
@@ -417,9 +470,11 @@ impl Compiler {
             last_weights,
         } = planned;
         let row = &tables.services[slot.id as usize];
+        if *is_new || *is_back {
+            row.retired.iter().for_each(|word| word.store(0));
+        }
         if *is_new {
             row.lists.iter().chain(&row.rings).for_each(|word| word.store(0));
-            row.retired.iter().for_each(|word| word.store(0));
             let address = address(key.address);
             row.address[0].store(address.high());
             row.address[1].store(address.low());
