@@ -683,3 +683,6 @@ fn settle(word: &Word, tag: u32) -> Entry {
     }
     seen
 }
+
+#[cfg(test)]
+mod tests;
