@@ -142,6 +142,10 @@ pub const fn after_change(current: u32, di: u32, mw: u32) -> u32 {
 /// rr: the next usable one after the cursor, round the list once.
 #[inline(always)]
 fn plain_turn<M: Maps>(maps: &M, list: ListWord, cursor: Cursor) -> Option<(Cursor, u32)> {
+    if list.length() == 0 {
+        // What follows the list's header then is no destination.
+        return None;
+    }
     let start = u32::from(cursor.position);
     // Nearly always the very next one is usable; only where it is not is there a loop.
     let first = if start >= list.length() { 0 } else { start };

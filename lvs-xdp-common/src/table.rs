@@ -272,11 +272,11 @@ pub fn change<M: Maps>(maps: &M, place: Place<'_>, entry: Entry, flow: &Flow, fl
 fn change_state<M: Maps>(maps: &M, index: u32, tag: u32, flow: &Flow, flags: u32) -> u32 {
     #[expect(clippy::cast_possible_truncation, reason = "it was an octet")]
     let flags = TcpFlags(flags as u8);
-    try_change(maps, index, tag, flow, flags.telling()) as u32
+    try_change(maps, index, tag, flow, flags) as u32
 }
 
 #[inline(always)]
-fn try_change<M: Maps>(maps: &M, index: u32, tag: u32, flow: &Flow, flag: TcpFlag) -> Changed {
+fn try_change<M: Maps>(maps: &M, index: u32, tag: u32, flow: &Flow, flags: TcpFlags) -> Changed {
     let Some(word) = word_at(maps, index) else {
         return Changed::Foreign;
     };
@@ -293,13 +293,14 @@ fn try_change<M: Maps>(maps: &M, index: u32, tag: u32, flow: &Flow, flag: TcpFla
             return Changed::Foreign;
         }
         let state = entry.state();
-        if matches!(flag, TcpFlag::Syn) && state.is_over() {
+        // A SYN opens one whatever comes with it, as in `is_new_conn`: the state machine would see an RST first.
+        if flags.opens() && state.is_over() {
             if remove(maps, word, entry) {
                 return Changed::Over;
             }
             continue;
         }
-        let next = state.next(flag);
+        let next = state.next(flags.telling());
         let fresh = entry.seen(next, now, timeout(maps, next as u64));
         if fresh.0 == entry.0 {
             break;
@@ -681,3 +682,6 @@ fn settle(word: &Word, tag: u32) -> Entry {
     }
     seen
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,9 +4,11 @@
 //! process's id and are removed when their guards are dropped. What a run that was killed left
 //! behind is removed by the next one.
 //!
-//! Modules in reading order: [`lab`] is the whole, the rest are its parts.
+//! Modules in reading order: [`lab`] is the whole, the rest are its parts; but for [`trial`], which has the
+//! program alone, without a packet on any wire, and [`frame`], which makes what it is fed.
 
 pub mod agent;
+pub mod frame;
 pub mod lab;
 pub mod load;
 pub mod netns;
@@ -14,5 +16,6 @@ pub mod packet;
 pub mod process;
 mod stale;
 pub mod topology;
+pub mod trial;
 pub mod web;
 pub mod xdp_pass;

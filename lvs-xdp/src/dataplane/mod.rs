@@ -12,6 +12,7 @@ mod migrate;
 mod pins;
 pub mod sweep;
 mod tables;
+pub mod trial;
 
 use std::{
     collections::BTreeMap,

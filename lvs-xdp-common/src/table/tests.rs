@@ -1,0 +1,599 @@
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::maps::memory::Memory;
+
+extern crate std;
+
+/// Two buckets, each the other's partner, whatever the tag.
+const PAIR: u32 = 16;
+const BUCKET: [u64; 2] = [0, 1];
+
+/// The `client`-th client's flow with a hash of this tag and primary bucket.
+fn new(tag: u64, bucket: u64, client: u32) -> New {
+    let packet = Packet {
+        source: Address::from_ipv4(client),
+        ..Packet::sample()
+    };
+    New {
+        hash: tag << 41 | bucket,
+        flow: Flow::new(&packet, 1),
+    }
+}
+
+fn key(maps: &Memory, new: &New) -> Key {
+    Key::new(new.hash, maps.control.bucket_mask.load())
+}
+
+fn enter_in(maps: &Memory, new: &New, destination: u32, state: State) -> Inserted {
+    insert(maps, new, destination, state, maps.now())
+}
+
+/// Fills a bucket with entries of other tags, from `first` on, all for destination 9.
+fn fill(maps: &Memory, bucket: usize, first: u32, state: State) {
+    for (tag, slot) in (first..).zip(0..8) {
+        put(maps, bucket, slot, Entry::new(tag, 9, state, maps.now(), 0));
+    }
+}
+
+/// Puts an entry at a place of its own, counted.
+fn put(maps: &Memory, bucket: usize, slot: usize, entry: Entry) {
+    recount(maps, entry.destination(), State::Empty, entry.state());
+    maps.hot[bucket].0[slot].store(entry.0);
+}
+
+fn state_of(maps: &Memory, new: &New) -> Option<State> {
+    find(maps, key(maps, new)).map(|(_, entry)| entry.state())
+}
+
+/// (active, inactive) of a destination.
+fn counts(maps: &Memory, destination: usize) -> (u64, u64) {
+    let counts = maps.counts[destination].connections.load();
+    (counts & 0xffff_ffff, counts >> 32)
+}
+
+/// A packet of a flow whose entry is there.
+fn packet(maps: &Memory, new: &New, flags: u8) -> Changed {
+    let (place, entry) = find(maps, key(maps, new)).expect("the entry is there");
+    change(maps, place, entry, &new.flow, TcpFlags(flags))
+}
+
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
+#[test]
+fn what_is_entered_is_found() {
+    let maps = Memory::new(1024, 2, 16);
+    for client in 1..200 {
+        let new = new(u64::from(client), u64::from(client), client);
+        assert!(find(&maps, key(&maps, &new)).is_none());
+        let destination = client % 7;
+        assert_eq!(enter_in(&maps, &new, destination, State::SynRecv), Inserted::Done);
+        let (place, entry) = find(&maps, key(&maps, &new)).expect("it was entered");
+        assert_eq!(
+            (entry.destination(), entry.state()),
+            (destination, State::SynRecv)
+        );
+        assert!(is_flow(&maps, place, &new.flow));
+        assert_eq!(Flow::read(&maps.cold[place.index as usize]), new.flow);
+    }
+}
+
+#[test]
+fn a_tag_is_never_0() {
+    let maps = Memory::new(PAIR, 2, 16);
+    let zero = new(0, 0, 1);
+    assert!(find(&maps, key(&maps, &zero)).is_none(), "free words have tag 0");
+    assert_eq!(enter_in(&maps, &zero, 3, State::Udp), Inserted::Done);
+    assert_eq!(find(&maps, key(&maps, &zero)).expect("it was entered").1.tag(), 1);
+}
+
+#[test]
+fn an_expired_entry_is_displaced_and_its_count_settled() {
+    for bucket in BUCKET {
+        let maps = Memory::new(PAIR, 2, 16);
+        fill(&maps, 0, 100, State::Established);
+        fill(&maps, 1, 200, State::Established);
+        assert_eq!(counts(&maps, 9), (16, 0));
+        let expired = Entry::new(77, 5, State::Close, maps.now() - 11, 0);
+        recount(&maps, 9, State::Established, State::Empty);
+        let place = if bucket == 0 { 12 } else { 3 };
+        put(&maps, place / 8, place % 8, expired);
+        assert_eq!(counts(&maps, 5), (0, 1));
+
+        let new = new(3, bucket, 1);
+        assert_eq!(enter_in(&maps, &new, 4, State::SynRecv), Inserted::Done);
+        assert_eq!((counts(&maps, 5), counts(&maps, 4)), ((0, 0), (1, 0)));
+        assert_eq!(
+            find(&maps, key(&maps, &new)).map(|(place, _)| place.index as usize),
+            Some(place)
+        );
+    }
+}
+
+#[test]
+fn an_entry_lives_to_the_second_of_its_time_out() {
+    let maps = Memory::new(PAIR, 2, 16);
+    let new = new(3, 0, 1);
+    assert_eq!(enter_in(&maps, &new, 4, State::SynRecv), Inserted::Done);
+    let (_, entry) = find(&maps, key(&maps, &new)).expect("it was entered");
+    maps.pass_time(60);
+    assert!(!is_expired(&maps, entry, maps.now()));
+    maps.pass_time(1);
+    assert!(is_expired(&maps, entry, maps.now()));
+}
+
+#[test]
+fn an_expired_entry_of_the_same_tag_gives_way_wherever_it_is() {
+    for (at, bucket) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        let maps = Memory::new(PAIR, 2, 16);
+        put(&maps, at, 6, Entry::new(3, 5, State::SynRecv, maps.now() - 61, 0));
+        let new = new(3, bucket, 1);
+        assert_eq!(enter_in(&maps, &new, 4, State::SynRecv), Inserted::Done);
+        assert_eq!((counts(&maps, 5), counts(&maps, 4)), ((0, 0), (1, 0)));
+        let tags = maps.hot.iter().flat_map(|bucket| &bucket.0);
+        assert_eq!(tags.filter(|word| Entry(word.load()).tag() == 3).count(), 1);
+    }
+}
+
+#[test]
+fn two_live_entries_of_a_pair_never_share_a_tag() {
+    for state in [State::SynRecv, State::Established, State::Udp, State::TimeWait] {
+        for (first, second) in [(0, 0), (0, 1), (1, 0)] {
+            let maps = Memory::new(PAIR, 2, 16);
+            let there = new(3, first, 1);
+            assert_eq!(enter_in(&maps, &there, 4, state), Inserted::Done);
+            let before: Vec<_> = words(&maps);
+            let other = new(3, second, 2);
+            assert_eq!(enter_in(&maps, &other, 5, State::SynRecv), Inserted::Collision);
+            assert_eq!(words(&maps), before);
+            assert_eq!(counts(&maps, 5), (0, 0));
+            assert_eq!(enter_in(&maps, &there, 6, State::SynRecv), Inserted::Exists(4));
+            assert_eq!(words(&maps), before);
+        }
+    }
+}
+
+fn words(maps: &Memory) -> Vec<u64> {
+    let words = maps.hot.iter().flat_map(|bucket| &bucket.0);
+    words.map(Word::load).collect()
+}
+
+#[test]
+fn a_claim_of_the_same_tag_that_is_not_finished_is_a_race() {
+    for slot in [0, 7] {
+        let maps = Memory::new(PAIR, 2, 16);
+        let claim = Entry::new(3, 4, State::Claimed, maps.now(), 0);
+        maps.hot[1].0[slot].store(claim.0);
+        assert_eq!(enter_in(&maps, &new(3, 0, 1), 5, State::SynRecv), Inserted::Race);
+        assert_eq!(words(&maps).iter().filter(|&&word| word != 0).count(), 1);
+        assert!(
+            find(&maps, key(&maps, &new(3, 0, 1))).is_none(),
+            "a claim is no entry"
+        );
+    }
+}
+
+#[test]
+fn nothing_is_displaced_while_there_is_room() {
+    for bucket in BUCKET {
+        for free in 0..16 {
+            let maps = Memory::new(PAIR, 2, 16);
+            fill(&maps, 0, 100, State::SynRecv);
+            fill(&maps, 1, 200, State::SynRecv);
+            maps.hot[free / 8].0[free % 8].store(0);
+            let new = new(3, bucket, 1);
+            assert_eq!(enter_in(&maps, &new, 4, State::SynRecv), Inserted::Done);
+            assert_eq!(
+                find(&maps, key(&maps, &new)).map(|(place, _)| place.index as usize),
+                Some(free)
+            );
+        }
+    }
+}
+
+#[test]
+fn without_room_the_oldest_half_open_entry_gives_way() {
+    for bucket in BUCKET {
+        let maps = Memory::new(PAIR, 2, 16);
+        fill(&maps, 0, 100, State::Established);
+        fill(&maps, 1, 200, State::Established);
+        // In the primary bucket, which goes first where both have half-open ones.
+        let at = usize::try_from(bucket).expect("0 or 1");
+        for (slot, age) in [(2, 5), (5, 40), (6, 20)] {
+            recount(&maps, 9, State::Established, State::Empty);
+            put(
+                &maps,
+                at,
+                slot,
+                Entry::new(50, 8, State::SynRecv, maps.now() - age, 0),
+            );
+        }
+        for (client, slot) in [(1, 5), (2, 6), (3, 2)] {
+            let new = new(u64::from(client), bucket, client);
+            assert_eq!(enter_in(&maps, &new, 4, State::Established), Inserted::Done);
+            let (place, _) = find(&maps, key(&maps, &new)).expect("it was entered");
+            assert_eq!(place.index as usize, at * 8 + slot);
+        }
+        assert_eq!(
+            (counts(&maps, 8), counts(&maps, 4), counts(&maps, 9)),
+            ((0, 0), (3, 0), (13, 0))
+        );
+        assert_eq!(
+            enter_in(&maps, &new(9, bucket, 9), 4, State::SynRecv),
+            Inserted::Full
+        );
+    }
+}
+
+#[test]
+fn a_half_open_entry_of_the_partner_gives_way_where_the_primary_has_none() {
+    let maps = Memory::new(PAIR, 2, 16);
+    fill(&maps, 0, 100, State::Established);
+    fill(&maps, 1, 200, State::SynRecv);
+    let new = new(3, 0, 1);
+    assert_eq!(enter_in(&maps, &new, 4, State::SynRecv), Inserted::Done);
+    assert_eq!(counts(&maps, 9), (15, 0));
+}
+
+#[test]
+fn nothing_else_gives_way() {
+    for state in [
+        State::Claimed,
+        State::Assured,
+        State::Udp,
+        State::Established,
+        State::FinWait,
+        State::TimeWait,
+        State::Close,
+    ] {
+        let maps = Memory::new(PAIR, 2, 16);
+        fill(&maps, 0, 100, state);
+        fill(&maps, 1, 200, state);
+        let before = words(&maps);
+        assert_eq!(enter_in(&maps, &new(3, 0, 1), 4, State::SynRecv), Inserted::Full);
+        assert_eq!(words(&maps), before);
+        assert_eq!(counts(&maps, 4), (0, 0));
+    }
+}
+
+#[test]
+fn a_claim_never_grows_so_old_that_it_gives_way() {
+    let maps = Memory::new(PAIR, 2, 16);
+    fill(&maps, 0, 100, State::Claimed);
+    fill(&maps, 1, 200, State::Claimed);
+    for _ in 0..10 {
+        maps.pass_time(10_000);
+        assert_eq!(enter_in(&maps, &new(3, 0, 1), 4, State::SynRecv), Inserted::Full);
+    }
+}
+
+#[test]
+fn the_emptier_bucket_is_taken_when_the_first_holds_7() {
+    for (in_first, in_second, expected) in [
+        (0, 0, 0),
+        (6, 0, 0),
+        (7, 0, 1),
+        (7, 6, 1),
+        (7, 7, 0),
+        (7, 8, 0),
+        (8, 7, 1),
+    ] {
+        let maps = Memory::new(PAIR, 2, 16);
+        for (bucket, number) in [(0, in_first), (1, in_second)] {
+            for slot in 0..number {
+                let tag = u32::try_from(100 + bucket * 10 + slot).expect("small");
+                put(
+                    &maps,
+                    bucket,
+                    slot,
+                    Entry::new(tag, 9, State::Established, maps.now(), 0),
+                );
+            }
+        }
+        let new = new(3, 0, 1);
+        assert_eq!(enter_in(&maps, &new, 4, State::SynRecv), Inserted::Done);
+        let (place, _) = find(&maps, key(&maps, &new)).expect("it was entered");
+        assert_eq!(place.index / 8, expected, "{in_first} and {in_second}");
+    }
+}
+
+#[test]
+fn counts_follow_the_states() {
+    let maps = Memory::new(PAIR, 2, 16);
+    let new = new(3, 0, 1);
+    assert_eq!(enter_in(&maps, &new, 4, State::SynRecv), Inserted::Done);
+    assert_eq!(counts(&maps, 4), (1, 0));
+    for (flags, state, expected) in [
+        (SYN, State::SynRecv, (1, 0)),
+        (ACK, State::Established, (1, 0)),
+        (SYN, State::Established, (1, 0)),
+        (FIN | ACK, State::FinWait, (0, 1)),
+        (ACK, State::FinWait, (0, 1)),
+        // A FIN_WAIT is not over: the client may be a new one on the same port.
+        (SYN, State::SynRecv, (1, 0)),
+        (FIN, State::TimeWait, (0, 1)),
+        (RST, State::Close, (0, 1)),
+        (ACK, State::Close, (0, 1)),
+    ] {
+        assert_eq!(packet(&maps, &new, flags), Changed::Kept);
+        assert_eq!(state_of(&maps, &new), Some(state));
+        assert_eq!(counts(&maps, 4), expected, "{flags:#04x} to {state:?}");
+    }
+    assert_eq!(packet(&maps, &new, SYN), Changed::Over);
+    assert_eq!((state_of(&maps, &new), counts(&maps, 4)), (None, (0, 0)));
+}
+
+#[test]
+fn templates_are_counted_as_such() {
+    let maps = Memory::new(PAIR, 2, 16);
+    let new = new(3, 0, 1);
+    assert_eq!(enter_in(&maps, &new, 4, State::Template), Inserted::Done);
+    assert_eq!((counts(&maps, 4), maps.counts[4].templates.load()), ((0, 0), 1));
+    let (place, entry) = find(&maps, key(&maps, &new)).expect("it was entered");
+    assert!(remove(&maps, place.word, entry));
+    assert_eq!(maps.counts[4].templates.load(), 0);
+    assert!(!remove(&maps, place.word, entry), "it was taken out already");
+    assert_eq!(maps.counts[4].templates.load(), 0);
+}
+
+#[test]
+fn a_syn_on_a_connection_that_is_over_starts_anew() {
+    for state in [State::TimeWait, State::Close] {
+        let maps = Memory::new(PAIR, 2, 16);
+        let new = new(3, 0, 1);
+        assert_eq!(enter_in(&maps, &new, 4, state), Inserted::Done);
+        // What opens a connection is the SYN alone, whatever comes with it.
+        for flags in [SYN, SYN | ACK, SYN | RST, SYN | FIN] {
+            assert_eq!(packet(&maps, &new, flags), Changed::Over, "{flags:#04x}");
+            assert_eq!(counts(&maps, 4), (0, 0));
+            assert_eq!(enter_in(&maps, &new, 4, state), Inserted::Done);
+        }
+    }
+}
+
+#[test]
+fn another_flow_of_the_same_tag_changes_nothing() {
+    for (state, flags) in [
+        (State::Established, FIN),
+        (State::Established, RST),
+        (State::Established, SYN),
+        (State::SynRecv, ACK),
+        (State::TimeWait, SYN),
+        (State::Close, SYN),
+    ] {
+        let maps = Memory::new(PAIR, 2, 16);
+        let there = new(3, 0, 1);
+        assert_eq!(enter_in(&maps, &there, 4, state), Inserted::Done);
+        maps.pass_time(5);
+        let before = words(&maps);
+        let mut others = Vec::from([new(3, 0, 2), new(3, 1, 3)]);
+        // Each part of a flow counts.
+        for change in [
+            |packet: &mut Packet| packet.source_port += 1,
+            |packet: &mut Packet| packet.destination_port += 1,
+            |packet: &mut Packet| packet.protocol = IpProto::UDP,
+            |packet: &mut Packet| packet.destination = Address::from_ipv4(9),
+            |packet: &mut Packet| packet.source = Address::from_halves(1, packet.source.low()),
+            |packet: &mut Packet| packet.destination = Address::from_halves(1, packet.destination.low()),
+        ] {
+            let mut packet = Packet {
+                source: Address::from_ipv4(1),
+                ..Packet::sample()
+            };
+            change(&mut packet);
+            others.push(New {
+                hash: there.hash,
+                flow: Flow::new(&packet, 1),
+            });
+        }
+        for other in &others {
+            assert!(!is_plain(state, TcpFlags(flags).telling()));
+            assert_eq!(packet(&maps, other, flags), Changed::Foreign);
+            assert_eq!(words(&maps), before);
+        }
+    }
+}
+
+#[test]
+fn a_plain_packet_only_restarts_the_time_and_writes_once_a_second() {
+    let maps = Memory::new(PAIR, 2, 16);
+    let new = new(3, 0, 1);
+    assert_eq!(enter_in(&maps, &new, 4, State::Established), Inserted::Done);
+    let (place, before) = find(&maps, key(&maps, &new)).expect("it was entered");
+    refresh(&maps, place, before, maps.now());
+    assert_eq!(place.word.load(), before.0);
+    maps.pass_time(7);
+    refresh(&maps, place, before, maps.now());
+    let after = Entry(place.word.load());
+    assert_eq!((after.age(maps.now()), before.age(maps.now())), (0, 7));
+    assert_eq!(
+        (after.tag(), after.destination(), after.state()),
+        (3, 4, State::Established)
+    );
+    // Whoever comes late changes nothing.
+    refresh(&maps, place, before, maps.now());
+    assert_eq!(place.word.load(), after.0);
+    assert_eq!(counts(&maps, 4), (1, 0));
+}
+
+proptest! {
+    #[test]
+    fn the_pair_of_a_tag_is_the_same_from_both_sides(tag in 0..1u64 << 23, at: u32, bits in 1..20u32) {
+        let mask = (1u64 << bits) - 1;
+        let key = Key::new(tag << 41 | u64::from(at) & mask, mask);
+        prop_assert_ne!(key.primary, key.partner);
+        prop_assert!(u64::from(key.primary | key.partner) <= mask);
+        let back = Key::new(tag << 41 | u64::from(key.partner), mask);
+        prop_assert_eq!((back.primary, back.partner), (key.partner, key.primary));
+    }
+
+    /// Any sequence of packets against a plain list of what is there: tags, destinations, states, counts.
+    #[test]
+    fn the_table_is_a_map(steps in proptest::collection::vec((0..24u32, 0..5usize, 0..70u32), 1..300)) {
+        let maps = Memory::new(PAIR * 2, 2, 16);
+        let mut model = std::collections::HashMap::<u32, (u32, State, u32)>::new();
+        for (client, flag, seconds) in steps {
+            maps.pass_time(seconds / 10);
+            let now = maps.now();
+            // Few tags for many clients, so that tags collide.
+            let new = new(u64::from(client % 17) + 1, u64::from(client), client);
+            let flags = TcpFlags([SYN, ACK, FIN, RST, SYN][flag]);
+            let limit = |state: State| u32::try_from(maps.control.timeouts[state as usize].load()).unwrap_or(0);
+            model.retain(|_, (_, state, seen)| now - *seen <= limit(*state));
+            let found = find(&maps, key(&maps, &new))
+                .filter(|(place, entry)| !is_expired(&maps, *entry, now) && is_flow(&maps, *place, &new.flow));
+            prop_assert_eq!(
+                found.map(|(_, entry)| (entry.destination(), entry.state())),
+                model.get(&client).map(|(destination, state, _)| (*destination, *state))
+            );
+            if let Some((place, entry)) = found {
+                match change(&maps, place, entry, &new.flow, flags) {
+                    Changed::Kept => {
+                        let next = entry.state().next(flags.telling());
+                        model.insert(client, (entry.destination(), next, now));
+                    }
+                    Changed::Over => {
+                        prop_assert!(flags.opens() && entry.state().is_over());
+                        model.remove(&client);
+                    }
+                    Changed::Foreign => prop_assert!(false, "it was this flow's"),
+                }
+            } else if flags.opens() {
+                let destination = client % 5 + 1;
+                let before = words(&maps);
+                match enter_in(&maps, &new, destination, State::SynRecv) {
+                    Inserted::Done => {
+                        // At most one half-open entry has made room for it.
+                        model.retain(|other, _| {
+                            let other = self::new(u64::from(other % 17) + 1, u64::from(*other), *other);
+                            find(&maps, key(&maps, &other)).is_some_and(|(place, _)| is_flow(&maps, place, &other.flow))
+                        });
+                        model.insert(client, (destination, State::SynRecv, now));
+                    }
+                    Inserted::Collision => {
+                        let (place, _) = find(&maps, key(&maps, &new)).expect("the other one");
+                        prop_assert!(!is_flow(&maps, place, &new.flow));
+                    }
+                    Inserted::Full => prop_assert_eq!(words(&maps), before),
+                    other => prop_assert!(false, "{:?} with one thread", other),
+                }
+            }
+            check_counts(&maps)?;
+        }
+    }
+}
+
+/// The counts are those of the entries that stand in the table, expired ones included.
+fn check_counts(maps: &Memory) -> Result<(), TestCaseError> {
+    let mut expected = [0u64; 16];
+    for word in words(maps) {
+        let entry = Entry(word);
+        expected[entry.destination() as usize] += count_of(entry.state());
+    }
+    for (counts, expected) in maps.counts.iter().zip(expected) {
+        prop_assert_eq!(counts.connections.load(), expected);
+    }
+    Ok(())
+}
+
+/// A cheap generator of its own for each thread (xorshift64, Marsaglia 2003).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u32) -> u32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        u32::try_from(self.0 >> 33).expect("31 bits") % limit
+    }
+}
+
+/// Several CPUs at once on a table that is far too small for them, with tags that collide and time
+/// that passes: a flow never goes to another's destination, and in the end every count is exact.
+#[test]
+fn many_cpus_at_once_never_mix_up_flows_and_lose_no_count() {
+    const CLIENTS: u32 = 96;
+    const OPERATIONS: u32 = 60_000;
+    let maps = Memory::new(64, 2, 16);
+    let destination = |client: u32| client % 11 + 1;
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (1..5u64)
+            .map(|cpu| {
+                let maps = &maps;
+                scope.spawn(move || {
+                    let mut random = Random(cpu.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+                    for _ in 0..OPERATIONS {
+                        let client = random.below(CLIENTS);
+                        let flags = TcpFlags([SYN, SYN, ACK, ACK, ACK, FIN, RST][random.below(7) as usize]);
+                        one_packet(maps, client, destination(client), flags);
+                    }
+                })
+            })
+            .collect();
+        let clock = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                maps.pass_time(7);
+                std::thread::sleep(core::time::Duration::from_micros(300));
+            }
+        });
+        for worker in workers {
+            worker.join().expect("a worker's assertion holds");
+        }
+        done.store(true, Ordering::Relaxed);
+        clock.join().expect("the clock runs");
+    });
+    check_counts(&maps).expect("counts are exact while entries are there");
+    for (bucket, row) in maps.hot.iter().enumerate() {
+        for word in &row.0 {
+            let entry = Entry(word.load());
+            assert_ne!(entry.state(), State::Claimed, "no claim is left");
+            let tags = sharing(&maps, u32::try_from(bucket).expect("small"), entry.tag());
+            assert!(entry.0 == 0 || tags == 1);
+        }
+    }
+    maps.pass_time(1000);
+    for word in maps.hot.iter().flat_map(|bucket| &bucket.0) {
+        let entry = Entry(word.load());
+        if entry.is_live() {
+            assert!(is_expired(&maps, entry, maps.now()) && remove(&maps, word, entry));
+        }
+    }
+    for counts in &maps.counts {
+        assert_eq!((counts.connections.load(), counts.templates.load()), (0, 0));
+    }
+}
+
+/// What the director does for a packet, with a check of every answer of the table.
+fn one_packet(maps: &Memory, client: u32, destination: u32, flags: TcpFlags) {
+    // 40 tags for 96 clients: more than half share theirs with another.
+    let new = new(u64::from(client % 40) + 1, u64::from(client / 40), client);
+    let now = maps.now();
+    if let Some((place, entry)) = find(maps, key(maps, &new))
+        && !is_expired(maps, entry, now)
+    {
+        let own = is_flow(maps, place, &new.flow);
+        // The row is the entry's own only where the word is the same before and after.
+        if own && place.word.load() == entry.0 {
+            assert_eq!(entry.destination(), destination);
+        }
+        if is_plain(entry.state(), flags.telling()) {
+            refresh(maps, place, entry, now);
+            return;
+        }
+        if change(maps, place, entry, &new.flow, flags) == Changed::Kept {
+            return;
+        }
+    }
+    if flags.opens()
+        && let Inserted::Exists(other) = enter_in(maps, &new, destination, State::SynRecv)
+    {
+        assert_eq!(other, destination);
+    }
+}

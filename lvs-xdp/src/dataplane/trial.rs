@@ -1,0 +1,67 @@
+//! The program on a frame that came from nowhere and goes nowhere: the kernel's BPF_PROG_TEST_RUN.
+
+use anyhow::Context as _;
+use aya::programs::{TestRun as _, TestRunOptions};
+
+use super::{Dataplane, director};
+
+/// What became of a frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trial {
+    /// The program's answer: one of the `XDP_*` of linux/bpf.h.
+    pub action: u32,
+    /// The frame as the program left it.
+    pub frame: Vec<u8>,
+}
+
+/// `struct xdp_md` of linux/bpf.h: what a trial can say about where its frame came from.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Context {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ingress_ifindex: u32,
+    rx_queue_index: u32,
+    egress_ifindex: u32,
+}
+
+impl Dataplane {
+    /// Runs the program on a frame as if it had come in on interface `ingress`, on the real maps:
+    /// connections are entered and packets counted, but nothing is sent.
+    ///
+    /// The frame's length is 14 (the kernel's limit) to some 3,500 bytes (one page with its head- and tailroom).
+    ///
+    /// # Errors
+    ///
+    /// Where the network namespace has no such interface, or the frame has another length.
+    pub fn trial(&mut self, frame: &[u8], ingress: u32) -> anyhow::Result<Trial> {
+        let context = Context {
+            data: 0,
+            data_end: u32::try_from(frame.len())?,
+            data_meta: 0,
+            ingress_ifindex: ingress,
+            rx_queue_index: 0,
+            egress_ifindex: 0,
+        };
+        let mut out = vec![0; frame.len()];
+        let result = director(&mut self.ebpf)?
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                ctx_in: Some(bytemuck::bytes_of(&context)),
+                ..TestRunOptions::new()
+            })
+            .with_context(|| {
+                format!(
+                    "cannot try a frame of {} bytes on interface {ingress}",
+                    frame.len()
+                )
+            })?;
+        out.truncate(result.data_size_out as usize);
+        Ok(Trial {
+            action: result.return_value,
+            frame: out,
+        })
+    }
+}

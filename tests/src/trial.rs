@@ -1,0 +1,320 @@
+//! A director without an interface: the real program and maps, which frames are fed to one by one.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use anyhow::{Context as _, Result};
+use lvs_xdp::{
+    api::types::{
+        Change, ForwardingMethod, Protocol, Scheduler, SchedulerFlag, ServerKey, ServerSpec, ServiceKey,
+        ServiceSpec,
+    },
+    dataplane::{
+        self, Capacity, Dataplane, Options,
+        compile::{Compiler, Way},
+    },
+    model::Model,
+};
+use lvs_xdp_common::{
+    connection::State,
+    hash::HashKey,
+    maps::Maps as _,
+    reason::{Outcome, Reason},
+};
+
+use crate::frame::DIRECTOR_MAC;
+
+/// The loopback interface, which every network namespace has: frames are said to come from there.
+pub const LOOPBACK: u32 = 1;
+
+/// Actions of an XDP program (linux/bpf.h).
+pub mod xdp {
+    /// `XDP_DROP`.
+    pub const DROP: u32 = 1;
+    /// `XDP_PASS`.
+    pub const PASS: u32 = 2;
+    /// `XDP_TX`.
+    pub const TX: u32 = 3;
+    /// `XDP_REDIRECT`.
+    pub const REDIRECT: u32 = 4;
+}
+
+/// What became of a frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// The program's answer.
+    pub action: u32,
+    /// The counter that was raised.
+    pub reason: Reason,
+    /// The frame as it was left.
+    pub frame: Vec<u8>,
+}
+
+/// A directory of pins that goes with its guard.
+struct PinDirectory(PathBuf);
+
+impl PinDirectory {
+    fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        Self(PathBuf::from(format!(
+            "/sys/fs/bpf/lvs-xdp-test-{}-{number}",
+            std::process::id()
+        )))
+    }
+}
+
+impl Drop for PinDirectory {
+    fn drop(&mut self) {
+        if let Err(error) = dataplane::unload(&self.0) {
+            eprintln!("{} is left behind: {error:#}", self.0.display());
+        }
+    }
+}
+
+/// The director.
+pub struct Director {
+    /// The program and its maps.
+    pub dataplane: Dataplane,
+    /// Where everything stands in the maps.
+    pub compiler: Compiler,
+    model: Model,
+    reasons: Vec<u64>,
+    _pins: PinDirectory,
+}
+
+impl fmt::Debug for Director {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Director").field(&self.dataplane).finish()
+    }
+}
+
+impl Director {
+    /// Loads the program with maps of its own.
+    ///
+    /// # Errors
+    ///
+    /// When not root, or the kernel refuses the program.
+    pub fn new(connections: u32) -> Result<Self> {
+        let pins = PinDirectory::new();
+        let dataplane = Dataplane::open(&Options {
+            pin_directory: pins.0.clone(),
+            capacity: Capacity {
+                connections,
+                services: 16,
+                destinations: 64,
+            },
+            log_packets: false,
+        })
+        .context("this test loads the program: run it by `cargo xtask test`")?;
+        let compiler = dataplane.compiler();
+        dataplane.set_macs(LOOPBACK, &[DIRECTOR_MAC]);
+        let mut director = Self {
+            dataplane,
+            compiler,
+            model: Model::default(),
+            reasons: Vec::new(),
+            _pins: pins,
+        };
+        director.reasons = director.count_reasons();
+        Ok(director)
+    }
+
+    /// Sets the secret of the flow hash. Only before there is any service or connection.
+    pub fn set_key(&self, key: HashKey) {
+        let words = &self.dataplane.tables().control().hash_key;
+        words[0].store(key.0);
+        words[1].store(key.1);
+    }
+
+    /// Stops the clock of the program, which else goes by the kernel's, at so many seconds.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel's clock cannot be read.
+    pub fn stop_clock(&mut self, seconds: u32) -> Result<()> {
+        let tables = Arc::clone(self.dataplane.tables());
+        let control = tables.control();
+        // One second in 2^28 jiffies is as good as none; half of that away from the next.
+        const JIFFIES: u64 = 1 << 28;
+        control.jiffies_base.store(0);
+        control.seconds_per_jiffy.store(JIFFIES);
+        let jiffies = u64::from(self.dataplane.tick()?);
+        control.seconds_per_jiffy.store(1);
+        control.jiffies_base.store(
+            jiffies
+                .wrapping_sub(JIFFIES / 2)
+                .wrapping_sub(u64::from(seconds) * JIFFIES),
+        );
+        self.dataplane.tick()?;
+        Ok(())
+    }
+
+    /// Changes what is configured, as the agent does.
+    ///
+    /// # Errors
+    ///
+    /// When the change is refused.
+    pub fn change(&mut self, changes: &[Change]) -> Result<()> {
+        let touched = self.model.touched(changes);
+        self.model.apply(changes)?;
+        let plan = self.compiler.plan(&self.model, &touched, |_, weight| weight)?;
+        self.compiler.apply(plan);
+        dataplane::grace()?;
+        self.compiler.settle();
+        Ok(())
+    }
+
+    /// Notes the way to a real server: by [`LOOPBACK`], to the MAC address of [`mac_of`].
+    pub fn resolve(&mut self, server: Ipv4Addr) {
+        self.resolve_by(server, LOOPBACK);
+    }
+
+    /// As [`Self::resolve`], by another interface.
+    pub fn resolve_by(&mut self, server: Ipv4Addr, if_index: u32) {
+        let way = Way {
+            mac: mac_of(server),
+            source_mac: DIRECTOR_MAC,
+            if_index,
+        };
+        self.compiler.set_way(IpAddr::V4(server), Some(way));
+    }
+
+    /// Feeds the program a frame that comes from [`LOOPBACK`].
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the frame, or not exactly one counter of a reason was raised by one.
+    pub fn send(&mut self, frame: &[u8]) -> Result<Seen> {
+        let trial = self.dataplane.trial(frame, LOOPBACK)?;
+        let now = self.count_reasons();
+        let mut raised = Reason::ALL.iter().zip(self.reasons.iter().zip(&now));
+        let first = raised.find(|(_, (before, after))| before != after);
+        let (&reason, (before, after)) = first.context("no reason was counted")?;
+        let second = raised.find(|(_, (before, after))| before != after);
+        anyhow::ensure!(
+            second.is_none() && before + 1 == *after,
+            "counted {} times, and {second:?}",
+            after - before
+        );
+        self.reasons = now;
+        Ok(Seen {
+            action: trial.action,
+            reason,
+            frame: trial.frame,
+        })
+    }
+
+    fn count_reasons(&self) -> Vec<u64> {
+        let reasons = self.dataplane.reasons();
+        reasons.iter().map(|reason| reason.packets).collect()
+    }
+
+    /// Active and inactive connections of a destination.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such destination.
+    pub fn counts(&self, service: &ServiceKey, server: Ipv4Addr) -> (u64, u64) {
+        let id = self.compiler.destination(service, &server_key(service, server));
+        self.compiler.counts(id.expect("the destination is there"))
+    }
+
+    /// What is configured.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+}
+
+/// The action of a packet of this reason that goes to an interface other than where it came from, or not.
+pub fn action(reason: Reason, elsewhere: bool) -> u32 {
+    match reason.outcome() {
+        Outcome::Forward if elsewhere => xdp::REDIRECT,
+        Outcome::Forward => xdp::TX,
+        Outcome::Pass => xdp::PASS,
+        Outcome::Drop => xdp::DROP,
+    }
+}
+
+/// Time-outs of this many seconds for every state that is one of a connection.
+pub fn timeouts(seconds: u32) -> [u32; 16] {
+    let mut timeouts = [u32::MAX; 16];
+    for number in State::Template as usize..=State::Close as usize {
+        timeouts[number] = seconds;
+    }
+    timeouts
+}
+
+/// The MAC address that a real server has in trials.
+pub fn mac_of(server: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = server.octets();
+    [0x02, 0xee, a, b, c, d]
+}
+
+/// A virtual service's identity.
+pub fn service_key(protocol: Protocol, address: Ipv4Addr, port: u16) -> ServiceKey {
+    ServiceKey {
+        protocol,
+        address: address.into(),
+        port,
+    }
+}
+
+/// A real server's identity: with direct routing the port is the service's.
+pub fn server_key(service: &ServiceKey, server: Ipv4Addr) -> ServerKey {
+    ServerKey {
+        address: server.into(),
+        port: service.port,
+    }
+}
+
+/// `-A`.
+pub fn add_service(key: ServiceKey, scheduler: Scheduler, flags: &[SchedulerFlag]) -> Change {
+    Change::AddService {
+        service: ServiceSpec {
+            key,
+            scheduler,
+            flags: flags.to_vec(),
+        },
+    }
+}
+
+fn server_spec(service: &ServiceKey, server: Ipv4Addr, weight: u32) -> ServerSpec {
+    ServerSpec {
+        key: server_key(service, server),
+        weight,
+        method: ForwardingMethod::Dr,
+    }
+}
+
+/// `-a`.
+pub fn add_server(service: ServiceKey, server: Ipv4Addr, weight: u32) -> Change {
+    Change::AddServer {
+        service,
+        server: server_spec(&service, server, weight),
+        require_on_link: false,
+    }
+}
+
+/// `-e`.
+pub fn edit_server(service: ServiceKey, server: Ipv4Addr, weight: u32) -> Change {
+    Change::EditServer {
+        service,
+        server: server_spec(&service, server, weight),
+    }
+}
+
+/// `-d`.
+pub fn delete_server(service: ServiceKey, server: Ipv4Addr) -> Change {
+    Change::DeleteServer {
+        service,
+        server: server_key(&service, server),
+    }
+}
