@@ -19,7 +19,8 @@ use crate::{
     },
     dataplane::{
         self, Dataplane,
-        compile::{self, Compiler, Way},
+        compile::{Compiler, Way},
+        rows,
     },
     journal::Journal,
     model::{Model, ServiceEntry},
@@ -461,8 +462,8 @@ impl State {
                     protocol,
                     expires: u64::from(listed.expires),
                     state: listed.entry.state().name().to_owned(),
-                    client: SocketAddr::new(compile::ip(listed.flow.client), listed.flow.client_port()),
-                    virtual_address: SocketAddr::new(compile::ip(listed.flow.address), listed.flow.port()),
+                    client: SocketAddr::new(rows::ip(listed.flow.client), listed.flow.client_port()),
+                    virtual_address: SocketAddr::new(rows::ip(listed.flow.address), listed.flow.port()),
                     destination: SocketAddr::new(address, port),
                 })
             })

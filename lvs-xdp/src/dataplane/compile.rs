@@ -7,33 +7,33 @@
 //!
 //! What the rows say is all there is: an agent that adopts pinned maps reads its bookkeeping from them.
 
+mod plan;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     sync::Arc,
 };
 
 use lvs_xdp_common::{
-    abi::{
-        Control, Cursor, DestinationRow, IndexBucket, Kind, ListWord, RingWord, ServiceRow, destination_flag,
-        index_buckets, index_word, list_entry, service_flag,
-    },
-    atomic::Word,
+    abi::{Cursor, Kind, ListWord, RingWord, ServiceRow, destination_flag, service_flag},
     hash,
     maps::Maps as _,
-    packet::{Address, IpProto, Mac},
-    ring::{self, MH_SLOTS, Member},
-    scheduler::{self, HASH_SLOTS},
+    packet::{IpProto, Mac},
+    scheduler,
 };
 
+pub use self::plan::Plan;
+use self::plan::Planned;
 use super::{
     extents::{Extent, Extents},
+    rows::{
+        address, count, enter_index, high, length, list_extent, live, low, ring_extent, server_key,
+        service_key, store, store_way,
+    },
     tables::{Capacity, Tables},
 };
-use crate::{
-    api::types::{ApiError, ErrorCode, Protocol, Scheduler, SchedulerFlag, ServerKey, ServiceKey, Stats},
-    model::{Model, ServiceEntry},
-};
+use crate::api::types::{ServerKey, ServiceKey, Stats};
 
 /// The way to a real server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,31 +75,6 @@ pub struct Compiler {
     /// Services whose two configurations differ until [`Compiler::settle`], and extents to give back then.
     unsettled: Vec<u32>,
     garbage: Vec<(Extent, Extent)>,
-}
-
-/// A change that has all it needs.
-#[derive(Debug)]
-pub struct Plan {
-    services: Vec<Planned>,
-}
-
-#[derive(Debug)]
-struct Planned {
-    key: ServiceKey,
-    slot: Slot,
-    is_new: bool,
-    /// It was deleted, and comes back while connections name its destinations: it counts from 0.
-    is_back: bool,
-    /// The list extent's words, header and places included.
-    list: Vec<u64>,
-    ring: Vec<u64>,
-    ring_word: RingWord,
-    /// New destinations, with their first weight.
-    added: Vec<(u32, ServerKey)>,
-    revived: Vec<u32>,
-    removed: Vec<u32>,
-    /// Last weight above 0 by destination.
-    last_weights: Vec<(u32, u32)>,
 }
 
 impl Compiler {
@@ -191,250 +166,6 @@ impl Compiler {
                 );
             }
         }
-    }
-
-    /// Reserves what it takes to bring the touched services to what the model says.
-    ///
-    /// `told` are those whose scheduler is to be told of a change even where nothing has changed: wrr goes
-    /// back to the list's head then. `weight` is the effective weight of a server: the configured one, or 0
-    /// where it gets nothing new.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorCode::Full`], naming the option that enlarges the table; then nothing is reserved.
-    pub fn plan(
-        &mut self,
-        model: &Model,
-        touched: &BTreeSet<ServiceKey>,
-        told: &BTreeSet<ServiceKey>,
-        weight: impl Fn(&ServerKey, u32) -> u32,
-    ) -> Result<Plan, ApiError> {
-        if model.services().len() > self.capacity.services as usize {
-            return Err(full("services", self.capacity.services, "--services"));
-        }
-        let mut plan = Plan { services: Vec::new() };
-        for key in touched {
-            match self.plan_service(*key, model.services().get(key), told.contains(key), &weight) {
-                Ok(None) => {}
-                Ok(Some(planned)) => plan.services.push(planned),
-                Err(error) => {
-                    self.discard(plan);
-                    return Err(error);
-                }
-            }
-        }
-        Ok(plan)
-    }
-
-    fn plan_service(
-        &mut self,
-        key: ServiceKey,
-        wanted: Option<&Arc<ServiceEntry>>,
-        is_told: bool,
-        weight: &impl Fn(&ServerKey, u32) -> u32,
-    ) -> Result<Option<Planned>, ApiError> {
-        let present = self.services.get(&key).cloned();
-        let Some(wanted) = wanted else {
-            let Some(slot) = present else { return Ok(None) };
-            if slot.word.kind() == Kind::Tombstone {
-                return Ok(None);
-            }
-            let generation = slot.word.generation().wrapping_add(1);
-            return Ok(Some(Planned {
-                key,
-                is_new: false,
-                is_back: false,
-                list: Vec::new(),
-                ring: Vec::new(),
-                ring_word: RingWord::default(),
-                added: Vec::new(),
-                revived: Vec::new(),
-                removed: slot.ids.clone(),
-                last_weights: Vec::new(),
-                slot: Slot {
-                    id: slot.id,
-                    list: Extent::default(),
-                    ring: Extent::default(),
-                    word: ListWord::new(Kind::Tombstone, 0, 0, generation, true),
-                    ids: Vec::new(),
-                },
-            }));
-        };
-        let mut reserved = Reserved::default();
-        match self.plan_live(key, present.as_ref(), wanted, weight, &mut reserved) {
-            Ok(planned) if !is_told => Ok(self.without_need(planned)),
-            Ok(planned) => Ok(Some(planned)),
-            Err(error) => {
-                self.release(reserved);
-                Err(error)
-            }
-        }
-    }
-
-    fn plan_live(
-        &mut self,
-        key: ServiceKey,
-        present: Option<&Slot>,
-        wanted: &ServiceEntry,
-        weight: &impl Fn(&ServerKey, u32) -> u32,
-        reserved: &mut Reserved,
-    ) -> Result<Planned, ApiError> {
-        let id = match present {
-            Some(slot) => slot.id,
-            None => {
-                let id = self.free_services.pop_first().ok_or_else(|| {
-                    full(
-                        "services, deleted ones with connections included",
-                        self.capacity.services,
-                        "--services",
-                    )
-                })?;
-                reserved.service = Some(id);
-                id
-            }
-        };
-        let mut ids = Vec::with_capacity(wanted.servers.len());
-        let mut revived = Vec::new();
-        let mut members = Vec::with_capacity(wanted.servers.len());
-        let mut last_weights = Vec::new();
-        for server in &wanted.servers {
-            let known = self.destinations.get(&(id, server.key)).copied();
-            let destination = match known {
-                Some(destination) => {
-                    if self.removed.contains(&destination) {
-                        revived.push(destination);
-                    }
-                    destination
-                }
-                None => {
-                    let destination = self.free_destinations.pop_first().ok_or_else(|| {
-                        full(
-                            "destinations, removed ones with connections included",
-                            self.capacity.destinations,
-                            "--destinations",
-                        )
-                    })?;
-                    reserved.destinations.push((destination, server.key));
-                    destination
-                }
-            };
-            ids.push(destination);
-            let before = known.map_or(0, |_| {
-                high(self.tables.destinations[destination as usize].port.load())
-            });
-            let last_weight = if server.weight > 0 { server.weight } else { before };
-            last_weights.push((destination, last_weight));
-            members.push(Member {
-                address: address(server.key.address),
-                port: server.key.port,
-                weight: weight(&server.key, server.weight),
-                last_weight,
-            });
-        }
-        let kind = kind(wanted.spec.scheduler);
-        let old_ids = present.map(|slot| slot.ids.as_slice()).unwrap_or_default();
-        let restart = present.is_none_or(|slot| slot.word.kind() != kind);
-        let list = list_words(&members, &ids, old_ids);
-        let ring = ring_words(kind, &members);
-        let list_extent = self
-            .lists
-            .take(count(list.len()))
-            .ok_or_else(|| full("words of lists", length(&self.tables.lists), "--destinations"))?;
-        reserved.list = list_extent;
-        let ring_extent = self
-            .rings
-            .take(count(ring.len()))
-            .ok_or_else(|| full("words of rings", length(&self.tables.rings), "--services"))?;
-        reserved.ring = ring_extent;
-        let flag = |flag| wanted.spec.flags.contains(&flag);
-        let generation = present.map_or(0, |slot| slot.word.generation().wrapping_add(1));
-        Ok(Planned {
-            key,
-            is_new: present.is_none(),
-            is_back: present.is_some_and(|slot| slot.word.kind() == Kind::Tombstone),
-            ring_word: RingWord::new(
-                ring_extent.offset,
-                slots(kind),
-                flag(SchedulerFlag::Fallback),
-                flag(SchedulerFlag::Port),
-            ),
-            removed: old_ids.iter().copied().filter(|old| !ids.contains(old)).collect(),
-            added: std::mem::take(&mut reserved.destinations),
-            revived,
-            last_weights,
-            list,
-            ring,
-            slot: Slot {
-                id,
-                list: list_extent,
-                ring: ring_extent,
-                word: ListWord::new(kind, list_extent.offset, count(ids.len()), generation, restart),
-                ids,
-            },
-        })
-    }
-
-    /// A planned service that its scheduler need not be told of. Where its list is the one that it has, it
-    /// keeps the list's generation, so that its cursor stays; where all is as it was, nothing is to be done.
-    fn without_need(&mut self, mut planned: Planned) -> Option<Planned> {
-        let Some(present) = self.services.get(&planned.key) else {
-            return Some(planned);
-        };
-        let length = present.ids.len();
-        let words = |all: &[Word], extent: Extent, count: usize| -> Vec<u64> {
-            let words = all.iter().skip(extent.offset as usize).take(count);
-            words.map(Word::load).collect()
-        };
-        let is_same_list = present.word.kind() == planned.slot.word.kind()
-            && present.ids == planned.slot.ids
-            && words(&self.tables.lists, present.list, 1 + length) == planned.list[..=length];
-        if !is_same_list {
-            return Some(planned);
-        }
-        let live = live(&self.tables.control[0]);
-        let ring_word = RingWord(self.tables.services[present.id as usize].rings[live].load());
-        let is_same_ring = (ring_word.slots(), ring_word.fallback(), ring_word.port())
-            == (
-                planned.ring_word.slots(),
-                planned.ring_word.fallback(),
-                planned.ring_word.port(),
-            )
-            && words(&self.tables.rings, ring_extent(ring_word), planned.ring.len()) == planned.ring;
-        if is_same_ring {
-            self.discard(Plan {
-                services: vec![planned],
-            });
-            return None;
-        }
-        let word = planned.slot.word;
-        planned.slot.word = ListWord::new(
-            word.kind(),
-            word.offset(),
-            word.length(),
-            present.word.generation(),
-            false,
-        );
-        Some(planned)
-    }
-
-    /// Gives back what a plan has reserved.
-    pub fn discard(&mut self, plan: Plan) {
-        for planned in plan.services {
-            self.release(Reserved {
-                service: planned.is_new.then_some(planned.slot.id),
-                destinations: planned.added,
-                list: planned.slot.list,
-                ring: planned.slot.ring,
-            });
-        }
-    }
-
-    fn release(&mut self, reserved: Reserved) {
-        self.free_services.extend(reserved.service);
-        self.free_destinations
-            .extend(reserved.destinations.into_iter().map(|(id, _)| id));
-        self.lists.give(reserved.list);
-        self.rings.give(reserved.ring);
     }
 
     /// Makes a plan live, in one step. [`Compiler::settle`] must have been called since the last one.
@@ -768,193 +499,4 @@ impl Compiler {
         let counts = self.tables.counts[id as usize].connections.load();
         (counts & 0xffff_ffff, counts >> 32)
     }
-}
-
-/// What was reserved for one service.
-#[derive(Debug, Default)]
-struct Reserved {
-    service: Option<u32>,
-    destinations: Vec<(u32, ServerKey)>,
-    list: Extent,
-    ring: Extent,
-}
-
-fn full(what: &str, limit: u32, option: &str) -> ApiError {
-    ApiError::new(
-        ErrorCode::Full,
-        format!("the table is full (room for {limit} {what}): start the agent with a larger {option}"),
-    )
-}
-
-/// Enters a word into the service index: into its first bucket, or, where that is full or has a word
-/// of the same tag, into its second. The program looks at the second for the same two reasons.
-pub(super) fn enter_index(index: &[IndexBucket], hash: u64, mask: u64, id: u32) {
-    let (first, second) = index_buckets(hash, mask);
-    let tag = index_word(hash, 0) >> 32;
-    let free = [first, second]
-        .into_iter()
-        .filter_map(|bucket| index.get(bucket as usize))
-        .filter(|bucket| {
-            bucket
-                .0
-                .iter()
-                .all(|word| word.load() == 0 || word.load() >> 32 != tag)
-        })
-        .flat_map(|bucket| &bucket.0)
-        .find(|word| word.load() == 0);
-    if let Some(word) = free {
-        word.store(index_word(hash, id));
-    }
-}
-
-fn live(control: &Control) -> usize {
-    usize::from(control.generation.load() & 1 == 1)
-}
-
-fn list_words(members: &[Member], ids: &[u32], old_ids: &[u32]) -> Vec<u64> {
-    let (di, mw) = ring::weighted_marks(members.iter().map(|member| member.weight));
-    let places = ring::places(old_ids, ids);
-    std::iter::once(u64::from(mw) << 32 | u64::from(di))
-        .chain(
-            members
-                .iter()
-                .zip(ids)
-                .map(|(member, &id)| list_entry(member.weight, id)),
-        )
-        .chain(ring::pack(&places))
-        .collect()
-}
-
-fn ring_words(kind: Kind, members: &[Member]) -> Vec<u64> {
-    let slots = match kind {
-        Kind::Sh => ring::source_hash(members),
-        Kind::Dh => ring::destination_hash(members),
-        Kind::Mh => ring::maglev(members),
-        Kind::Absent | Kind::Tombstone | Kind::Rr | Kind::Wrr | Kind::Fo => Vec::new(),
-    };
-    ring::pack(&slots).collect()
-}
-
-fn slots(kind: Kind) -> u32 {
-    match kind {
-        Kind::Sh | Kind::Dh => HASH_SLOTS,
-        Kind::Mh => MH_SLOTS,
-        Kind::Absent | Kind::Tombstone | Kind::Rr | Kind::Wrr | Kind::Fo => 0,
-    }
-}
-
-fn kind(scheduler: Scheduler) -> Kind {
-    match scheduler {
-        Scheduler::Rr => Kind::Rr,
-        Scheduler::Wrr => Kind::Wrr,
-        Scheduler::Fo => Kind::Fo,
-        Scheduler::Sh => Kind::Sh,
-        Scheduler::Dh => Kind::Dh,
-        Scheduler::Mh => Kind::Mh,
-    }
-}
-
-/// The extent of a list that is found in the maps. Its places are not needed again, since the cursor
-/// is carried over before it is replaced; so only the list itself counts.
-fn list_extent(word: ListWord) -> Extent {
-    match word.kind() {
-        Kind::Absent | Kind::Tombstone => Extent::default(),
-        _ => Extent {
-            offset: word.offset(),
-            length: 1 + word.length(),
-        },
-    }
-}
-
-fn ring_extent(word: RingWord) -> Extent {
-    Extent {
-        offset: word.offset(),
-        length: word.slots().div_ceil(4),
-    }
-}
-
-fn store(words: &[Word], extent: Extent, values: &[u64]) {
-    for (word, value) in words.iter().skip(extent.offset as usize).zip(values) {
-        word.store(*value);
-    }
-}
-
-fn store_way(row: &DestinationRow, way: Option<Way>) {
-    let flags = row.towards.load() & !(Mac::MASK | destination_flag::RESOLVED);
-    let Some(Way {
-        mac,
-        source_mac,
-        if_index,
-    }) = way
-    else {
-        row.towards.store(flags);
-        return;
-    };
-    row.from.store(Mac::from_octets(source_mac).0);
-    row.place
-        .store(row.place.load() & !0xffff_ffff | u64::from(if_index));
-    row.towards
-        .store(flags | destination_flag::RESOLVED | Mac::from_octets(mac).0);
-}
-
-/// An address as the maps have it.
-pub fn address(address: IpAddr) -> Address {
-    match address {
-        IpAddr::V4(address) => Address::from_ipv4(address.to_bits()),
-        IpAddr::V6(address) => Address::from_octets(address.octets()),
-    }
-}
-
-/// An address from the maps.
-pub fn ip(address: Address) -> IpAddr {
-    if address.is_ipv4() {
-        IpAddr::V4(Ipv4Addr::from_bits(low(address.low())))
-    } else {
-        IpAddr::V6(Ipv6Addr::from(address.octets()))
-    }
-}
-
-fn service_key(row: &ServiceRow) -> Option<ServiceKey> {
-    let identity = row.identity.load();
-    let protocol = match identity >> 16 & 0xff {
-        6 => Protocol::Tcp,
-        17 => Protocol::Udp,
-        _ => return None,
-    };
-    let address = ip(Address::from_halves(row.address[0].load(), row.address[1].load()));
-    Some(ServiceKey {
-        protocol,
-        address,
-        port: port(identity),
-    })
-}
-
-fn server_key(row: &DestinationRow) -> ServerKey {
-    let address = ip(Address::from_halves(row.address[0].load(), row.address[1].load()));
-    ServerKey {
-        address,
-        port: port(row.port.load()),
-    }
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "the lowest 16 bits are wanted")]
-fn port(word: u64) -> u16 {
-    word as u16
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "the lower half is wanted")]
-fn low(word: u64) -> u32 {
-    word as u32
-}
-
-fn high(word: u64) -> u32 {
-    low(word >> 32)
-}
-
-fn count(length: usize) -> u32 {
-    u32::try_from(length).unwrap_or(u32::MAX)
-}
-
-fn length<T>(rows: &[T]) -> u32 {
-    count(rows.len())
 }

@@ -20,8 +20,8 @@ use lvs_xdp_common::{
 
 use super::{
     Dataplane,
-    compile::enter_index,
     pins::{LinkPin, Pins, open_map},
+    rows::enter_index,
     sweep::Listed,
     tables::{Capacity, Tables},
 };

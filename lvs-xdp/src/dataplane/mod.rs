@@ -3,13 +3,15 @@
 //! [`Dataplane::open`] loads the program, adopting maps and links that an earlier agent has pinned,
 //! and [`Dataplane::attach`] puts it on an interface. From then on forwarding needs no agent.
 //! In reading order: [`tables`] (the maps in memory), `pins`, [`compile`] (from the desired state to
-//! rows, in extents of `extents`), [`sweep`] (expiry, lists of connections), `migrate` (to tables of
+//! [`rows`], in extents of `extents`), [`sweep`] (expiry, lists of connections), `migrate` (to tables of
 //! another size).
 
 pub mod compile;
 mod extents;
 mod migrate;
+mod object;
 mod pins;
+pub mod rows;
 pub mod sweep;
 mod tables;
 pub mod trial;
@@ -25,7 +27,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf,
     maps::{MapData, PerCpuArray, xdp::DevMapHash},
     programs::{
         ProgramError, TestRun as _, TestRunOptions, Xdp, XdpMode,
@@ -43,13 +45,11 @@ use nix::net::if_::if_indextoname;
 pub use self::tables::Capacity;
 use self::{
     compile::Compiler,
+    object::{OBJECT, director, is_busy, load, load_program, refused, running_program, why},
     pins::{LinkPin, Pins, open_map},
     tables::Tables,
 };
 use crate::api::types::{InterfaceStatus, ReasonCount, Stats, Timeouts};
-
-/// The object file; empty where the program could not be built (see build.rs).
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/director"));
 
 /// Where in the network driver's path the program runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -559,98 +559,3 @@ pub fn grace() -> std::io::Result<()> {
 
 /// The layout's version.
 pub const LAYOUT: u32 = ABI_VERSION;
-
-fn director(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
-    Ok(ebpf
-        .program_mut("director")
-        .context("the object has no program `director`")?
-        .try_into()?)
-}
-
-fn running_program(links: &[LinkPin]) -> anyhow::Result<Option<u32>> {
-    for pin in links {
-        let link = FdLink::from(PinnedLink::from_pin(&pin.path).with_context(|| {
-            format!(
-                "{} is no link of lvs-xdp: remove it, or name another --pin-dir",
-                pin.path.display()
-            )
-        })?);
-        let id = link.info()?.program_id();
-        if id != 0 {
-            return Ok(Some(id));
-        }
-    }
-    Ok(None)
-}
-
-fn load(directory: &Path, options: &Options) -> anyhow::Result<Ebpf> {
-    let shapes = options.capacity.shapes();
-    let log = u32::from(options.log_packets);
-    let mut loader = EbpfLoader::new();
-    loader.override_global("LOG_PACKETS", &log, true);
-    for shape in &shapes {
-        loader.map_max_entries(shape.name, shape.entries);
-        loader.map_pin_path(shape.name, directory.join(shape.name));
-    }
-    loader.map_pin_path(name::REDIRECT, directory.join(name::REDIRECT));
-    loader.load(OBJECT).map_err(|error| {
-        anyhow::anyhow!(
-            "cannot make the maps: {}; is BPF in this kernel, and is there memory for the tables?",
-            chain(&error)
-        )
-    })
-}
-
-fn load_program(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<()> {
-    let program: &mut Xdp = ebpf
-        .program_mut(name)
-        .with_context(|| format!("the object has no program `{name}`"))?
-        .try_into()?;
-    program.load().map_err(|error| match error {
-        ProgramError::LoadError { io_error, verifier_log } => {
-            tracing::debug!("the verifier on `{name}`:\n{verifier_log}");
-            anyhow::anyhow!(
-                "the kernel refuses the program `{name}`: {io_error} (Linux 6.1 or newer is needed; --log-level debug shows the verifier's words)"
-            )
-        }
-        other => anyhow::anyhow!("cannot load the program `{name}`: {}", chain(&other)),
-    })
-}
-
-fn is_busy(error: &ProgramError) -> bool {
-    let ProgramError::SyscallError(error) = error else {
-        return false;
-    };
-    matches!(error.io_error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST))
-}
-
-fn why(error: &ProgramError) -> String {
-    match error {
-        ProgramError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-            "the driver has no native XDP".to_owned()
-        }
-        ProgramError::SyscallError(error) => error.io_error.to_string(),
-        other => chain(other),
-    }
-}
-
-fn refused(interface: &str, mode: Mode, error: &ProgramError) -> anyhow::Error {
-    if is_busy(error) {
-        anyhow::anyhow!(
-            "{interface} has another XDP program: `ip link show {interface}` tells which; remove it before lvs-xdp is attached"
-        )
-    } else {
-        anyhow::anyhow!("cannot attach to {interface} in {mode} mode: {}", why(error))
-    }
-}
-
-/// An error with its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text.lines().next().unwrap_or_default().to_owned()
-}

@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use aya::programs::{TestRun as _, TestRunOptions};
 
-use super::{Dataplane, director};
+use super::{Dataplane, object::director};
 
 /// What became of a frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
