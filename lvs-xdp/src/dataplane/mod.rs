@@ -40,11 +40,10 @@ use lvs_xdp_common::{
 };
 use nix::net::if_::if_indextoname;
 
-pub use self::tables::Capacity;
+pub use self::tables::{Capacity, Tables};
 use self::{
     compile::Compiler,
     pins::{LinkPin, Pins, open_map},
-    tables::Tables,
 };
 use crate::api::types::{InterfaceStatus, ReasonCount, Stats};
 
