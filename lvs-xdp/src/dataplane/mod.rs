@@ -42,12 +42,11 @@ use lvs_xdp_common::{
 };
 use nix::net::if_::if_indextoname;
 
-pub use self::tables::Capacity;
+pub use self::tables::{Capacity, Tables};
 use self::{
     compile::Compiler,
     object::{OBJECT, director, is_busy, load, load_program, refused, running_program, why},
     pins::{LinkPin, Pins, open_map},
-    tables::Tables,
 };
 use crate::api::types::{InterfaceStatus, ReasonCount, Stats, Timeouts};
 
