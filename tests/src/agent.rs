@@ -66,7 +66,7 @@ impl XdpMode {
 pub struct AgentConfig {
     /// `--xdp-mode`.
     pub xdp_mode: XdpMode,
-    /// `--connection-capacity`, in entries; the agent's own default where it is `None`.
+    /// `--connections`, in entries; the agent's own default where it is `None`.
     pub connection_capacity: Option<u64>,
     /// More arguments, after all others.
     pub arguments: Vec<String>,
@@ -138,7 +138,7 @@ impl Agent {
         command.arg("--pin-dir").arg(&self.pins);
         command.arg("--xdp-mode").arg(config.xdp_mode.name());
         if let Some(capacity) = config.connection_capacity {
-            command.arg("--connection-capacity").arg(capacity.to_string());
+            command.arg("--connections").arg(capacity.to_string());
         }
         command.args(&config.arguments);
         command

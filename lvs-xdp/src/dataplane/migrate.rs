@@ -6,11 +6,12 @@
 //! milliseconds later its entry is there. A kill at any moment leaves the old maps in use, or the new
 //! ones with that flag, which makes the next agent finish.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use anyhow::{Context as _, bail};
+use aya::maps::{MapData, PerCpuArray, PerCpuValues};
 use lvs_xdp_common::{
-    abi::{COUNTER_WORDS, control_flag, name},
+    abi::{COUNTER_WORDS, control_flag, destination_flag, name},
     atomic::Word,
     hash,
     maps::Maps as _,
@@ -25,6 +26,10 @@ use super::{
     sweep::Listed,
     tables::{Capacity, Tables},
 };
+
+type Counters = PerCpuArray<MapData, [u64; COUNTER_WORDS]>;
+/// Values of counters by destination.
+type Carried = HashMap<u32, PerCpuValues<[u64; COUNTER_WORDS]>>;
 
 /// Which maps to use.
 #[derive(Debug)]
@@ -119,14 +124,61 @@ impl Dataplane {
         control
             .seconds_per_jiffy
             .store(old.control[0].seconds_per_jiffy.load());
-        self.copy_configuration(from, &old)?;
+        self.copy_configuration(&old)?;
+        // Where they are not the same map: the old program counts until it is replaced.
+        let counters: Option<Counters> = if old.destinations.len() == new.destinations.len() {
+            None
+        } else {
+            Some(open_map(&self.pins.generation(from), name::COUNTERS)?)
+        };
+        let mut carried = HashMap::new();
+        if let Some(counters) = &counters {
+            self.carry_counters(&old, counters, &mut carried)?;
+        }
         control.flags.store(control_flag::MIGRATING);
         let now = self.tick()?;
         old.set_now(now);
         copy_connections(&old, &new);
         self.take_over(links)?;
         super::grace().context("cannot wait for the old program's last packet")?;
-        finish(&self.pins, self.generation, &new)
+        finish(&self.pins, self.generation, &new)?;
+        if let Some(counters) = &counters {
+            self.carry_counters(&old, counters, &mut carried)?;
+        }
+        Ok(())
+    }
+
+    /// Adds what another generation has counted since the last call; `carried` is what it had then.
+    ///
+    /// A packet that the program counts for the same destination between reading and writing, some
+    /// microseconds, is forgotten: no call adds to a counter that a program has.
+    fn carry_counters(
+        &mut self,
+        old: &Tables,
+        counters: &Counters,
+        carried: &mut Carried,
+    ) -> anyhow::Result<()> {
+        for (index, row) in (0..self.counters.len()).zip(&*old.destinations) {
+            if row.towards.load() & destination_flag::USED == 0 {
+                continue;
+            }
+            let counted = counters.get(&index, 0)?;
+            let before = carried.get(&index);
+            let mut sums = self.counters.get(&index, 0)?.to_vec();
+            let mut is_changed = false;
+            for (cpu, (sums, counted)) in sums.iter_mut().zip(counted.iter()).enumerate() {
+                for (word, (sum, count)) in sums.iter_mut().zip(counted).enumerate() {
+                    let more = count - before.map_or(0, |before| before[cpu][word]);
+                    is_changed |= more > 0;
+                    *sum += more;
+                }
+            }
+            if is_changed {
+                self.counters.set(index, PerCpuValues::try_from(sums)?, 0)?;
+                carried.insert(index, counted);
+            }
+        }
+        Ok(())
     }
 
     /// Finishes a move that was interrupted.
@@ -136,7 +188,7 @@ impl Dataplane {
     }
 
     /// Copies those of the configuration's maps that are not the same ones in both generations.
-    fn copy_configuration(&mut self, from: u32, old: &Tables) -> anyhow::Result<()> {
+    fn copy_configuration(&self, old: &Tables) -> anyhow::Result<()> {
         let new = Arc::clone(&self.tables);
         let mut fits = true;
         if old.services.len() != new.services.len() {
@@ -163,11 +215,6 @@ impl Dataplane {
                     .chain(&row.address)
                     .collect()
             });
-            let counters: aya::maps::PerCpuArray<aya::maps::MapData, [u64; COUNTER_WORDS]> =
-                open_map(&self.pins.generation(from), name::COUNTERS)?;
-            for index in 0..counters.len().min(self.counters.len()) {
-                self.counters.set(index, counters.get(&index, 0)?, 0)?;
-            }
         }
         if !fits {
             bail!(
