@@ -165,7 +165,10 @@ impl Director {
     pub fn change(&mut self, changes: &[Change]) -> Result<()> {
         let touched = self.model.touched(changes);
         self.model.apply(changes)?;
-        let plan = self.compiler.plan(&self.model, &touched, |_, weight| weight)?;
+        let told = Model::told(changes);
+        let plan = self
+            .compiler
+            .plan(&self.model, &touched, &told, |_, weight| weight)?;
         self.compiler.apply(plan);
         dataplane::grace()?;
         self.compiler.settle();
