@@ -246,14 +246,15 @@ pub fn action(reason: Reason, elsewhere: bool) -> u32 {
     }
 }
 
-/// Time-outs of this many seconds for every state that is one of a connection.
-pub fn timeouts(seconds: u32) -> [u32; 16] {
-    let mut timeouts = [u32::MAX; 16];
-    for number in State::Template as usize..=State::Close as usize {
-        timeouts[number] = seconds;
-    }
-    timeouts
-}
+/// Every state of a connection, for a time-out of its own.
+pub const STATES: [State; 6] = [
+    State::Udp,
+    State::SynRecv,
+    State::Established,
+    State::FinWait,
+    State::TimeWait,
+    State::Close,
+];
 
 /// The MAC address that a real server has in trials.
 pub fn mac_of(server: Ipv4Addr) -> [u8; 6] {

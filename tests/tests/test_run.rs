@@ -7,7 +7,7 @@ use lvs_xdp_common::reason::Reason;
 use lvs_xdp_tests::{
     frame::{DIRECTOR_MAC, Frame, tcp},
     trial::{
-        Director, action, add_server, add_service, delete_server, edit_server, mac_of, service_key, timeouts,
+        Director, STATES, action, add_server, add_service, delete_server, edit_server, mac_of, service_key,
     },
 };
 
@@ -341,7 +341,9 @@ fn expired_entries_make_room_and_their_counts_go_down_without_an_agent() {
         .change(&[add_service(web, Scheduler::Rr, &[]), add_server(web, RS1, 1)])
         .expect("a change");
     director.resolve(RS1);
-    director.dataplane.set_timeouts(&timeouts(1));
+    for state in STATES {
+        director.dataplane.set_timeout(state, 1);
+    }
     let connection = |director: &mut Director, port: u16, flags| {
         let seen = director.send(&Frame::tcp((CLIENT.0, port), (VIP, WEB), flags).bytes());
         seen.expect("a trial").reason

@@ -381,14 +381,18 @@ impl Dataplane {
     /// Sets the time-outs of connections that can be set.
     pub fn set_timeouts(&self, timeouts: Timeouts) {
         let Timeouts { tcp, tcp_fin, udp } = timeouts;
-        let words = &self.tables.control[0].timeouts;
         for (state, seconds) in [
             (State::Established, tcp),
             (State::FinWait, tcp_fin),
             (State::Udp, udp),
         ] {
-            words[state as usize].store(u64::from(seconds));
+            self.set_timeout(state, seconds);
         }
+    }
+
+    /// Sets the time-out of one state.
+    pub fn set_timeout(&self, state: State, seconds: u32) {
+        self.tables.control[0].timeouts[state as usize].store(u64::from(seconds));
     }
 
     /// The tables.
