@@ -396,3 +396,6 @@ impl<M: Maps> Step<M> for Fallback {
         !self.take(maps, slot)
     }
 }
+
+#[cfg(test)]
+mod tests;
