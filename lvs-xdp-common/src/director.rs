@@ -234,3 +234,6 @@ fn forward<M: Maps>(maps: &M, length: u16, destination: u32, reason: Reason) -> 
         length,
     }
 }
+
+#[cfg(test)]
+mod tests;

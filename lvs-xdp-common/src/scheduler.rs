@@ -397,3 +397,6 @@ impl<M: Maps> Step<M> for Fallback {
         !self.take(maps, slot)
     }
 }
+
+#[cfg(test)]
+mod tests;
