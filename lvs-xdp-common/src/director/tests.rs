@@ -185,11 +185,14 @@ fn udp_needs_nothing_to_start_and_sticks() {
 }
 
 /// One packet on a director of which something was changed.
+/// A name, what is done to the tables, TCP's flags, and what becomes of the packet.
+type Case = (&'static str, fn(&Memory), u8, Reason);
+
 #[test]
 fn where_nothing_can_be_forwarded_the_reason_says_why() {
     let local = |maps: &Memory| maps.services[SERVICE as usize].flags.store(service_flag::LOCAL);
     let migrating = |maps: &Memory| maps.control.flags.store(control_flag::MIGRATING);
-    let cases: [(&str, fn(&Memory), u8, Reason); 13] = [
+    let cases: [Case; 13] = [
         ("ACK, VIP elsewhere", |_| {}, ACK, NoConnection),
         ("FIN, VIP elsewhere", |_| {}, FIN, NoConnection),
         ("RST, VIP elsewhere", |_| {}, RST, NoConnection),

@@ -33,6 +33,7 @@ use crate::{
     },
     dataplane::{self, Dataplane, Mode, Options},
     journal::{Journal, Opened},
+    model::Model,
     neighbour::Neighbours,
 };
 
@@ -119,9 +120,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
 }
 
 async fn serve(config: &Config) -> anyhow::Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        bail!("the agent loads an XDP program and must be root: run it with sudo, or as a systemd unit");
-    }
+    // What needs nothing but a look comes first: an agent that is refused leaves nothing behind.
+    dataplane::require_root()?;
     for name in &config.interfaces {
         dataplane::interface_index(name)?;
     }
@@ -133,7 +133,9 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     for line in &warnings {
         warn!("{line}");
     }
+    check_room(&model, config)?;
     let listener = listen(&config.socket).await?;
+    let socket = SocketFile(&config.socket);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
@@ -201,7 +203,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         state.carry_out().await;
     };
     server.abort();
-    let _ = std::fs::remove_file(&config.socket);
+    drop(socket);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     if ended == "unload" {
         info!("ended: the program was taken off");
@@ -209,6 +211,33 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         info!("ended by {ended}: the program goes on forwarding");
     }
     Ok(())
+}
+
+/// Refuses tables without room for what is to be restored, while the program that runs has it all.
+fn check_room(model: &Model, config: &Config) -> anyhow::Result<()> {
+    let services = model.services().len();
+    let servers: usize = model.services().values().map(|entry| entry.servers.len()).sum();
+    for (held, room, what, option) in [
+        (services, config.services, "services", "--services"),
+        (servers, config.destinations, "real servers", "--destinations"),
+    ] {
+        if held > room as usize {
+            bail!(
+                "{} holds {held} {what}, and {option} {room} has no room for them: start the agent with {option} {held} or more",
+                config.state_dir.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The agent's socket in the file system, gone when the agent ends, however it ends.
+struct SocketFile<'a>(&'a Path);
+
+impl Drop for SocketFile<'_> {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(self.0);
+    }
 }
 
 /// Attaches the program to every interface that was named. Where that fails and the program was on none,

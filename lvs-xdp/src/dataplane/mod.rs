@@ -141,9 +141,7 @@ impl Dataplane {
                 "this binary was built without its eBPF program: run `cargo xtask setup` and build it again"
             );
         }
-        if !nix::unistd::geteuid().is_root() {
-            bail!("loading an XDP program needs root: run the agent as root");
-        }
+        require_root()?;
         let pins = Pins::open(&options.pin_directory)?;
         let links = pins.links()?;
         let running = running_program(&links)?;
@@ -515,6 +513,18 @@ impl Dataplane {
     pub fn unload(&self) -> anyhow::Result<()> {
         self.pins.remove_all()
     }
+}
+
+/// Refuses everybody but root.
+///
+/// # Errors
+///
+/// Where this process is not root's.
+pub fn require_root() -> anyhow::Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("loading an XDP program needs root: run the agent as root");
+    }
+    Ok(())
 }
 
 /// The index of an interface.

@@ -7,8 +7,9 @@
 //! is the one whose program the links run, and all others are left-overs.
 
 use std::{
-    fs,
+    fs::{self, File, TryLockError},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context as _, bail};
@@ -32,6 +33,9 @@ const PROGRAM: &str = "program";
 #[derive(Debug, Clone)]
 pub(super) struct Pins {
     root: PathBuf,
+    /// On the directory given, for as long as any clone of this lives: two agents would each undo
+    /// what the other has written into the maps.
+    _lock: Arc<File>,
 }
 
 /// The mode in which a link was attached, kept in the pin's name: the kernel does not tell it of a link.
@@ -47,9 +51,19 @@ impl Pins {
     ///
     /// # Errors
     ///
-    /// Not a BPF file system; pins of another layout's version are there.
+    /// Not a BPF file system; another agent has it; pins of another layout's version are there.
     pub(super) fn open(root: &Path) -> anyhow::Result<Self> {
         mount_if_missing(root)?;
+        let has_dot = root
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().contains('.'));
+        if has_dot && !root.exists() {
+            bail!(
+                "the BPF file system takes no names with dots: name a --pin-dir other than {}",
+                root.display()
+            );
+        }
+        let lock = lock(root)?;
         let foreign: Vec<_> = entries(root)?
             .into_iter()
             .filter(|name| {
@@ -66,6 +80,7 @@ impl Pins {
         }
         let pins = Self {
             root: root.join(format!("v{ABI_VERSION}")),
+            _lock: Arc::new(lock),
         };
         fs::create_dir_all(pins.links_directory())
             .with_context(|| format!("cannot make {}", pins.root.display()))?;
@@ -234,6 +249,22 @@ fn remove(directory: &Path) -> anyhow::Result<()> {
             Err(error).with_context(|| format!("cannot remove {}", directory.display()))
         }
         _ => Ok(()),
+    }
+}
+
+/// Takes the directory for this process, making it where it is missing.
+fn lock(root: &Path) -> anyhow::Result<File> {
+    fs::create_dir_all(root).with_context(|| format!("cannot make {}", root.display()))?;
+    let directory = File::open(root).with_context(|| format!("cannot open {}", root.display()))?;
+    match directory.try_lock() {
+        Ok(()) => Ok(directory),
+        Err(TryLockError::WouldBlock) => bail!(
+            "another agent uses the pins in {}: end it first, or name another --pin-dir",
+            root.display()
+        ),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", root.display()))
+        }
     }
 }
 
