@@ -184,10 +184,10 @@ fn udp_needs_nothing_to_start_and_sticks() {
     assert_eq!(maps.counts[NEXT as usize].connections.load(), 0);
 }
 
-/// One packet on a director of which something was changed.
 /// A name, what is done to the tables, TCP's flags, and what becomes of the packet.
 type Case = (&'static str, fn(&Memory), u8, Reason);
 
+/// One packet on a director of which something was changed.
 #[test]
 fn where_nothing_can_be_forwarded_the_reason_says_why() {
     let local = |maps: &Memory| maps.services[SERVICE as usize].flags.store(service_flag::LOCAL);
