@@ -71,7 +71,7 @@ pub fn maglev(members: &[Member]) -> Vec<u16> {
             let what = hash::fold(member.address).wrapping_add(u32::from(member.port));
             Permutation {
                 index: u16::try_from(index).unwrap_or(RingWord::EMPTY),
-                turns: (member.last_weight / divisor >> shift).max(1),
+                turns: ((member.last_weight / divisor) >> shift).max(1),
                 at: hash::hsiphash(what, MH_KEY_1) % MH_SLOTS,
                 skip: hash::hsiphash(what, MH_KEY_2) % (MH_SLOTS - 1) + 1,
             }

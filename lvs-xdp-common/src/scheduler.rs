@@ -6,6 +6,7 @@
 
 use crate::{
     abi::{Cursor, Kind, ListWord, RingWord},
+    atomic::Word,
     hash::{self, MH_KEY_1},
     maps::{Alone, Maps, Step},
     table::Flow,
@@ -21,7 +22,7 @@ pub const NONE: u32 = u32::MAX;
 
 #[inline(always)]
 fn entry<M: Maps>(maps: &M, list: ListWord, index: u32) -> u64 {
-    maps.list(list.offset() + 1 + index).map_or(0, |word| word.load())
+    maps.list(list.offset() + 1 + index).map_or(0, Word::load)
 }
 
 #[inline(always)]

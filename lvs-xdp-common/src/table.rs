@@ -218,7 +218,6 @@ fn scan<'m, M: Maps>(maps: &M, bucket: &'m Bucket, index: u32, tag: u32) -> Opti
     }
     // One path for all slots from here on.
     let slot = maps.control().forget(slot as u64) & 7;
-    #[expect(clippy::cast_possible_truncation, reason = "below 8")]
     let index = index * 8 + slot as u32;
     Some((
         Place {

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use lvs_xdp::{
     api::types::{
         Change, ForwardingMethod, Protocol, Scheduler, SchedulerFlag, ServerKey, ServerSpec, ServiceKey,
@@ -23,6 +23,7 @@ use lvs_xdp::{
     model::Model,
 };
 use lvs_xdp_common::{
+    abi::SECONDS_SHIFT,
     connection::State,
     hash::HashKey,
     maps::Maps as _,
@@ -103,6 +104,10 @@ impl Director {
     ///
     /// When not root, or the kernel refuses the program.
     pub fn new(connections: u32) -> Result<Self> {
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "this test loads the program: run it as root, by `cargo xtask test`"
+        );
         let pins = PinDirectory::new();
         let dataplane = Dataplane::open(&Options {
             pin_directory: pins.0.clone(),
@@ -112,8 +117,7 @@ impl Director {
                 destinations: 64,
             },
             log_packets: false,
-        })
-        .context("this test loads the program: run it by `cargo xtask test`")?;
+        })?;
         let compiler = dataplane.compiler();
         dataplane.set_macs(LOOPBACK, &[DIRECTOR_MAC]);
         let mut director = Self {
@@ -140,10 +144,10 @@ impl Director {
     ///
     /// When the kernel's clock cannot be read.
     pub fn stop_clock(&mut self, seconds: u32) -> Result<()> {
+        // One second in 2^28 jiffies is as good as none; half of that away from the next.
+        const JIFFIES: u64 = 1 << SECONDS_SHIFT;
         let tables = Arc::clone(self.dataplane.tables());
         let control = tables.control();
-        // One second in 2^28 jiffies is as good as none; half of that away from the next.
-        const JIFFIES: u64 = 1 << 28;
         control.jiffies_base.store(0);
         control.seconds_per_jiffy.store(JIFFIES);
         let jiffies = u64::from(self.dataplane.tick()?);
@@ -199,7 +203,7 @@ impl Director {
         let first = raised.find(|(_, (before, after))| before != after);
         let (&reason, (before, after)) = first.context("no reason was counted")?;
         let second = raised.find(|(_, (before, after))| before != after);
-        anyhow::ensure!(
+        ensure!(
             second.is_none() && before + 1 == *after,
             "counted {} times, and {second:?}",
             after - before
@@ -246,9 +250,7 @@ pub fn action(reason: Reason, elsewhere: bool) -> u32 {
 /// Time-outs of this many seconds for every state that is one of a connection.
 pub fn timeouts(seconds: u32) -> [u32; 16] {
     let mut timeouts = [u32::MAX; 16];
-    for number in State::Template as usize..=State::Close as usize {
-        timeouts[number] = seconds;
-    }
+    timeouts[State::Template as usize..=State::Close as usize].fill(seconds);
     timeouts
 }
 

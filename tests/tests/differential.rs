@@ -8,6 +8,7 @@ use lvs_xdp::{
     dataplane::Tables,
 };
 use lvs_xdp_common::{
+    atomic::Word,
     director,
     hash::HashKey,
     maps::Maps as _,
@@ -245,7 +246,7 @@ impl Pair {
         for bucket in 0..CONNECTIONS / 8 {
             let words = |maps: &Tables| {
                 let bucket = maps.bucket(bucket).expect("a bucket");
-                bucket.0.each_ref().map(|word| word.load())
+                bucket.0.each_ref().map(Word::load)
             };
             assert_eq!(words(kernel), words(host), "bucket {bucket} after frame {number}");
         }
@@ -264,7 +265,7 @@ impl Pair {
             );
         }
         for id in 0..16 {
-            let cursor = |maps: &Tables| maps.cursor(id).map(|word| word.load());
+            let cursor = |maps: &Tables| maps.cursor(id).map(Word::load);
             assert_eq!(cursor(kernel), cursor(host), "service {id} after frame {number}");
         }
     }
@@ -280,7 +281,7 @@ fn kernel_and_host_decide_alike() {
     for number in 0..FRAMES {
         if number % CHANGE_EVERY == CHANGE_EVERY - 1 {
             let change = random.change(&pair.kernel);
-            pair.both(|director| director.change(&[change.clone()]).expect("a change"));
+            pair.both(|director| director.change(std::slice::from_ref(&change)).expect("a change"));
         }
         if number % CLOCK_EVERY == CLOCK_EVERY - 1 {
             // Entries expire at one second or another, at the edge and far beyond it.

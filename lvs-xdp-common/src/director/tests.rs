@@ -184,12 +184,15 @@ fn udp_needs_nothing_to_start_and_sticks() {
     assert_eq!(maps.counts[NEXT as usize].connections.load(), 0);
 }
 
+/// Its name, what is changed of the director, the packet's flags, and what becomes of it.
+type Case = (&'static str, fn(&Memory), u8, Reason);
+
 /// One packet on a director of which something was changed.
 #[test]
 fn where_nothing_can_be_forwarded_the_reason_says_why() {
     let local = |maps: &Memory| maps.services[SERVICE as usize].flags.store(service_flag::LOCAL);
     let migrating = |maps: &Memory| maps.control.flags.store(control_flag::MIGRATING);
-    let cases: [(&str, fn(&Memory), u8, Reason); 13] = [
+    let cases: [Case; 13] = [
         ("ACK, VIP elsewhere", |_| {}, ACK, NoConnection),
         ("FIN, VIP elsewhere", |_| {}, FIN, NoConnection),
         ("RST, VIP elsewhere", |_| {}, RST, NoConnection),

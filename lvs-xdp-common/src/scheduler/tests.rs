@@ -127,7 +127,7 @@ impl Service {
         self.ids = ids;
         // As the agent does, so that it is never more than one generation behind. Every other time, so that
         // connections do it as well.
-        if generation % 2 == 0 {
+        if generation.is_multiple_of(2) {
             self.carry();
         }
     }
@@ -324,7 +324,7 @@ impl Maglev {
             .find(|n| weights.iter().all(|weight| weight % n == 0))
             .unwrap_or(1);
         let mut shift = 0;
-        while most / divisor >> shift >= 64 {
+        while (most / divisor) >> shift >= 64 {
             shift += 1;
         }
         let mut next = vec![0u64; list.len()];
@@ -332,7 +332,7 @@ impl Maglev {
             for (index, one) in list.iter().enumerate() {
                 let turns = match one.last_weight {
                     0 => 0,
-                    weight => (weight / divisor >> shift).max(1),
+                    weight => ((weight / divisor) >> shift).max(1),
                 };
                 for _ in 0..turns {
                     let offset = u64::from(hash::hsiphash(one.address() + 80, 2_654_435_761) % 4093);
