@@ -3,7 +3,7 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -30,7 +30,11 @@ use lvs_xdp_common::{
     reason::{Outcome, Reason},
 };
 
-use crate::frame::DIRECTOR_MAC;
+use crate::{
+    agent::BPFFS,
+    frame::DIRECTOR_MAC,
+    stale::{self, PIN_PREFIX},
+};
 
 /// The loopback interface, which every network namespace has: frames are said to come from there.
 pub const LOOPBACK: u32 = 1;
@@ -64,11 +68,10 @@ struct PinDirectory(PathBuf);
 impl PinDirectory {
     fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
+        stale::remove();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        Self(PathBuf::from(format!(
-            "/sys/fs/bpf/lvs-xdp-test-{}-{number}",
-            std::process::id()
-        )))
+        let name = format!("{PIN_PREFIX}{}-trial-{number}", std::process::id());
+        Self(Path::new(BPFFS).join(name))
     }
 }
 
