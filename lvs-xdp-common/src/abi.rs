@@ -122,8 +122,8 @@ pub struct IndexBucket(pub [Word; 8]);
 
 /// The word of the service index for a service hash and id.
 #[inline(always)]
-pub fn index_word(hash: u64, id: u32) -> u64 {
-    hash & !0xffff_ffff | u64::from(id)
+pub const fn index_word(hash: u64, id: u32) -> u64 {
+    hash & !0xffff_ffff | id as u64
 }
 
 /// The two buckets of the service index for a service hash.

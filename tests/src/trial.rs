@@ -3,14 +3,14 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use lvs_xdp::{
     api::types::{
         Change, ForwardingMethod, Protocol, Scheduler, SchedulerFlag, ServerKey, ServerSpec, ServiceKey,
@@ -23,13 +23,18 @@ use lvs_xdp::{
     model::Model,
 };
 use lvs_xdp_common::{
+    abi::SECONDS_SHIFT,
     connection::State,
     hash::HashKey,
     maps::Maps as _,
     reason::{Outcome, Reason},
 };
 
-use crate::frame::DIRECTOR_MAC;
+use crate::{
+    agent::BPFFS,
+    frame::DIRECTOR_MAC,
+    stale::{self, PIN_PREFIX},
+};
 
 /// The loopback interface, which every network namespace has: frames are said to come from there.
 pub const LOOPBACK: u32 = 1;
@@ -63,11 +68,10 @@ struct PinDirectory(PathBuf);
 impl PinDirectory {
     fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
+        stale::remove();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        Self(PathBuf::from(format!(
-            "/sys/fs/bpf/lvs-xdp-test-{}-{number}",
-            std::process::id()
-        )))
+        let name = format!("{PIN_PREFIX}{}-trial-{number}", std::process::id());
+        Self(Path::new(BPFFS).join(name))
     }
 }
 
@@ -103,6 +107,10 @@ impl Director {
     ///
     /// When not root, or the kernel refuses the program.
     pub fn new(connections: u32) -> Result<Self> {
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "this test loads the program: run it as root, by `cargo xtask test`"
+        );
         let pins = PinDirectory::new();
         let dataplane = Dataplane::open(&Options {
             pin_directory: pins.0.clone(),
@@ -112,8 +120,7 @@ impl Director {
                 destinations: 64,
             },
             log_packets: false,
-        })
-        .context("this test loads the program: run it by `cargo xtask test`")?;
+        })?;
         let compiler = dataplane.compiler();
         dataplane.set_macs(LOOPBACK, &[DIRECTOR_MAC]);
         let mut director = Self {
@@ -140,10 +147,10 @@ impl Director {
     ///
     /// When the kernel's clock cannot be read.
     pub fn stop_clock(&mut self, seconds: u32) -> Result<()> {
+        // One second in 2^28 jiffies is as good as none; half of that away from the next.
+        const JIFFIES: u64 = 1 << SECONDS_SHIFT;
         let tables = Arc::clone(self.dataplane.tables());
         let control = tables.control();
-        // One second in 2^28 jiffies is as good as none; half of that away from the next.
-        const JIFFIES: u64 = 1 << 28;
         control.jiffies_base.store(0);
         control.seconds_per_jiffy.store(JIFFIES);
         let jiffies = u64::from(self.dataplane.tick()?);
@@ -202,7 +209,7 @@ impl Director {
         let first = raised.find(|(_, (before, after))| before != after);
         let (&reason, (before, after)) = first.context("no reason was counted")?;
         let second = raised.find(|(_, (before, after))| before != after);
-        anyhow::ensure!(
+        ensure!(
             second.is_none() && before + 1 == *after,
             "counted {} times, and {second:?}",
             after - before

@@ -162,7 +162,6 @@ fn every_kind_of_frame_has_its_answer() {
     }
 }
 
-/// The sum of a destination's counters of connections, packets, and bytes without Ethernet.
 #[test]
 fn a_connection_goes_on_to_its_server_and_is_counted() {
     let mut director = director();

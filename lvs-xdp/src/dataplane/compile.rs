@@ -28,8 +28,8 @@ use self::plan::Planned;
 use super::{
     extents::{Extent, Extents},
     rows::{
-        address, count, enter_index, high, length, list_extent, live, low, ring_extent, server_key,
-        service_key, store, store_way,
+        address, count, enter_index, high, leave_index, length, list_extent, live, low, ring_extent,
+        server_key, service_key, store, store_way,
     },
     tables::{Capacity, Tables},
 };
@@ -407,10 +407,7 @@ impl Compiler {
         let row = &self.tables.services[id as usize];
         row.lists.iter().for_each(|word| word.store(0));
         row.identity.store(0);
-        let words = self.tables.service_index.iter().flat_map(|bucket| &bucket.0);
-        words
-            .filter(|word| low(word.load()) == id)
-            .for_each(|word| word.store(0));
+        leave_index(&self.tables.service_index, id);
     }
 
     /// Notes the way to a real server, or that it is not known; every destination there follows at once.

@@ -16,6 +16,10 @@ use lvs_xdp_common::{
 use super::{compile::Way, extents::Extent};
 use crate::api::types::{Protocol, Scheduler, ServerKey, ServiceKey};
 
+/// The word of the service index that was a service's, in a bucket that is full: it names row 0, which is no
+/// service, and keeps the bucket full for those who look in their second one because of that.
+const LEFT: u64 = index_word(1 << 32, 0);
+
 /// Enters a word into the service index: into its first bucket, or, where that is full or has a word
 /// of the same tag, into its second. The program looks at the second for the same two reasons.
 pub(super) fn enter_index(index: &[IndexBucket], hash: u64, mask: u64, id: u32) {
@@ -28,12 +32,21 @@ pub(super) fn enter_index(index: &[IndexBucket], hash: u64, mask: u64, id: u32) 
             bucket
                 .0
                 .iter()
-                .all(|word| word.load() == 0 || word.load() >> 32 != tag)
+                .all(|word| low(word.load()) == 0 || word.load() >> 32 != tag)
         })
         .flat_map(|bucket| &bucket.0)
-        .find(|word| word.load() == 0);
+        .find(|word| low(word.load()) == 0);
     if let Some(word) = free {
         word.store(index_word(hash, id));
+    }
+}
+
+/// Takes a service's word out of the service index.
+pub(super) fn leave_index(index: &[IndexBucket], id: u32) {
+    for bucket in index {
+        let is_full = bucket.0.iter().all(|word| word.load() != 0);
+        let own = bucket.0.iter().filter(|word| low(word.load()) == id);
+        own.for_each(|word| word.store(if is_full { LEFT } else { 0 }));
     }
 }
 
@@ -187,4 +200,57 @@ pub(super) fn count(length: usize) -> u32 {
 
 pub(super) fn length<T>(rows: &[T]) -> u32 {
     count(rows.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use lvs_xdp_common::{director, hash, maps::memory::Memory, packet::IpProto, reason::Reason};
+
+    use super::*;
+
+    const VIP: u32 = 0x0a09_0064;
+
+    /// What becomes of an ACK for a port of the VIP: [`Reason::NoConnection`] where there is a service.
+    fn found(maps: &Memory, port: u16) -> bool {
+        let mut frame = [0; 60];
+        frame[..18].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45, 0, 0, 40]);
+        frame[23] = 6;
+        frame[30..34].copy_from_slice(&VIP.to_be_bytes());
+        frame[36..38].copy_from_slice(&port.to_be_bytes());
+        frame[47] = 0x10;
+        director::decide(&frame[..], maps, 1).reason == Reason::NoConnection
+    }
+
+    #[test]
+    fn services_of_one_bucket_are_found_whatever_others_come_and_go() {
+        let maps = Memory::new(16, 64, 8);
+        let mask = maps.control.service_mask.load();
+        let hash_of = |port| hash::service(maps.control.key(), Address::from_ipv4(VIP), port, 6);
+        // Twelve services whose first bucket is the same: four have to be in their second one.
+        let ports: Vec<u16> = (1..u16::MAX)
+            .filter(|port| index_buckets(hash_of(*port), mask).0 == 5)
+            .take(12)
+            .collect();
+        let id_of = |port: u16| 1 + count(ports.iter().position(|other| *other == port).unwrap_or(99));
+        for &port in &ports {
+            let row = &maps.services[id_of(port) as usize];
+            row.address[1].store(Address::from_ipv4(VIP).low());
+            row.identity.store(ServiceRow::identity(port, IpProto::TCP));
+            row.lists[0].store(ListWord::new(Kind::Rr, 0, 0, 0, false).0);
+            enter_index(&maps.service_index, hash_of(port), mask, id_of(port));
+        }
+        for &gone in &ports {
+            leave_index(&maps.service_index, id_of(gone));
+            for &port in &ports {
+                assert_eq!(found(&maps, port), port != gone, "{port} while {gone} is gone");
+            }
+            enter_index(&maps.service_index, hash_of(gone), mask, id_of(gone));
+            assert!(found(&maps, gone), "{gone} is back");
+        }
+        // All that is left at last are words that name nothing.
+        for &port in &ports {
+            leave_index(&maps.service_index, id_of(port));
+        }
+        assert!(ports.iter().all(|port| !found(&maps, *port)));
+    }
 }
