@@ -223,12 +223,15 @@ impl Entry {
         Self::new(self.tag(), self.destination(), state, now, timeout)
     }
 
-    /// Seconds since it was last seen. Times before `now` wrap after 65,536 units.
+    /// Seconds since it was last seen. Times before `now` wrap after 65,520 units; up to 16 units after
+    /// `now` are no age at all: another CPU, or the program while the agent looks, may be a tick ahead.
     #[inline(always)]
     pub const fn age(self, now: u32) -> u32 {
         // 0 or 6, without a branch.
         let shift = (self.0 >> 14 & 4 | self.0 >> 15 & 2) as u32;
-        ((now >> shift).wrapping_sub(self.0 as u32) & 0xffff) << shift
+        let ahead = ((now >> shift).wrapping_sub(self.0 as u32).wrapping_add(16) & 0xffff).wrapping_sub(16);
+        // All ones where it is negative.
+        (ahead & !((ahead as i32 >> 31) as u32)) << shift
     }
 
     /// Whether its time-out of `timeout` seconds has passed.
@@ -240,6 +243,18 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn an_entry_of_a_clock_that_is_ahead_is_new() {
+        for state in [super::State::Established, super::State::Udp] {
+            for timeout in [60, 900, 1_000_000] {
+                let entry = super::Entry::new(1, 2, state, 6_400_000, timeout);
+                assert_eq!(entry.age(6_400_000 - 2), 0);
+                assert!(!entry.is_expired(6_400_000 - 2, timeout));
+                assert_eq!(entry.age(6_400_000 + 640), 640);
+            }
+        }
+    }
+
     use proptest::prelude::*;
 
     use super::*;

@@ -217,7 +217,7 @@ impl OpenConnection {
     }
 }
 
-/// A download and an upload of the big file, both at 6 MB/s: some 8 s.
+/// A download and an upload of the big file, both at 4 MB/s: some 12 s.
 struct Transfers {
     download: Process,
     upload: Process,
@@ -229,7 +229,7 @@ impl Transfers {
     fn start(lab: &Lab) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let downloaded = directory.path().join("downloaded");
-        let slow = ["--limit-rate", "6M", "--max-time", "60"];
+        let slow = ["--limit-rate", "4M", "--max-time", "60"];
         let mut download = lab.curl();
         download.args(slow).arg("--output").arg(&downloaded);
         download.arg(format!("http://{VIP}/big"));
@@ -381,7 +381,7 @@ fn nothing_is_lost_when_the_tables_grow() -> Result<()> {
     let mut transfers = Transfers::start(&lab)?;
     let load = request_loop().start(lab.client())?;
 
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(Duration::from_millis(1500));
     assert_eq!(status(&lab)?.connection_capacity, CAPACITY);
     let doubled = AgentConfig {
         connection_capacity: Some(2 * CAPACITY),
@@ -396,7 +396,7 @@ fn nothing_is_lost_when_the_tables_grow() -> Result<()> {
         "the tables grew in the middle of a transfer"
     );
 
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(Duration::from_millis(1500));
     let larger = AgentConfig {
         arguments: ["--services", "9000", "--destinations", "50000"]
             .map(String::from)

@@ -278,10 +278,14 @@ fn copy_connections(old: &Tables, new: &Tables) {
         let seen = old.now() - entry.age(old.now()).min(old.now());
         match table::find(new, key) {
             Some((place, there)) if table::is_flow(new, place, &flow) => {
-                // Packets that the new program has seen since count more than those before.
-                if there.age(new.now()) >= entry.age(old.now()) && there.destination() == entry.destination()
-                {
-                    let _ = table::overwrite(new, place, there, entry.state(), seen);
+                // Each program may have seen packets that the other has not: the later state of both
+                // holds, so that a connection whose end only one has seen is not taken for open.
+                let [before, after] = [entry.age(old.now()), there.age(new.now())];
+                let is_further = entry.state_number() > there.state_number();
+                if there.destination() == entry.destination() && (is_further || before < after) {
+                    let state = if is_further { entry.state() } else { there.state() };
+                    let seen = new.now() - before.min(after).min(new.now());
+                    let _ = table::overwrite(new, place, there, state, seen);
                 }
             }
             Some(_) => {}
