@@ -245,9 +245,9 @@ impl Entry {
 mod tests {
     #[test]
     fn an_entry_of_a_clock_that_is_ahead_is_new() {
-        for state in [super::State::Established, super::State::Udp] {
+        for state in [State::Established, State::Udp] {
             for timeout in [60, 900, 1_000_000] {
-                let entry = super::Entry::new(1, 2, state, 6_400_000, timeout);
+                let entry = Entry::new(1, 2, state, 6_400_000, timeout);
                 assert_eq!(entry.age(6_400_000 - 2), 0);
                 assert!(!entry.is_expired(6_400_000 - 2, timeout));
                 assert_eq!(entry.age(6_400_000 + 640), 640);

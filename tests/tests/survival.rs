@@ -671,6 +671,25 @@ fn changes_made_at_once_are_all_made() -> Result<()> {
 }
 
 #[test]
+fn unload_removes_what_a_dead_agent_has_left() -> Result<()> {
+    let mut lab = lab(1, "rr")?;
+    lab.agent_mut()?.kill()?;
+    assert_eq!(lab.fetch("/")?, "rs1\n", "forwarding needs no agent");
+    let pins = lab.agent()?.pin_dir().to_owned();
+    let unload = ["unload".as_ref(), "--pin-dir".as_ref(), pins.as_os_str()];
+    assert_eq!(lab.cli(unload)?, "");
+    assert!(!pins.exists(), "{} is still there", pins.display());
+    let shown = lab.director().ip("-details link show dev eth0")?;
+    assert!(!shown.contains("prog/xdp"), "{shown}");
+    let again = lab.cli_output(unload)?;
+    let message = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert_eq!(again.status.code(), Some(1), "{message}");
+    assert_eq!(message.lines().count(), 1, "{message}");
+    assert!(message.contains("nothing is loaded"), "{message}");
+    Ok(())
+}
+
+#[test]
 fn unload_takes_the_program_off_and_ends_the_agent() -> Result<()> {
     let mut lab = lab(1, "rr")?;
     assert_eq!(lab.fetch("/")?, "rs1\n");

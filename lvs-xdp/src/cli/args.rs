@@ -57,8 +57,15 @@ pub(super) enum Verb {
     #[command(after_help = "Examples:\n  lvs-xdp stats\n  lvs-xdp stats --json")]
     Stats(ListArgs),
     /// Detach the program from every interface: the director forwards no more
-    #[command(after_help = "Ending the agent does not detach; this does.\n\nExample:\n  lvs-xdp unload")]
-    Unload,
+    #[command(
+        after_help = "Ending the agent does not detach; this does, and it ends the agent. Where no agent runs it \
+            removes what a dead one has left.\n\nExample:\n  lvs-xdp unload"
+    )]
+    Unload {
+        /// The directory of program and maps, where no agent runs
+        #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/lvs-xdp")]
+        pin_dir: PathBuf,
+    },
     /// Prepare a real server for direct routing: on the real server, not on the director
     #[command(subcommand)]
     Realserver(RealserverVerb),

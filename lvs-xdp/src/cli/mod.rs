@@ -27,7 +27,7 @@ use args::{Cli, Verb};
 
 use crate::{
     api::client::{self, BlockingClient, ClientError},
-    ipvsadm,
+    dataplane, ipvsadm,
 };
 
 /// Why a verb was not carried out.
@@ -85,7 +85,12 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
         Verb::Server(verb) => server::run(verb, &mut client, out),
         Verb::Connections(list) => status::connections(&client.connections()?, &list, out),
         Verb::Stats(list) => status::stats(&client.services()?, &list, out),
-        Verb::Unload => Ok(client.unload()?),
+        Verb::Unload { pin_dir } => match client.unload() {
+            // Only where nobody is there to ask: an agent that lives holds what it has pinned.
+            Err(ClientError::Connect { .. }) => dataplane::unload(&pin_dir)
+                .map_err(|error| Failure::Refused(format!("no agent runs, and: {error:#}"))),
+            result => Ok(result?),
+        },
         Verb::Realserver(verb) => realserver::run(verb, out),
         Verb::Ipvsadm(_) => Ok(()),
         Verb::Completions { shell } => documents::completions(shell, out),

@@ -548,6 +548,10 @@ pub fn mac_text(mac: [u8; 6]) -> String {
 ///
 /// Where a pin cannot be removed, or the directory holds those of another layout.
 pub fn unload(pin_directory: &Path) -> anyhow::Result<()> {
+    require_root()?;
+    if !pin_directory.exists() {
+        bail!("{} is not there: nothing is loaded", pin_directory.display());
+    }
     Pins::open(pin_directory)?.remove_all()
 }
 
