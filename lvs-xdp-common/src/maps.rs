@@ -50,6 +50,13 @@ pub trait Maps {
     {
         table::enter(self, new, what, seen)
     }
+    /// [`table::change_state`]; in the program a function of its own, too.
+    fn change(&self, index: u32, tag: u32, flow: &Flow, flags: u32) -> u32
+    where
+        Self: Sized,
+    {
+        table::change_state(self, index, tag, flow, flags)
+    }
     /// [`table::survey`]; in the program a function of its own, too.
     fn survey(&self, bucket: u32, tag: u32, now: u32) -> u64
     where

@@ -261,15 +261,16 @@ pub enum Changed {
 /// Moves the entry at a place on to the state that follows a packet.
 #[inline(always)]
 pub fn change<M: Maps>(maps: &M, place: Place<'_>, entry: Entry, flow: &Flow, flags: TcpFlags) -> Changed {
-    match change_state(maps, place.index, entry.tag(), flow, u32::from(flags.0)) {
+    match maps.change(place.index, entry.tag(), flow, u32::from(flags.0)) {
         0 => Changed::Kept,
         2 => Changed::Over,
         _ => Changed::Foreign,
     }
 }
 
-#[inline(never)]
-fn change_state<M: Maps>(maps: &M, index: u32, tag: u32, flow: &Flow, flags: u32) -> u32 {
+/// The longer part of [`change`]; says what became of the entry as a number.
+#[inline(always)]
+pub fn change_state<M: Maps>(maps: &M, index: u32, tag: u32, flow: &Flow, flags: u32) -> u32 {
     #[expect(clippy::cast_possible_truncation, reason = "it was an octet")]
     let flags = TcpFlags(flags as u8);
     try_change(maps, index, tag, flow, flags) as u32

@@ -180,6 +180,11 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn change(&self, index: u32, tag: u32, flow: &Flow, flags: u32) -> u32 {
+        change(index, tag, flow, flags)
+    }
+
+    #[inline(always)]
     fn survey(&self, bucket: u32, tag: u32, now: u32) -> u64 {
         survey(bucket, tag, now)
     }
@@ -226,6 +231,17 @@ extern "C" fn enter(new: *const New, what: u64, seen: u32) -> u64 {
         return u64::MAX;
     };
     table::enter(&kernel, new, what, seen)
+}
+
+/// [`table::change_state`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn change(index: u32, tag: u32, flow: *const Flow, flags: u32) -> u32 {
+    // SAFETY: as for `choose`.
+    let (Some(kernel), Some(flow)) = (Kernel::new(), unsafe { flow.as_ref() }) else {
+        return table::Changed::Foreign as u32;
+    };
+    table::change_state(&kernel, index, tag, flow, flags)
 }
 
 /// [`table::survey`].
