@@ -16,7 +16,7 @@ use lvs_xdp_common::{
     hash,
     maps::Maps as _,
     packet::{Packet, TcpFlags},
-    table::{self, Key, New},
+    table::{self, Inserted, Key, New},
 };
 
 use super::{
@@ -262,6 +262,7 @@ fn copy_rows<'a, T>(old: &'a [T], new: &'a [T], words: impl Fn(&'a T) -> Vec<&'a
 fn copy_connections(old: &Tables, new: &Tables) {
     let control = &new.control[0];
     let mask = control.bucket_mask.load();
+    let mut without_room = 0u64;
     for Listed { entry, flow, .. } in old.connections() {
         let packet = Packet {
             mac: lvs_xdp_common::packet::Mac(0),
@@ -288,10 +289,16 @@ fn copy_connections(old: &Tables, new: &Tables) {
                     let _ = table::overwrite(new, place, there, state, seen);
                 }
             }
-            Some(_) => {}
-            None => {
-                let _ = table::insert(new, &New { hash, flow }, entry.destination(), entry.state(), seen);
-            }
+            Some(_) => without_room += 1,
+            None => match table::insert(new, &New { hash, flow }, entry.destination(), entry.state(), seen) {
+                Inserted::Done | Inserted::Exists(_) => {}
+                Inserted::Collision | Inserted::Full | Inserted::Race => without_room += 1,
+            },
         }
+    }
+    if without_room > 0 {
+        tracing::warn!(
+            "{without_room} connections have no room in the new table: start the agent with more --connections"
+        );
     }
 }
