@@ -121,10 +121,10 @@ fn statistics_are_what_was_on_the_wire(mode: XdpMode) -> Result<()> {
         let bytes: Result<Vec<_>> = packets.iter().map(|frame| wire::ip_length(frame)).collect();
         Ok([u64::try_from(packets.len())?, bytes?.iter().sum()])
     };
-    let [packets, bytes] = count(tap.to_vip(true)?)?;
+    let [packets, bytes] = count(tap.finish(true)?)?;
     let mut expected = BTreeMap::from([(format!("{VIP}:80"), [20, packets, 0, bytes, 0])]);
     for (number, tap) in iter::zip(1.., servers) {
-        let [packets, bytes] = count(tap?.to_vip(false)?)?;
+        let [packets, bytes] = count(tap?.finish(false)?)?;
         expected.insert(
             format!("{}:80", real_server_address(number)),
             [10, packets, 0, bytes, 0],

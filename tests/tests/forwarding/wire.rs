@@ -36,8 +36,9 @@ impl Tap {
         Ok(Self(Capture::start(netns, interface)?))
     }
 
-    /// The frames that leave by the interface, or come in by it, with an IPv4 packet to the VIP.
-    pub(crate) fn to_vip(self, outgoing: bool) -> Result<Vec<Vec<u8>>> {
+    /// Ends the capture; returns the frames that left by the interface, or came in by it, with an IPv4 packet to
+    /// the VIP.
+    pub(crate) fn finish(self, outgoing: bool) -> Result<Vec<Vec<u8>>> {
         let frames = self.0.finish()?.into_iter();
         Ok(frames
             .filter(|frame| frame.outgoing == outgoing)
@@ -132,7 +133,7 @@ fn only_the_macs_change(mode: XdpMode) -> Result<()> {
     thread::sleep(Duration::from_millis(300));
 
     let mut before: BTreeMap<u16, Vec<Vec<u8>>> = BTreeMap::new();
-    for frame in switch.to_vip(true)? {
+    for frame in switch.finish(true)? {
         assert_eq!((&frame[..6], &frame[6..12]), (&director[..], &router[..]));
         let port = checked_source_port(&frame)?;
         before.entry(port).or_default().push(frame[12..].to_vec());
@@ -142,7 +143,7 @@ fn only_the_macs_change(mode: XdpMode) -> Result<()> {
         let (mac, tap) = server?;
         // Not what the switch floods before it has learnt where the director is.
         for frame in tap
-            .to_vip(false)?
+            .finish(false)?
             .into_iter()
             .filter(|frame| frame[..6] != director)
         {
