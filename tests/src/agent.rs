@@ -62,14 +62,25 @@ impl XdpMode {
 }
 
 /// What the agent is started with.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct AgentConfig {
     /// `--xdp-mode`.
     pub xdp_mode: XdpMode,
     /// `--connections`, in entries; the agent's own default where it is `None`.
-    pub connection_capacity: Option<u64>,
+    pub connections: Option<u32>,
     /// More arguments, after all others.
     pub arguments: Vec<String>,
+}
+
+impl Default for AgentConfig {
+    /// A small connection table: many labs may run at once, and its memory is taken at the start.
+    fn default() -> Self {
+        Self {
+            xdp_mode: XdpMode::default(),
+            connections: Some(1 << 16),
+            arguments: Vec::new(),
+        }
+    }
 }
 
 /// An agent on a host; what it has loaded and pinned is removed when dropped.
@@ -137,7 +148,7 @@ impl Agent {
         command.arg("--state-dir").arg(self.state_dir());
         command.arg("--pin-dir").arg(&self.pins);
         command.arg("--xdp-mode").arg(config.xdp_mode.name());
-        if let Some(capacity) = config.connection_capacity {
+        if let Some(capacity) = config.connections {
             command.arg("--connections").arg(capacity.to_string());
         }
         command.args(&config.arguments);
@@ -289,9 +300,7 @@ impl Drop for Agent {
         }
         // `unload` may fail: the test may have left the agent dead or its pins broken. Removing the
         // pins, which are then the last to hold the program, detaches it in any case.
-        let mut unload = self.client(["unload", "--pin-dir"]);
-        unload.arg(&self.pins);
-        let _: Result<Output> = output(unload, END_LIMIT);
+        let _: Result<Output> = output(self.client(["unload"]), END_LIMIT);
         drop(self.process.take());
         if self.pins.exists()
             && let Err(error) = fs::remove_dir_all(&self.pins)

@@ -187,11 +187,22 @@ impl Lab {
     ///
     /// As [`Agent::start`].
     pub fn start_agent(&mut self) -> Result<&mut Agent> {
+        self.start_agent_on(&["eth0"])
+    }
+
+    /// As [`Lab::start_agent`], on the director's `interfaces`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Agent::start`].
+    pub fn start_agent_on(&mut self, interfaces: &[&str]) -> Result<&mut Agent> {
         ensure!(self.agent.is_none(), "the lab has an agent already");
         if self.config.agent.xdp_mode != XdpMode::Generic {
-            self.topology.attach_xdp_pass("director", "eth0")?;
+            for interface in interfaces {
+                self.topology.attach_xdp_pass("director", interface)?;
+            }
         }
-        let agent = Agent::start(&self.binary()?, self.director(), &["eth0"], &self.config.agent)?;
+        let agent = Agent::start(&self.binary()?, self.director(), interfaces, &self.config.agent)?;
         Ok(self.agent.insert(agent))
     }
 
@@ -324,6 +335,11 @@ impl Lab {
     /// The hosts, and the cables between them.
     pub fn topology(&self) -> &Topology {
         &self.topology
+    }
+
+    /// The hosts, to add more of them or more cables.
+    pub fn topology_mut(&mut self) -> &mut Topology {
+        &mut self.topology
     }
 
     /// The file that all real servers have as `/big`: [`BIG_SIZE`] random bytes.

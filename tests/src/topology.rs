@@ -200,7 +200,7 @@ impl Topology {
 }
 
 /// The name of the switch's end of a cable.
-fn port_name(host: &str, interface: &str) -> String {
+pub fn port_name(host: &str, interface: &str) -> String {
     format!("{host}-{interface}")
 }
 

@@ -34,7 +34,7 @@ fn lab(arguments: &[&str]) -> Result<Lab> {
 fn agent_config(arguments: &[&str]) -> AgentConfig {
     AgentConfig {
         xdp_mode: XdpMode::Native,
-        connection_capacity: Some(4096),
+        connections: Some(4096),
         arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
     }
 }

@@ -22,7 +22,7 @@ use lvs_xdp_tests::{
 use serde::de::DeserializeOwned;
 
 /// The connection table's capacity, in entries.
-const CAPACITY: u64 = 65_536;
+const CAPACITY: u32 = 65_536;
 /// How long whatever is waited for may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(15);
 /// How long a request loop lasts.
@@ -35,7 +35,7 @@ const LOOP_REQUESTS: usize = 2_000;
 fn agent_config() -> AgentConfig {
     AgentConfig {
         xdp_mode: XdpMode::Native,
-        connection_capacity: Some(CAPACITY),
+        connections: Some(CAPACITY),
         arguments: Vec::new(),
     }
 }
@@ -382,14 +382,14 @@ fn nothing_is_lost_when_the_tables_grow() -> Result<()> {
     let load = request_loop().start(lab.client())?;
 
     std::thread::sleep(Duration::from_millis(1500));
-    assert_eq!(status(&lab)?.connection_capacity, CAPACITY);
+    assert_eq!(status(&lab)?.connection_capacity, u64::from(CAPACITY));
     let doubled = AgentConfig {
-        connection_capacity: Some(2 * CAPACITY),
+        connections: Some(2 * CAPACITY),
         ..agent_config()
     };
     lab.agent_mut()?.terminate()?;
     lab.agent_mut()?.launch(&doubled)?;
-    assert_eq!(status(&lab)?.connection_capacity, 2 * CAPACITY);
+    assert_eq!(status(&lab)?.connection_capacity, u64::from(2 * CAPACITY));
     assert_eq!(going_to(&lab)?, before);
     assert!(
         transfers.is_running()?,

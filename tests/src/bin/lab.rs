@@ -91,8 +91,9 @@ fn run(options: &Options) -> Result<ExitCode> {
         real_servers: options.real_servers,
         agent: AgentConfig {
             xdp_mode: options.xdp_mode.0,
+            // As an operator would start it, and the arguments may say otherwise.
+            connections: None,
             arguments: options.agent_arguments.clone(),
-            ..AgentConfig::default()
         },
         binary: None,
     };

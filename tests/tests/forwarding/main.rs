@@ -1,0 +1,50 @@
+//! The director forwards: real clients, real servers, and the frames between them.
+
+mod redirect;
+mod reference;
+mod scheduling;
+mod udp;
+mod untouched;
+mod wire;
+
+use anyhow::Result;
+use lvs_xdp_tests::{
+    agent::{AgentConfig, XdpMode},
+    lab::{Lab, LabConfig},
+};
+
+/// Makes of each function that takes the mode a test in native mode and one in generic mode.
+macro_rules! in_both_modes {
+    ($($test:ident),+ $(,)?) => {
+        mod native {
+            $(#[test]
+            fn $test() -> anyhow::Result<()> {
+                super::$test(lvs_xdp_tests::agent::XdpMode::Native)
+            })+
+        }
+        mod generic {
+            $(#[test]
+            fn $test() -> anyhow::Result<()> {
+                super::$test(lvs_xdp_tests::agent::XdpMode::Generic)
+            })+
+        }
+    };
+}
+pub(crate) use in_both_modes;
+
+/// What a lab is made from that forwards in the mode, and in no other.
+pub(crate) fn config(mode: XdpMode, real_servers: usize) -> LabConfig {
+    LabConfig {
+        real_servers,
+        agent: AgentConfig {
+            xdp_mode: mode,
+            ..AgentConfig::default()
+        },
+        binary: None,
+    }
+}
+
+/// A lab of so many real servers whose agent forwards in the mode.
+pub(crate) fn lab(mode: XdpMode, real_servers: usize) -> Result<Lab> {
+    Lab::start(config(mode, real_servers))
+}

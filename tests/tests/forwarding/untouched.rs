@@ -1,0 +1,133 @@
+//! What is not for a virtual service goes its way as if no program were there.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use lvs_xdp_tests::{
+    agent::XdpMode,
+    lab::{CLIENT, DIRECTOR, Lab, VIP},
+    load::Load,
+    packet::Capture,
+};
+
+use crate::{
+    in_both_modes, lab,
+    udp::{Echo, ask, connected},
+};
+
+in_both_modes!(
+    the_director_is_pinged,
+    tcp_to_the_director_itself_works,
+    udp_and_its_fragments_reach_the_director_itself,
+    the_director_itself_refuses_a_port_without_a_service,
+);
+
+/// A lab with a virtual service on TCP port 80, by which one request has gone.
+fn forwarding(mode: XdpMode) -> Result<Lab> {
+    let lab = lab(mode, 2)?;
+    lab.add_service("rr")?;
+    assert_eq!(lab.fetch("/")?, "rs2\n");
+    Ok(lab)
+}
+
+fn the_director_is_pinged(mode: XdpMode) -> Result<()> {
+    let lab = forwarding(mode)?;
+    for address in [DIRECTOR, VIP] {
+        // Whole ones and fragments.
+        for size in ["56", "4000"] {
+            let address = address.to_string();
+            lab.client()
+                .run("ping", ["-c", "3", "-i", "0.01", "-W", "2", "-s", size, &address])?;
+        }
+    }
+    let shown = lab.director().ip("-json -6 address show dev eth0 scope link")?;
+    let shown: serde_json::Value = serde_json::from_str(&shown)?;
+    let address = shown[0]["addr_info"][0]["local"]
+        .as_str()
+        .context("the director has no link-local address")?;
+    let router = lab.router();
+    for size in ["56", "4000"] {
+        let to = format!("{address}%eth1");
+        router.run(
+            "ping",
+            ["-6", "-c", "3", "-i", "0.01", "-W", "2", "-s", size, &to],
+        )?;
+    }
+    Ok(())
+}
+
+fn tcp_to_the_director_itself_works(mode: XdpMode) -> Result<()> {
+    const LENGTH: usize = 1 << 20;
+    let lab = forwarding(mode)?;
+    // The service's own port too, at an address that is no VIP.
+    for port in [22, 80] {
+        let address = SocketAddrV4::new(DIRECTOR, port);
+        let listener = lab.director().enter(|| TcpListener::bind(address))??;
+        let server = thread::spawn(move || -> Result<()> {
+            let (mut connection, _) = listener.accept()?;
+            let mut text = vec![0; LENGTH];
+            connection.read_exact(&mut text)?;
+            Ok(connection.write_all(&text)?)
+        });
+        let limit = Duration::from_secs(5);
+        let mut client = lab
+            .client()
+            .enter(|| TcpStream::connect_timeout(&address.into(), limit))??;
+        client.set_read_timeout(Some(limit))?;
+        let sent: Vec<u8> = (0..=250).cycle().take(LENGTH).collect();
+        client.write_all(&sent)?;
+        let mut back = vec![0; LENGTH];
+        client.read_exact(&mut back)?;
+        assert!(back == sent, "what came back differs");
+        server.join().ok().context("the server has panicked")??;
+    }
+    Ok(())
+}
+
+fn udp_and_its_fragments_reach_the_director_itself(mode: XdpMode) -> Result<()> {
+    let lab = forwarding(mode)?;
+    // The VIP, at a port whose service is TCP's.
+    let _echo = Echo::start(lab.director(), "director", 80)?;
+    let socket = connected(&lab, 80)?;
+    let own = lab.director().enter(|| UdpSocket::bind((DIRECTOR, 53)))??;
+    let client = lab.client().enter(|| UdpSocket::bind((CLIENT, 0)))??;
+    own.set_read_timeout(Some(Duration::from_secs(2)))?;
+    for length in [1, 1400, 20_000] {
+        let datagram: Vec<u8> = (0..=250).cycle().take(length).collect();
+        assert!(ask(&socket, &datagram)? == [b"director", &datagram[..]].concat());
+        client.send_to(&datagram, (DIRECTOR, 53))?;
+        let mut buffer = vec![0; 1 << 16];
+        let received = own.recv(&mut buffer)?;
+        assert!(buffer[..received] == datagram);
+    }
+    Ok(())
+}
+
+fn the_director_itself_refuses_a_port_without_a_service(mode: XdpMode) -> Result<()> {
+    let lab = forwarding(mode)?;
+    let capture = Capture::start(lab.director(), "eth0")?;
+    let report = Load {
+        target: SocketAddrV4::new(VIP, 81),
+        ..Load::sequential(VIP, 1)
+    }
+    .run(lab.client())?;
+    assert!(
+        report.failures()[0].1.contains("Connection refused"),
+        "{report:?}"
+    );
+    thread::sleep(Duration::from_millis(50));
+    // The SYN came up to the director's own stack, and the RST came down from it.
+    let frames = capture.finish()?;
+    let tcp: Vec<_> = frames
+        .iter()
+        .filter(|frame| frame.bytes.get(12..14) == Some(&[8, 0]) && frame.bytes[23] == 6)
+        .map(|frame| (frame.outgoing, frame.bytes[47] & 0b0001_0110))
+        .collect();
+    assert_eq!(tcp, [(false, 0b0000_0010), (true, 0b0001_0100)]);
+    Ok(())
+}
