@@ -58,13 +58,13 @@ pub(super) enum Verb {
     Stats(ListArgs),
     /// Detach the program from every interface: the director forwards no more
     #[command(
-        after_help = "Ending the agent does not detach; this does, and it ends the agent. Where no agent runs it \
-            removes what a dead one has left.\n\nExample:\n  lvs-xdp unload"
+        after_help = "Ending the agent does not detach; this does, and it ends the agent.\n\nExamples:\n  \
+        lvs-xdp unload\n  lvs-xdp unload --pin-dir /sys/fs/bpf/lvs-xdp"
     )]
     Unload {
-        /// The directory of program and maps, where no agent runs
-        #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/lvs-xdp")]
-        pin_dir: PathBuf,
+        /// Where no agent runs: remove what a dead one has left in this directory
+        #[arg(long, value_name = "DIR")]
+        pin_dir: Option<PathBuf>,
     },
     /// Prepare a real server for direct routing: on the real server, not on the director
     #[command(subcommand)]

@@ -17,6 +17,7 @@ use std::{
     ffi::OsString,
     io::{self, BufWriter, Write},
     iter,
+    path::Path,
     process::ExitCode,
 };
 
@@ -85,17 +86,26 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
         Verb::Server(verb) => server::run(verb, &mut client, out),
         Verb::Connections(list) => status::connections(&client.connections()?, &list, out),
         Verb::Stats(list) => status::stats(&client.services()?, &list, out),
-        Verb::Unload { pin_dir } => match client.unload() {
-            // Only where nobody is there to ask: an agent that lives holds what it has pinned.
-            Err(ClientError::Connect { .. }) => dataplane::unload(&pin_dir)
-                .map_err(|error| Failure::Refused(format!("no agent runs, and: {error:#}"))),
-            result => Ok(result?),
-        },
+        Verb::Unload { pin_dir } => unload(&mut client, pin_dir.as_deref()),
         Verb::Realserver(verb) => realserver::run(verb, out),
         Verb::Ipvsadm(_) => Ok(()),
         Verb::Completions { shell } => documents::completions(shell, out),
         Verb::Man { dir } => documents::man(dir.as_deref(), out),
         Verb::Openapi => write_json(&client.openapi()?, out),
+    }
+}
+
+/// By the agent; where there is none to ask, and the directory is named, without it. An agent that lives
+/// holds that directory locked.
+fn unload(client: &mut BlockingClient, pin_dir: Option<&Path>) -> Result<(), Failure> {
+    match (client.unload(), pin_dir) {
+        (Err(ClientError::Connect { .. }), Some(pin_dir)) => {
+            dataplane::unload(pin_dir).map_err(|error| Failure::Refused(format!("{error:#}")))
+        }
+        (Err(error @ ClientError::Connect { .. }), None) => Err(Failure::Refused(format!(
+            "{error}; or, where it has died, name what it has left: lvs-xdp unload --pin-dir /sys/fs/bpf/lvs-xdp"
+        ))),
+        (result, _) => Ok(result?),
     }
 }
 
