@@ -15,10 +15,6 @@ use crate::{
 /// The version of this layout.
 pub const ABI_VERSION: u32 = 1;
 
-/// Entries in a bucket of the connection table: one cache line.
-pub const BUCKET_ENTRIES: u32 = 8;
-/// Destination ids are this wide, in the entry's word and everywhere else.
-pub const DESTINATION_BITS: u32 = 20;
 /// The most destinations that one service can have.
 pub const LIST_MAX: u32 = 4096;
 /// Binary places of [`Control::seconds_per_jiffy`].

@@ -4,7 +4,6 @@
 //! frees destinations that were removed, when no packet comes by to do it.
 
 use lvs_xdp_common::{
-    abi::BUCKET_ENTRIES,
     atomic::Word,
     connection::{Entry, State},
     maps::Maps,
@@ -62,7 +61,6 @@ impl Tables {
     }
 
     fn listed(&self, index: u32, word: &Word, now: u32) -> Option<Listed> {
-        debug_assert!(index / BUCKET_ENTRIES < u32::MAX / BUCKET_ENTRIES);
         let entry = Entry(word.load());
         if !entry.is_live() || table::is_expired(self, entry, now) {
             return None;
