@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The version of this layout.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// The most destinations that one service can have.
 pub const LIST_MAX: u32 = 4096;
@@ -54,7 +54,7 @@ pub mod name {
     pub const CLOCK: &str = "CLOCK";
 }
 
-/// What holds for the whole director: one row, 256 bytes.
+/// What holds for the whole director: one row, 384 bytes.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Control {
@@ -72,8 +72,8 @@ pub struct Control {
     pub bucket_mask: Word,
     /// Buckets of the service index, less 1.
     pub service_mask: Word,
-    /// Seconds without a packet after which an entry expires, by [`crate::connection::State`].
-    pub timeouts: [Word; 16],
+    /// Seconds without a packet after which an entry expires, by [`crate::connection::timeout_index`].
+    pub timeouts: [Word; 32],
     zero: Word,
     spare: [Word; 7],
 }
@@ -83,6 +83,10 @@ pub mod control_flag {
     /// The connection table is being filled from another one: TCP packets that open nothing and find
     /// no entry are dropped, not judged.
     pub const MIGRATING: u64 = 1;
+    /// There is a service with port 0: what no other service takes is looked for there.
+    pub const ALL_PORTS: u64 = 2;
+    /// There is a TCP service with port 21: it takes FTP's data connections.
+    pub const FTP: u64 = 4;
 }
 
 impl Control {
@@ -149,7 +153,9 @@ pub struct ServiceRow {
     pub rings: [Word; 2],
     /// Connections, packets and bytes of destinations that were removed. The agent's.
     pub retired: [Word; 3],
-    spare: [Word; 5],
+    /// What else the service says, for each of the two configurations: [`Options`]. A hit does not read it.
+    pub options: [Word; 2],
+    spare: [Word; 3],
 }
 
 /// Flags of [`ServiceRow::flags`].
@@ -174,6 +180,64 @@ impl ServiceRow {
     }
 }
 
+/// What a service says beside its scheduler, in one word:
+/// `client mask 32 | flags 10 | persistence's time-out 22`, from the top.
+///
+/// The mask is IPv4's, or IPv6's prefix length. What is a setting of the whole director is merged in by the
+/// agent, so that the program looks in one place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Options(pub u64);
+
+impl Options {
+    /// Each packet is scheduled by itself, and leaves no entry (UDP).
+    pub const ONE_PACKET: u64 = 1 << 22;
+    /// A removed destination's connections are scheduled anew; without it their packets are dropped.
+    pub const RESCHEDULE: u64 = 1 << 23;
+    /// A removed destination's TCP connections are answered with a reset.
+    pub const RESET: u64 = 1 << 24;
+    /// expire_nodest_conn: a SYN on a connection whose destination has weight 0 is scheduled anew.
+    pub const EXPIRE_NODEST: u64 = 1 << 25;
+    /// expire_quiescent_template: a template whose destination has weight 0 is void.
+    pub const EXPIRE_QUIESCENT: u64 = 1 << 26;
+    /// conn_reuse_mode is not 0: a SYN on a connection that is over is scheduled anew.
+    pub const REUSE: u64 = 1 << 27;
+    /// conn_reuse_mode has bit 1: after the client's FIN, too.
+    pub const REUSE_FIN_WAIT: u64 = 1 << 28;
+    /// sloppy_tcp or sloppy_sctp: any packet may start a connection.
+    pub const SLOPPY: u64 = 1 << 29;
+
+    const TIMEOUT: u64 = (1 << 22) - 1;
+
+    /// Packs a service's options: flags, persistence's time-out in seconds (0: none), client mask.
+    pub const fn new(flags: u64, timeout: u32, mask: u32) -> Self {
+        Self(flags | timeout as u64 & Self::TIMEOUT | (mask as u64) << 32)
+    }
+
+    /// Whether one of these flags is set.
+    #[inline(always)]
+    pub const fn has(self, flag: u64) -> bool {
+        self.0 & flag != 0
+    }
+
+    /// Whether clients stay with their destination.
+    #[inline(always)]
+    pub const fn is_persistent(self) -> bool {
+        self.0 & Self::TIMEOUT != 0
+    }
+
+    /// Seconds that a template lives without use.
+    #[inline(always)]
+    pub const fn timeout(self) -> u32 {
+        (self.0 & Self::TIMEOUT) as u32
+    }
+
+    /// The client mask: IPv4's netmask in host byte order, IPv6's prefix length.
+    #[inline(always)]
+    pub const fn mask(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
 /// What the program does with a service's packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -194,6 +258,20 @@ pub enum Kind {
     Dh = 6,
     /// Maglev hashing.
     Mh = 7,
+    /// Least connections.
+    Lc = 8,
+    /// Weighted least connections.
+    Wlc = 9,
+    /// Shortest expected delay.
+    Sed = 10,
+    /// Never queue.
+    Nq = 11,
+    /// The highest weight that has room.
+    Ovf = 12,
+    /// Locality-based least connections.
+    Lblc = 13,
+    /// The same, with a set of destinations.
+    Lblcr = 14,
 }
 
 impl Kind {
@@ -208,6 +286,13 @@ impl Kind {
             5 => Self::Sh,
             6 => Self::Dh,
             7 => Self::Mh,
+            8 => Self::Lc,
+            9 => Self::Wlc,
+            10 => Self::Sed,
+            11 => Self::Nq,
+            12 => Self::Ovf,
+            13 => Self::Lblc,
+            14 => Self::Lblcr,
             _ => Self::Absent,
         }
     }
@@ -270,10 +355,36 @@ impl ListWord {
     }
 }
 
-/// One destination in a list: its effective weight and its id.
-#[inline(always)]
-pub const fn list_entry(weight: u32, id: u32) -> u64 {
-    (weight as u64) << 32 | id as u64
+/// One destination in a list: its effective weight and its id, and whether it has an upper threshold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ListEntry(pub u64);
+
+impl ListEntry {
+    const LIMITED: u64 = 1 << 31;
+
+    /// Packs an entry.
+    #[inline(always)]
+    pub const fn new(weight: u32, id: u32, is_limited: bool) -> Self {
+        Self((weight as u64) << 32 | id as u64 | if is_limited { Self::LIMITED } else { 0 })
+    }
+
+    /// The effective weight.
+    #[inline(always)]
+    pub const fn weight(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The destination's id.
+    #[inline(always)]
+    pub const fn id(self) -> u32 {
+        self.0 as u32 & 0xf_ffff
+    }
+
+    /// Whether it can be overloaded: then its counts say whether it is.
+    #[inline(always)]
+    pub const fn is_limited(self) -> bool {
+        self.0 & Self::LIMITED != 0
+    }
 }
 
 /// Which ring a service has: flags, number of slots, and where it lies. A word holds four slots; a
@@ -359,7 +470,10 @@ pub struct DestinationRow {
     pub address: [Word; 2],
     /// Bits 0..16 the real server's port; 32..64 the last weight above 0, which mh goes by.
     pub port: Word,
-    spare: [Word; 2],
+    /// lblcr: when it joined the set of servers of its service, as a number that only grows; 0 where it is
+    /// not in it.
+    pub joined: Word,
+    spare: Word,
 }
 
 /// Flags of [`DestinationRow::towards`].
@@ -370,6 +484,10 @@ pub mod destination_flag {
     pub const REMOVED: u64 = 1 << 49;
     /// The row is in use.
     pub const USED: u64 = 1 << 50;
+    /// Its effective weight is 0.
+    pub const QUIESCED: u64 = 1 << 51;
+    /// It is being drained: persistence templates that name it are void.
+    pub const DRAINING: u64 = 1 << 52;
 }
 
 impl DestinationRow {
@@ -380,7 +498,7 @@ impl DestinationRow {
     }
 }
 
-/// Connections of a destination, over all CPUs.
+/// Connections of a destination, over all CPUs, and whether they are too many: 32 bytes.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Counts {
@@ -388,6 +506,19 @@ pub struct Counts {
     pub connections: Word,
     /// Persistence templates.
     pub templates: Word,
+    /// Upper threshold in the upper half, in the lower one the number of connections below which it takes
+    /// new ones again; 0 where there is no limit. The agent's.
+    pub limits: Word,
+    /// 1 while it is overloaded.
+    pub overload: Word,
+}
+
+impl Counts {
+    /// Active and inactive connections together.
+    #[inline(always)]
+    pub const fn total(connections: u64) -> u64 {
+        (connections & 0xffff_ffff) + (connections >> 32)
+    }
 }
 
 /// Words of a destination's per-CPU counters: packets, bytes, connections, spare.
@@ -409,9 +540,14 @@ pub struct ColdRow {
     pub address: [Word; 2],
     /// Bits 0..16 client port, 16..32 virtual port, 32..40 protocol.
     pub ports: Word,
-    /// Bits 0..32 the service's id; the upper half is for the template that controls the entry.
+    /// The service's id.
     pub service: Word,
-    spare: [Word; 2],
+    /// Of a connection, the template that controls it: bits 0..32 its place (bucket * 8 + slot), 32..64 its
+    /// mark; 0 where none does.
+    pub control: Word,
+    /// Of a template: bits 0..32 how many connections it controls, 32..64 its mark, which tells it from
+    /// another one that had its place before. Of a connection, 0.
+    pub controlled: Word,
 }
 
 /// MAC addresses under which the director takes packets of one interface, 64 bytes.
@@ -446,11 +582,11 @@ impl InterfaceRow {
 }
 
 const _: () = {
-    assert!(size_of::<Control>() == 256);
+    assert!(size_of::<Control>() == 384);
     assert!(size_of::<IndexBucket>() == 64);
     assert!(size_of::<ServiceRow>() == 128);
     assert!(size_of::<DestinationRow>() == 64);
-    assert!(size_of::<Counts>() == 16);
+    assert!(size_of::<Counts>() == 32);
     assert!(size_of::<Bucket>() == 64);
     assert!(size_of::<ColdRow>() == 64);
     assert!(size_of::<InterfaceRow>() == 64);
@@ -465,7 +601,7 @@ mod tests {
     proptest! {
         #[test]
         fn list_words_keep_their_parts(
-            kind in 0..8u64, offset in 0..1u32 << 30, length in 0..=LIST_MAX, generation: u16, restart: bool
+            kind in 0..15u64, offset in 0..1u32 << 30, length in 0..=LIST_MAX, generation: u16, restart: bool
         ) {
             let word = ListWord::new(Kind::from_number(kind), offset, length, generation, restart);
             prop_assert_eq!(
@@ -481,6 +617,21 @@ mod tests {
                 (word.offset(), word.slots(), word.fallback(), word.port()),
                 (offset, slots, fallback, port)
             );
+        }
+
+        #[test]
+        fn list_entries_keep_their_parts(weight: u32, id in 0..1u32 << 20, limited: bool) {
+            let entry = ListEntry::new(weight, id, limited);
+            prop_assert_eq!((entry.weight(), entry.id(), entry.is_limited()), (weight, id, limited));
+        }
+
+        #[test]
+        fn options_keep_their_parts(timeout in 0..=2_678_400u32, mask: u32, bit in 22..30u64) {
+            let options = Options::new(1 << bit, timeout, mask);
+            prop_assert_eq!((options.timeout(), options.mask()), (timeout, mask));
+            for other in 22..30 {
+                prop_assert_eq!(options.has(1 << other), other == bit);
+            }
         }
 
         #[test]

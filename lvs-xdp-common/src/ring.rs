@@ -28,6 +28,8 @@ pub struct Member {
     pub weight: u32,
     /// The last weight above 0 that it had; mh goes by this, so that a quiesced server keeps its slots.
     pub last_weight: u32,
+    /// Whether it has an upper threshold.
+    pub is_limited: bool,
 }
 
 /// The ring of sh: each destination takes `weight` slots in a row, round and round; weight 0 still takes one.
@@ -154,6 +156,7 @@ mod tests {
                 port: 80,
                 weight,
                 last_weight: weight,
+                is_limited: false,
             })
             .collect()
     }

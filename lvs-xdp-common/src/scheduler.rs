@@ -41,7 +41,15 @@ const fn is_usable(weight: u32) -> bool {
 #[inline(always)]
 pub fn choose<M: Maps>(maps: &M, list: ListWord, ring: RingWord, flow: &Flow) -> u32 {
     match list.kind() {
-        Kind::Absent | Kind::Tombstone => NONE,
+        Kind::Absent
+        | Kind::Tombstone
+        | Kind::Lc
+        | Kind::Wlc
+        | Kind::Sed
+        | Kind::Nq
+        | Kind::Ovf
+        | Kind::Lblc
+        | Kind::Lblcr => NONE,
         Kind::Rr | Kind::Wrr => in_turn(maps, flow.service, list),
         Kind::Fo => highest(maps, list),
         Kind::Sh | Kind::Dh | Kind::Mh => by_hash(maps, list, ring, flow),

@@ -11,7 +11,7 @@ use std::{
 
 use crate::api::types::{
     ApiError, Change, ErrorCode, ForwardingMethod, Scheduler, ServerKey, ServerSpec, ServiceKey, ServiceSpec,
-    Timeouts,
+    Settings, Timeouts,
 };
 
 /// The most real servers a service can have.
@@ -40,6 +40,7 @@ pub const MAX_TIMEOUT: u32 = 86_400 * 31;
 pub struct Model {
     services: BTreeMap<ServiceKey, Arc<ServiceEntry>>,
     timeouts: Timeouts,
+    settings: Settings,
 }
 
 /// What the services touched by a list of changes were before it; `None` did not exist.
@@ -61,12 +62,12 @@ impl Model {
     /// (not) exist is reported before unfit settings are, as the kernel does.
     pub fn apply(&mut self, changes: &[Change]) -> Result<(), ApiError> {
         let mut undo = Undo::new();
-        let timeouts = self.timeouts;
+        let before = (self.timeouts, self.settings);
         let result = changes
             .iter()
             .try_for_each(|change| self.apply_one(change, &mut undo));
         if result.is_err() {
-            self.timeouts = timeouts;
+            (self.timeouts, self.settings) = before;
             for (key, entry) in undo {
                 match entry {
                     Some(entry) => self.services.insert(key, entry),
@@ -91,10 +92,11 @@ impl Model {
                 Change::DeleteService { service }
                 | Change::AddServer { service, .. }
                 | Change::EditServer { service, .. }
+                | Change::DrainServer { service, .. }
                 | Change::DeleteServer { service, .. } => {
                     touched.insert(*service);
                 }
-                Change::Clear => touched.extend(self.services.keys()),
+                Change::Clear | Change::SetSettings { .. } => touched.extend(self.services.keys()),
                 Change::SetTimeouts { .. } => {}
             }
         }
@@ -107,6 +109,7 @@ impl Model {
         let told = changes.iter().filter_map(|change| match change {
             Change::AddServer { service, .. }
             | Change::EditServer { service, .. }
+            | Change::DrainServer { service, .. }
             | Change::DeleteServer { service, .. } => Some(*service),
             _ => None,
         });
@@ -121,15 +124,23 @@ impl Model {
 
     /// The changes that make the settings that are no service's.
     pub fn setting_changes(&self) -> impl Iterator<Item = Change> {
-        let timeouts = self.timeouts;
-        (timeouts != Timeouts::default())
-            .then_some(Change::SetTimeouts { timeouts })
-            .into_iter()
+        let Self {
+            timeouts, settings, ..
+        } = self;
+        let (timeouts, settings) = (*timeouts, *settings);
+        let timeouts = (timeouts != Timeouts::default()).then_some(Change::SetTimeouts { timeouts });
+        let settings = (settings != Settings::default()).then_some(Change::SetSettings { settings });
+        timeouts.into_iter().chain(settings)
     }
 
     /// The time-outs of connections.
     pub fn timeouts(&self) -> Timeouts {
         self.timeouts
+    }
+
+    /// The settings of the whole director.
+    pub fn settings(&self) -> Settings {
+        self.settings
     }
 
     fn set_timeouts(&mut self, wanted: Timeouts) -> Result<(), ApiError> {
@@ -221,6 +232,18 @@ impl Model {
                 check_server(service, server)?;
                 change_entry(entry, undo).servers[position] = server.clone();
             }
+            Change::DrainServer {
+                service,
+                server,
+                drain,
+            } => {
+                let entry = self.defined(service)?;
+                let position = entry.existing(server)?;
+                let server = &mut change_entry(entry, undo).servers[position];
+                server.weight = 0;
+                server.drain = Some(*drain);
+            }
+            Change::SetSettings { settings } => self.settings = *settings,
             Change::DeleteServer { service, server } => {
                 let entry = self.defined(service)?;
                 let position = entry.existing(server)?;
@@ -310,6 +333,7 @@ fn checked_service(spec: &ServiceSpec) -> Result<ServiceSpec, ApiError> {
         key,
         scheduler,
         flags,
+        ..
     } = spec;
     // The one place that keeps IPv6 out: real servers follow their service's family.
     if key.address.is_ipv6() {
@@ -335,7 +359,9 @@ fn checked_service(spec: &ServiceSpec) -> Result<ServiceSpec, ApiError> {
 }
 
 fn check_server(service: &ServiceKey, spec: &ServerSpec) -> Result<(), ApiError> {
-    let ServerSpec { key, weight, method } = spec;
+    let ServerSpec {
+        key, weight, method, ..
+    } = spec;
     if key.address.is_ipv4() != service.address.is_ipv4() {
         return Err(invalid(format!(
             "real server {key}: service {service} has another address family: use an address of the same one"

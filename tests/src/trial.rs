@@ -13,8 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lvs_xdp::{
     api::types::{
-        Change, ForwardingMethod, Protocol, Scheduler, SchedulerFlag, ServerKey, ServerSpec, ServiceKey,
-        ServiceSpec,
+        Change, Protocol, Scheduler, SchedulerFlag, ServerKey, ServerSpec, ServiceKey, ServiceSpec,
     },
     dataplane::{
         self, Capacity, Dataplane, Options,
@@ -175,7 +174,7 @@ impl Director {
         let told = Model::told(changes);
         let plan = self
             .compiler
-            .plan(&self.model, &touched, &told, |_, weight| weight)?;
+            .plan(&self.model, &touched, &told, |_, server| server.weight)?;
         self.compiler.apply(plan);
         dataplane::grace()?;
         self.compiler.settle();
@@ -290,19 +289,14 @@ pub fn server_key(service: &ServiceKey, server: Ipv4Addr) -> ServerKey {
 pub fn add_service(key: ServiceKey, scheduler: Scheduler, flags: &[SchedulerFlag]) -> Change {
     Change::AddService {
         service: ServiceSpec {
-            key,
-            scheduler,
             flags: flags.to_vec(),
+            ..ServiceSpec::new(key, scheduler)
         },
     }
 }
 
 fn server_spec(service: &ServiceKey, server: Ipv4Addr, weight: u32) -> ServerSpec {
-    ServerSpec {
-        key: server_key(service, server),
-        weight,
-        method: ForwardingMethod::Dr,
-    }
+    ServerSpec::new(server_key(service, server), weight)
 }
 
 /// `-a`.

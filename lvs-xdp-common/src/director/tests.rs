@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    abi::{DestinationRow, list_entry},
+    abi::{DestinationRow, ListEntry},
     maps::memory::Memory,
     packet::Address,
     reason::Reason::{
@@ -62,7 +62,7 @@ fn enter_service(maps: &Memory, id: u32, port: u16, protocol: IpProto) {
 /// Makes a list, weight and id by place, the service's; a ring of its first destination comes with it.
 fn list(maps: &Memory, kind: Kind, entries: &[(u32, u32)]) {
     for (word, (weight, id)) in maps.lists[1..].iter().zip(entries) {
-        word.store(list_entry(*weight, *id));
+        word.store(ListEntry::new(*weight, *id, false).0);
     }
     let length = u32::try_from(entries.len()).expect("few");
     let word = ListWord::new(kind, 0, length, 0, false);

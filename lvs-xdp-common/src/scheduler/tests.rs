@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    abi::list_entry,
+    abi::ListEntry,
     maps::memory::Memory,
     packet::{Address, Packet},
     ring::{self, MH_SLOTS, Member},
@@ -101,7 +101,9 @@ impl Service {
             .collect();
         let ids: Vec<_> = destinations.iter().map(|destination| destination.id).collect();
         let (di, mw) = ring::weighted_marks(members.iter().map(|member| member.weight));
-        let entries = destinations.iter().map(|one| list_entry(one.weight, one.id));
+        let entries = destinations
+            .iter()
+            .map(|one| ListEntry::new(one.weight, one.id, false).0);
         let places = ring::places(&self.ids, &ids);
         let offset = EXTENT - self.list.offset();
         let words = [u64::from(mw) << 32 | u64::from(di)].into_iter().chain(entries);

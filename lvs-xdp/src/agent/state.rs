@@ -241,13 +241,13 @@ impl State {
             ..
         } = self;
         let changes: Vec<_> = accepted.iter().flatten().cloned().collect();
-        let plan = compiler.plan(&wanted, touched, &Model::told(&changes), |server, weight| {
+        let plan = compiler.plan(&wanted, touched, &Model::told(&changes), |_, server| {
             if is_usable(
-                neighbours.resolution(server.address).as_ref(),
+                neighbours.resolution(server.key.address).as_ref(),
                 held_back,
-                server.address,
+                server.key.address,
             ) {
-                weight
+                server.weight
             } else {
                 0
             }
@@ -441,6 +441,8 @@ impl State {
             interface,
             active,
             inactive,
+            persistent: id.map_or(0, |id| self.compiler.templates(id)),
+            effective_weight: self.compiler.effective_weight(service, &spec.key).unwrap_or(0),
             stats: id.map(|id| self.dataplane.stats(id)).unwrap_or_default(),
         }
     }
@@ -496,6 +498,7 @@ impl State {
             connections: self.connections,
             connection_capacity: u64::from(capacity.connections),
             timeouts: self.model.timeouts(),
+            settings: self.model.settings(),
             services: self.model.services().len() as u64,
             servers: self
                 .model

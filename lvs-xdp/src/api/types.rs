@@ -5,7 +5,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     str::FromStr,
 };
 
@@ -20,6 +20,8 @@ pub enum Protocol {
     Tcp,
     /// UDP, `-u` of ipvsadm.
     Udp,
+    /// SCTP, `--sctp-service` of ipvsadm.
+    Sctp,
 }
 
 impl Protocol {
@@ -28,7 +30,15 @@ impl Protocol {
         match self {
             Self::Tcp => 6,
             Self::Udp => 17,
+            Self::Sctp => 132,
         }
+    }
+
+    /// The protocol of this IP protocol number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        [Self::Tcp, Self::Udp, Self::Sctp]
+            .into_iter()
+            .find(|protocol| protocol.number() == number)
     }
 }
 
@@ -37,6 +47,7 @@ impl fmt::Display for Protocol {
         f.pad(match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
         })
     }
 }
@@ -48,41 +59,78 @@ impl FromStr for Protocol {
         match text.to_ascii_lowercase().as_str() {
             "tcp" => Ok(Self::Tcp),
             "udp" => Ok(Self::Udp),
-            _ => Err(format!("`{text}` is no protocol: use tcp or udp")),
+            "sctp" => Ok(Self::Sctp),
+            _ => Err(format!("`{text}` is no protocol: use tcp, udp or sctp")),
         }
     }
 }
 
 /// The scheduler of a virtual service, by IPVS's name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Scheduler {
     /// Round robin.
     Rr,
     /// Weighted round robin.
     Wrr,
-    /// Fail-over: the highest weight.
-    Fo,
-    /// Source hashing.
-    Sh,
+    /// Least connections.
+    Lc,
+    /// Weighted least connections.
+    #[default]
+    Wlc,
+    /// Locality-based least connections.
+    Lblc,
+    /// The same, with a set of servers for each address.
+    Lblcr,
     /// Destination hashing.
     Dh,
+    /// Source hashing.
+    Sh,
+    /// Shortest expected delay.
+    Sed,
+    /// Never queue.
+    Nq,
+    /// Fail-over: the highest weight.
+    Fo,
+    /// Overflow: the highest weight that has room.
+    Ovf,
     /// Maglev hashing.
     Mh,
 }
 
 impl Scheduler {
     /// Every scheduler, in the order in which help texts name them.
-    pub const ALL: [Self; 6] = [Self::Rr, Self::Wrr, Self::Fo, Self::Sh, Self::Dh, Self::Mh];
+    pub const ALL: [Self; 13] = [
+        Self::Rr,
+        Self::Wrr,
+        Self::Lc,
+        Self::Wlc,
+        Self::Lblc,
+        Self::Lblcr,
+        Self::Dh,
+        Self::Sh,
+        Self::Sed,
+        Self::Nq,
+        Self::Fo,
+        Self::Ovf,
+        Self::Mh,
+    ];
 
     /// IPVS's name of it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Rr => "rr",
             Self::Wrr => "wrr",
-            Self::Fo => "fo",
-            Self::Sh => "sh",
+            Self::Lc => "lc",
+            Self::Wlc => "wlc",
+            Self::Lblc => "lblc",
+            Self::Lblcr => "lblcr",
             Self::Dh => "dh",
+            Self::Sh => "sh",
+            Self::Sed => "sed",
+            Self::Nq => "nq",
+            Self::Fo => "fo",
+            Self::Ovf => "ovf",
             Self::Mh => "mh",
         }
     }
@@ -135,7 +183,7 @@ pub struct ServiceKey {
     /// The virtual address (VIP).
     #[schema(value_type = String)]
     pub address: IpAddr,
-    /// The virtual port, 1 to 65535.
+    /// The virtual port; 0 is every port of the address that no other service has, and takes persistence.
     pub port: u16,
 }
 
@@ -166,6 +214,163 @@ impl fmt::Display for ServerKey {
     }
 }
 
+/// Which part of a client's address persistence goes by, `-M` of ipvsadm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum ClientMask {
+    /// IPv4: a netmask, such as `255.255.255.0`; as with IPVS any one, contiguous or not.
+    V4(Ipv4Addr),
+    /// IPv6: a prefix length, 1 to 128.
+    V6(u8),
+}
+
+impl fmt::Display for ClientMask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::V4(mask) => mask.fmt(f),
+            Self::V6(length) => length.fmt(f),
+        }
+    }
+}
+
+impl From<ClientMask> for String {
+    fn from(mask: ClientMask) -> Self {
+        mask.to_string()
+    }
+}
+
+impl FromStr for ClientMask {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Ok(mask) = text.parse() {
+            return Ok(Self::V4(mask));
+        }
+        match text.parse() {
+            Ok(length @ 1..=128) => Ok(Self::V6(length)),
+            _ => Err(format!(
+                "`{text}` is no mask: use an IPv4 netmask such as 255.255.255.0, or an IPv6 prefix length from 1 to 128"
+            )),
+        }
+    }
+}
+
+impl TryFrom<String> for ClientMask {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+/// Persistence of a virtual service, `-p` of ipvsadm: a client (or its network) stays with its real server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Persistence {
+    /// Seconds after the last new connection for which the client stays with its real server, 1 to 2678400.
+    pub timeout: u32,
+    /// Who counts as one client: an IPv4 netmask or an IPv6 prefix length; without it, each address for itself.
+    #[schema(value_type = Option<String>)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<ClientMask>,
+}
+
+/// What becomes of a removed real server's connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Removal {
+    /// Their packets are dropped until they expire: what IPVS does.
+    Drop,
+    /// The next packet of each is scheduled anew, or refused where it opens nothing: what IPVS does with
+    /// expire_nodest_conn.
+    Reschedule,
+    /// The next packet of a TCP connection is answered with a reset from the virtual address, so that the
+    /// client connects again at once. All else is as with `reschedule`.
+    Reset,
+}
+
+impl Removal {
+    /// Every policy.
+    pub const ALL: [Self; 3] = [Self::Drop, Self::Reschedule, Self::Reset];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Drop => "drop",
+            Self::Reschedule => "reschedule",
+            Self::Reset => "reset",
+        }
+    }
+}
+
+impl fmt::Display for Removal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Removal {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|policy| policy.name() == text)
+            .ok_or_else(|| format!("`{text}` is no removal policy: use drop, reschedule or reset"))
+    }
+}
+
+/// What IPVS has as sysctls net.ipv4.vs.*, under the same names. Each is for the whole director
+/// ([`Settings`]) or, here, for one service, where it takes the director's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceSettings {
+    /// 0 or 1: connections of a removed real server are scheduled anew, and so is a SYN on a connection
+    /// whose real server has weight 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expire_nodest_conn: Option<u32>,
+    /// 0 or 1: a persistent client leaves a real server of weight 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expire_quiescent_template: Option<u32>,
+    /// 0: a SYN on a connection that has ended goes where that went; 1: it is scheduled anew; with bit 1
+    /// (2, 3) also after the client's FIN.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conn_reuse_mode: Option<u32>,
+    /// 0 or 1: a TCP packet that is no SYN may start a connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sloppy_tcp: Option<u32>,
+    /// 0 or 1: an SCTP packet that is no INIT may start a connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sloppy_sctp: Option<u32>,
+}
+
+/// The settings of the whole director, by IPVS's names and with its defaults (net.ipv4.vs.*,
+/// Documentation/networking/ipvs-sysctl.rst).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Settings {
+    /// As in [`ServiceSettings`].
+    pub expire_nodest_conn: u32,
+    /// As in [`ServiceSettings`].
+    pub expire_quiescent_template: u32,
+    /// As in [`ServiceSettings`].
+    pub conn_reuse_mode: u32,
+    /// As in [`ServiceSettings`].
+    pub sloppy_tcp: u32,
+    /// As in [`ServiceSettings`].
+    pub sloppy_sctp: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            expire_nodest_conn: 0,
+            expire_quiescent_template: 0,
+            conn_reuse_mode: 1,
+            sloppy_tcp: 0,
+            sloppy_sctp: 0,
+        }
+    }
+}
+
 /// A virtual service as configured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ServiceSpec {
@@ -173,10 +378,54 @@ pub struct ServiceSpec {
     #[serde(flatten)]
     pub key: ServiceKey,
     /// The scheduler.
+    #[serde(default)]
     pub scheduler: Scheduler,
     /// Flags of the sh and mh schedulers, sorted, without repetition.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flags: Vec<SchedulerFlag>,
+    /// Persistence, `-p` and `-M`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistence: Option<Persistence>,
+    /// One-packet scheduling, `-o`: each packet of a UDP service is scheduled by itself.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub one_packet: bool,
+    /// What becomes of a removed real server's connections; without it what `expire_nodest_conn` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removal: Option<Removal>,
+    /// Seconds in which a new or returning real server comes up to its weight; 0: at once.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub slow_start: u32,
+    /// Settings of this service that take the place of the director's.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub settings: ServiceSettings,
+}
+
+impl ServiceSpec {
+    /// A service with everything else as IPVS has it by default.
+    pub fn new(key: ServiceKey, scheduler: Scheduler) -> Self {
+        Self {
+            key,
+            scheduler,
+            flags: Vec::new(),
+            persistence: None,
+            one_packet: false,
+            removal: None,
+            slow_start: 0,
+            settings: ServiceSettings::default(),
+        }
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// A real server that is being drained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct Drain {
+    /// When it is removed although it has connections left, in seconds since 1970 (UTC); without it, never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<u64>,
 }
 
 /// A real server as configured.
@@ -190,6 +439,29 @@ pub struct ServerSpec {
     /// How packets reach it.
     #[serde(default)]
     pub method: ForwardingMethod,
+    /// `-x`: with so many connections, active and inactive, it gets no new ones; 0: no limit.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub upper_threshold: u32,
+    /// `-y`: below so many it gets new ones again; 0: three quarters of the upper one.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub lower_threshold: u32,
+    /// Set while it is drained: it takes nothing new, and is removed when its last connection has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
+}
+
+impl ServerSpec {
+    /// A server reached by direct routing, without thresholds.
+    pub fn new(key: ServerKey, weight: u32) -> Self {
+        Self {
+            key,
+            weight,
+            method: ForwardingMethod::Dr,
+            upper_threshold: 0,
+            lower_threshold: 0,
+            drain: None,
+        }
+    }
 }
 
 /// One change of the desired state; a request carries a list, applied all or nothing.
@@ -235,12 +507,28 @@ pub enum Change {
         /// Which server.
         server: ServerKey,
     },
+    /// Takes a real server out of service without breaking a connection: weight 0, no persistent client
+    /// follows to it any more, and when its last connection has ended it is removed.
+    DrainServer {
+        /// The service.
+        service: ServiceKey,
+        /// Which server.
+        server: ServerKey,
+        /// Until when, at the most.
+        #[serde(default)]
+        drain: Drain,
+    },
     /// `-C`: removes every service.
     Clear,
     /// `--set`: time-outs of connections; one of 0 stays as it is.
     SetTimeouts {
         /// The new time-outs.
         timeouts: Timeouts,
+    },
+    /// Replaces the settings of the whole director.
+    SetSettings {
+        /// The new settings.
+        settings: Settings,
     },
 }
 
@@ -358,6 +646,11 @@ pub struct Server {
     pub active: u64,
     /// All other connections, UDP among them.
     pub inactive: u64,
+    /// Persistence templates that name it (PersistConn of ipvsadm).
+    pub persistent: u64,
+    /// The weight that the scheduler goes by: the configured one, or less while it does not answer or
+    /// starts slowly.
+    pub effective_weight: u32,
     /// Its counters.
     pub stats: Stats,
 }
@@ -381,7 +674,8 @@ pub struct Connection {
     pub protocol: Protocol,
     /// Seconds until the entry expires.
     pub expires: u64,
-    /// The state, by IPVS's name: `SYN_RECV`, `ESTABLISHED`, `FIN_WAIT`, `TIME_WAIT`, `CLOSE`, `UDP`.
+    /// The state, by IPVS's name: `SYN_RECV`, `ESTABLISHED`, `FIN_WAIT`, `TIME_WAIT`, `CLOSE`, `UDP`; of a
+    /// persistence template `NONE`, or `ASSURED` once one of its connections was established.
     pub state: String,
     /// The client.
     #[schema(value_type = String)]
@@ -439,6 +733,8 @@ pub struct Status {
     pub connection_capacity: u64,
     /// Time-outs of connections.
     pub timeouts: Timeouts,
+    /// Settings of the whole director.
+    pub settings: Settings,
     /// Number of services.
     pub services: u64,
     /// Number of real servers, over all services.

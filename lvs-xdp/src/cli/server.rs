@@ -13,7 +13,7 @@ use super::{
 };
 use crate::api::{
     client::BlockingClient,
-    types::{Change, ForwardingMethod, Server, ServerKey, ServerSpec, ServerState, Service, ServiceKey},
+    types::{Change, Server, ServerKey, ServerSpec, ServerState, Service, ServiceKey},
 };
 
 pub(super) fn run(verb: ServerVerb, client: &mut BlockingClient, out: &mut dyn Write) -> Result<(), Failure> {
@@ -46,11 +46,7 @@ pub(super) fn run(verb: ServerVerb, client: &mut BlockingClient, out: &mut dyn W
             } => {
                 let service = service.key();
                 let key = key(server, service)?;
-                let server = ServerSpec {
-                    key,
-                    weight,
-                    method: ForwardingMethod::Dr,
-                };
+                let server = ServerSpec::new(key, weight);
                 Change::AddServer {
                     service,
                     server,

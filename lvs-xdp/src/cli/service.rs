@@ -26,9 +26,8 @@ pub(super) fn run(
             flags,
         } => Change::AddService {
             service: ServiceSpec {
-                key: service.key(),
-                scheduler,
                 flags: normal(flags),
+                ..ServiceSpec::new(service.key(), scheduler)
             },
         },
         ServiceVerb::Edit {
@@ -94,6 +93,7 @@ fn print(services: &[Service], list: &ListArgs, out: &mut dyn Write) -> Result<(
             key,
             scheduler,
             flags,
+            ..
         } = &service.spec;
         let flags: Vec<_> = flags.iter().map(|&flag| flag_name(flag)).collect();
         table.row([

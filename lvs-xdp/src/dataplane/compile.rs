@@ -16,7 +16,7 @@ use std::{
 };
 
 use lvs_xdp_common::{
-    abi::{Cursor, Kind, ListWord, RingWord, ServiceRow, destination_flag, service_flag},
+    abi::{Cursor, Kind, ListEntry, ListWord, RingWord, ServiceRow, destination_flag, service_flag},
     hash,
     maps::Maps as _,
     packet::{IpProto, Mac},
@@ -117,7 +117,7 @@ impl Compiler {
             self.free_services.remove(&id);
             let ids: Vec<u32> = (0..word.length())
                 .filter_map(|index| tables.list(word.offset() + 1 + index))
-                .map(|entry| low(entry.load()))
+                .map(|entry| ListEntry(entry.load()).id())
                 .collect();
             let list = list_extent(word);
             let ring = ring_extent(RingWord(row.rings[live].load()));
@@ -489,6 +489,11 @@ impl Compiler {
     /// The server behind a destination id.
     pub fn server(&self, id: u32) -> Option<ServerKey> {
         self.members.get(&id).map(|(_, server)| *server)
+    }
+
+    /// Persistence templates that name a destination.
+    pub fn templates(&self, id: u32) -> u64 {
+        self.tables.counts[id as usize].templates.load()
     }
 
     /// Active and inactive connections of a destination.

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use lvs_xdp_common::{
     abi::{
-        Control, DestinationRow, IndexBucket, Kind, ListWord, RingWord, ServiceRow, destination_flag,
-        index_buckets, index_word, list_entry,
+        Control, DestinationRow, IndexBucket, Kind, ListEntry, ListWord, RingWord, ServiceRow,
+        destination_flag, index_buckets, index_word,
     },
     atomic::Word,
     packet::{Address, Mac},
@@ -62,7 +62,7 @@ pub(super) fn list_words(members: &[Member], ids: &[u32], old_ids: &[u32]) -> Ve
             members
                 .iter()
                 .zip(ids)
-                .map(|(member, &id)| list_entry(member.weight, id)),
+                .map(|(member, &id)| ListEntry::new(member.weight, id, member.is_limited).0),
         )
         .chain(ring::pack(&places))
         .collect()
@@ -73,7 +73,7 @@ pub(super) fn ring_words(kind: Kind, members: &[Member]) -> Vec<u64> {
         Kind::Sh => ring::source_hash(members),
         Kind::Dh => ring::destination_hash(members),
         Kind::Mh => ring::maglev(members),
-        Kind::Absent | Kind::Tombstone | Kind::Rr | Kind::Wrr | Kind::Fo => Vec::new(),
+        _ => Vec::new(),
     };
     ring::pack(&slots).collect()
 }
@@ -82,7 +82,7 @@ pub(super) fn slots(kind: Kind) -> u32 {
     match kind {
         Kind::Sh | Kind::Dh => HASH_SLOTS,
         Kind::Mh => MH_SLOTS,
-        Kind::Absent | Kind::Tombstone | Kind::Rr | Kind::Wrr | Kind::Fo => 0,
+        _ => 0,
     }
 }
 
@@ -90,7 +90,14 @@ pub(super) fn kind(scheduler: Scheduler) -> Kind {
     match scheduler {
         Scheduler::Rr => Kind::Rr,
         Scheduler::Wrr => Kind::Wrr,
+        Scheduler::Lc => Kind::Lc,
+        Scheduler::Wlc => Kind::Wlc,
+        Scheduler::Lblc => Kind::Lblc,
+        Scheduler::Lblcr => Kind::Lblcr,
+        Scheduler::Sed => Kind::Sed,
+        Scheduler::Nq => Kind::Nq,
         Scheduler::Fo => Kind::Fo,
+        Scheduler::Ovf => Kind::Ovf,
         Scheduler::Sh => Kind::Sh,
         Scheduler::Dh => Kind::Dh,
         Scheduler::Mh => Kind::Mh,
@@ -159,11 +166,7 @@ pub fn ip(address: Address) -> IpAddr {
 
 pub(super) fn service_key(row: &ServiceRow) -> Option<ServiceKey> {
     let identity = row.identity.load();
-    let protocol = match identity >> 16 & 0xff {
-        6 => Protocol::Tcp,
-        17 => Protocol::Udp,
-        _ => return None,
-    };
+    let protocol = Protocol::from_number(u8::try_from(identity >> 16 & 0xff).ok()?)?;
     let address = ip(Address::from_halves(row.address[0].load(), row.address[1].load()));
     Some(ServiceKey {
         protocol,

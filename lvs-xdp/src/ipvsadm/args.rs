@@ -12,7 +12,7 @@ use super::{
     popt::Scanner,
 };
 use crate::api::types::{
-    Change, ForwardingMethod, Protocol, Scheduler, SchedulerFlag, ServerKey, ServerSpec, ServiceKey, Timeouts,
+    Change, Protocol, Scheduler, SchedulerFlag, ServerKey, ServerSpec, ServiceKey, Timeouts,
 };
 use crate::model::MAX_TIMEOUT;
 
@@ -229,11 +229,7 @@ impl<'a> Typed<'a> {
             port: service.port,
         };
         let weight = self.weight.unwrap_or(DEFAULT_WEIGHT);
-        Ok(ServerSpec {
-            key,
-            weight,
-            method: ForwardingMethod::Dr,
-        })
+        Ok(ServerSpec::new(key, weight))
     }
 }
 

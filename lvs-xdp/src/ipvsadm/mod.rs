@@ -238,9 +238,8 @@ fn service_spec(
     } = request;
     if let Some(scheduler) = scheduler {
         return Ok(ServiceSpec {
-            key,
-            scheduler,
             flags,
+            ..ServiceSpec::new(key, scheduler)
         });
     }
     let exists = has_service(&services(director)?, key);

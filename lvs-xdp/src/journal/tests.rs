@@ -27,9 +27,8 @@ fn service(port: u16) -> Change {
     let flags = vec![SchedulerFlag::Fallback, SchedulerFlag::Port];
     Change::AddService {
         service: ServiceSpec {
-            key: key(port),
-            scheduler: Scheduler::Mh,
             flags,
+            ..ServiceSpec::new(key(port), Scheduler::Mh)
         },
     }
 }
@@ -39,11 +38,7 @@ fn server(port: u16, host: u8, weight: u32) -> ServerSpec {
         address: [198, 51, 100, host].into(),
         port,
     };
-    ServerSpec {
-        key,
-        weight,
-        method: ForwardingMethod::Dr,
-    }
+    ServerSpec::new(key, weight)
 }
 
 /// A transaction that needs no other: a service with two servers.

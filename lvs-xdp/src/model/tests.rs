@@ -16,9 +16,8 @@ fn service_key(address: &str, port: u16) -> ServiceKey {
 
 fn service(key: ServiceKey, scheduler: Scheduler, flags: &[SchedulerFlag]) -> ServiceSpec {
     ServiceSpec {
-        key,
-        scheduler,
         flags: flags.to_vec(),
+        ..ServiceSpec::new(key, scheduler)
     }
 }
 
@@ -27,11 +26,7 @@ fn server(address: &str, port: u16, weight: u32) -> ServerSpec {
         address: address.parse().unwrap(),
         port,
     };
-    ServerSpec {
-        key,
-        weight,
-        method: ForwardingMethod::Dr,
-    }
+    ServerSpec::new(key, weight)
 }
 
 fn add(address: &str, port: u16) -> Change {

@@ -11,7 +11,7 @@ use lvs_xdp_common::{
 
 use super::{Compiler, Slot};
 use crate::{
-    api::types::{ApiError, ErrorCode, SchedulerFlag, ServerKey, ServiceKey},
+    api::types::{ApiError, ErrorCode, SchedulerFlag, ServerKey, ServerSpec, ServiceKey},
     dataplane::{
         extents::Extent,
         rows::{address, count, high, kind, length, list_words, live, ring_extent, ring_words, slots},
@@ -59,7 +59,7 @@ impl Compiler {
         model: &Model,
         touched: &BTreeSet<ServiceKey>,
         told: &BTreeSet<ServiceKey>,
-        weight: impl Fn(&ServerKey, u32) -> u32,
+        weight: impl Fn(&ServiceKey, &ServerSpec) -> u32,
     ) -> Result<Plan, ApiError> {
         if model.services().len() > self.capacity.services as usize {
             return Err(full("services", self.capacity.services, "--services"));
@@ -83,7 +83,7 @@ impl Compiler {
         key: ServiceKey,
         wanted: Option<&Arc<ServiceEntry>>,
         is_told: bool,
-        weight: &impl Fn(&ServerKey, u32) -> u32,
+        weight: &impl Fn(&ServiceKey, &ServerSpec) -> u32,
     ) -> Result<Option<Planned>, ApiError> {
         let present = self.services.get(&key).cloned();
         let Some(wanted) = wanted else {
@@ -128,7 +128,7 @@ impl Compiler {
         key: ServiceKey,
         present: Option<&Slot>,
         wanted: &ServiceEntry,
-        weight: &impl Fn(&ServerKey, u32) -> u32,
+        weight: &impl Fn(&ServiceKey, &ServerSpec) -> u32,
         reserved: &mut Reserved,
     ) -> Result<Planned, ApiError> {
         let id = match present {
@@ -179,8 +179,9 @@ impl Compiler {
             members.push(Member {
                 address: address(server.key.address),
                 port: server.key.port,
-                weight: weight(&server.key, server.weight),
+                weight: weight(&key, server),
                 last_weight,
+                is_limited: server.upper_threshold > 0,
             });
         }
         let kind = kind(wanted.spec.scheduler);
