@@ -473,7 +473,8 @@ pub struct DestinationRow {
     /// lblcr: when it joined the set of servers of its service, as a number that only grows; 0 where it is
     /// not in it.
     pub joined: Word,
-    spare: Word,
+    /// The effective weight, as in its service's list.
+    pub weight: Word,
 }
 
 /// Flags of [`DestinationRow::towards`].
@@ -484,10 +485,8 @@ pub mod destination_flag {
     pub const REMOVED: u64 = 1 << 49;
     /// The row is in use.
     pub const USED: u64 = 1 << 50;
-    /// Its effective weight is 0.
-    pub const QUIESCED: u64 = 1 << 51;
     /// It is being drained: persistence templates that name it are void.
-    pub const DRAINING: u64 = 1 << 52;
+    pub const DRAINING: u64 = 1 << 51;
 }
 
 impl DestinationRow {

@@ -45,9 +45,11 @@ mod imp {
                 .is_ok()
         }
 
-        /// Adds `delta`, wrapping.
-        pub fn add(&self, delta: u64) {
-            self.atomic().fetch_add(delta, Ordering::SeqCst);
+        /// Adds `delta`, wrapping; what the word is after that.
+        pub fn add(&self, delta: u64) -> u64 {
+            self.atomic()
+                .fetch_add(delta, Ordering::SeqCst)
+                .wrapping_add(delta)
         }
     }
 }
@@ -82,11 +84,12 @@ mod imp {
             unsafe { atomic_cxchg::<u64, ORDER, ORDER>(self.0.get(), old, new).0 == old }
         }
 
-        /// Adds `delta`, wrapping.
+        /// Adds `delta`, wrapping; what the word is after that.
         #[inline(always)]
-        pub fn add(&self, delta: u64) {
+        pub fn add(&self, delta: u64) -> u64 {
             // SAFETY: as for `swap`.
-            unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(self.0.get(), delta) };
+            unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(self.0.get(), delta) }
+                .wrapping_add(delta)
         }
     }
 }

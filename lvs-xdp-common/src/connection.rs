@@ -1,9 +1,10 @@
 //! What one connection entry says: its state, its time-out, and the word that holds both.
 //!
-//! The states are those of net/netfilter/ipvs/ip_vs_proto_tcp.c, table `tcp_states`, as they are seen
-//! from one side only (INPUT_ONLY), since with direct routing the answers do not pass the director.
+//! The states are those of net/netfilter/ipvs/ip_vs_proto_{tcp,sctp}.c (`tcp_states`, `sctp_states`), as
+//! they are seen from one side only (INPUT_ONLY), since with direct routing the answers do not pass the
+//! director. States that are never reached from there are left out.
 
-use crate::packet::TcpFlag;
+use crate::packet::{Event, IpProto, Signal};
 
 /// The state of an entry. Its number stands in the entry's word and indexes the time-outs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +30,18 @@ pub enum State {
     TimeWait = 8,
     /// TCP: reset.
     Close = 9,
+    /// SCTP: an INIT was seen.
+    Init1 = 10,
+    /// SCTP: more than one INIT was seen.
+    Init = 11,
+    /// SCTP: the client has answered an INIT of the server's.
+    CookieEchoed = 12,
+    /// SCTP: established.
+    Associated = 13,
+    /// SCTP: the client closed.
+    ShutdownReceived = 14,
+    /// SCTP: closed.
+    Closed = 15,
 }
 
 /// How an entry counts for its destination (`ip_vs_tcp_state_active` and its like).
@@ -58,6 +71,12 @@ impl State {
             7 => Self::FinWait,
             8 => Self::TimeWait,
             9 => Self::Close,
+            10 => Self::Init1,
+            11 => Self::Init,
+            12 => Self::CookieEchoed,
+            13 => Self::Associated,
+            14 => Self::ShutdownReceived,
+            15 => Self::Closed,
             _ => Self::Empty,
         }
     }
@@ -69,10 +88,15 @@ impl State {
             Self::Assured => "ASSURED",
             Self::Udp => "UDP",
             Self::SynRecv => "SYN_RECV",
-            Self::Established => "ESTABLISHED",
+            Self::Established | Self::Associated => "ESTABLISHED",
             Self::FinWait => "FIN_WAIT",
             Self::TimeWait => "TIME_WAIT",
             Self::Close => "CLOSE",
+            Self::Init1 => "INIT1",
+            Self::Init => "INIT",
+            Self::CookieEchoed => "C-ECHOED",
+            Self::ShutdownReceived => "S-RECEIVED",
+            Self::Closed => "CLOSED",
         }
     }
 
@@ -82,74 +106,182 @@ impl State {
         match self {
             Self::Empty | Self::Claimed => Count::Nothing,
             Self::Template | Self::Assured => Count::Template,
-            Self::SynRecv | Self::Established => Count::Active,
-            Self::Udp | Self::FinWait | Self::TimeWait | Self::Close => Count::Inactive,
+            Self::SynRecv | Self::Established | Self::Associated => Count::Active,
+            Self::Udp
+            | Self::FinWait
+            | Self::TimeWait
+            | Self::Close
+            | Self::Init1
+            | Self::Init
+            | Self::CookieEchoed
+            | Self::ShutdownReceived
+            | Self::Closed => Count::Inactive,
         }
     }
 
     /// Whether an entry in this state gives way when a new one needs room: nobody has proved to be there.
     #[inline(always)]
     pub const fn is_half_open(self) -> bool {
-        matches!(self, Self::Template | Self::SynRecv)
+        matches!(
+            self,
+            Self::Template | Self::SynRecv | Self::Init1 | Self::Init | Self::CookieEchoed
+        )
     }
 
-    /// Whether a SYN may be scheduled anew (`is_new_conn_expected`, conn_reuse_mode 1, without answers seen).
+    /// Whether it is a persistence template's.
+    #[inline(always)]
+    pub const fn is_template(self) -> bool {
+        matches!(self, Self::Template | Self::Assured)
+    }
+
+    /// Whether it is an SCTP association's.
+    #[inline(always)]
+    pub const fn is_sctp(self) -> bool {
+        self as u8 >= Self::Init1 as u8
+    }
+
+    /// Whether a connection in this state has been set up by both sides: then its client is really there
+    /// (`ip_vs_control_assure_ct`).
+    #[inline(always)]
+    pub const fn is_established(self) -> bool {
+        matches!(self, Self::Established | Self::Associated)
+    }
+
+    /// Whether what opens a connection may be scheduled anew (`is_new_conn_expected`, conn_reuse_mode 1).
     #[inline(always)]
     pub const fn is_over(self) -> bool {
-        matches!(self, Self::TimeWait | Self::Close)
+        matches!(self, Self::TimeWait | Self::Close | Self::Closed)
     }
 
     /// The state that a packet starts an entry in.
     #[inline(always)]
-    pub const fn first(is_tcp: bool, flag: TcpFlag) -> Self {
-        if !is_tcp {
-            return Self::Udp;
-        }
-        match flag {
-            TcpFlag::Syn => Self::SynRecv,
-            TcpFlag::Ack => Self::Established,
-            TcpFlag::Fin | TcpFlag::Rst | TcpFlag::None => Self::Close,
+    pub const fn first(protocol: IpProto, signal: Signal) -> Self {
+        match protocol {
+            IpProto::TCP => Self::from_number(FIRST >> (4 * signal.event(protocol) as u64) & 0xf),
+            IpProto::SCTP => Self::from_number(FIRST >> (4 * signal.event(protocol) as u64) & 0xf),
+            _ => Self::Udp,
         }
     }
 
-    /// The state after a packet.
-    ///
-    /// CLOSE_WAIT and LAST_ACK of the kernel's table are reached from themselves only when answers are
-    /// not seen, so they are not here.
+    /// The state after an event of the entry's own protocol.
     #[inline(always)]
-    pub const fn next(self, flag: TcpFlag) -> Self {
-        match (flag, self) {
-            (TcpFlag::Syn, Self::Established) => Self::Established,
-            (TcpFlag::Syn, Self::SynRecv | Self::FinWait | Self::TimeWait | Self::Close) => Self::SynRecv,
-            (TcpFlag::Fin, Self::Established) => Self::FinWait,
-            (TcpFlag::Fin, Self::SynRecv) => Self::TimeWait,
-            (TcpFlag::Ack, Self::SynRecv) => Self::Established,
-            (TcpFlag::Rst, Self::Established | Self::FinWait | Self::TimeWait) => Self::Close,
-            _ => self,
-        }
+    pub const fn next(self, event: Event) -> Self {
+        Self::from_number(transitions(event) >> (4 * self as u64) & 0xf)
     }
 }
 
-/// The time-outs of IPVS in seconds, by state: what `Control::timeouts` starts with.
-/// Templates take their service's.
-pub const TIMEOUTS: [u32; 16] = {
-    let mut timeouts = [0; 16];
-    // No entries: they never expire.
-    timeouts[State::Empty as usize] = u32::MAX;
-    timeouts[State::Claimed as usize] = u32::MAX;
-    timeouts[State::Template as usize] = 360;
-    timeouts[State::Assured as usize] = 360;
-    timeouts[State::Udp as usize] = 300;
-    timeouts[State::SynRecv as usize] = 60;
-    timeouts[State::Established as usize] = 900;
-    timeouts[State::FinWait as usize] = 120;
-    timeouts[State::TimeWait as usize] = 120;
-    timeouts[State::Close as usize] = 10;
+/// The state that an event starts an entry in, four bits an event.
+const FIRST: u64 = {
+    use State::{Associated, Close, Closed, CookieEchoed, Established, Init1, ShutdownReceived, SynRecv};
+    let states = [
+        (Event::None, Close),
+        (Event::Rst, Close),
+        (Event::Syn, SynRecv),
+        (Event::Fin, Close),
+        (Event::Ack, Established),
+        (Event::Data, Associated),
+        (Event::Init, Init1),
+        (Event::InitAck, CookieEchoed),
+        (Event::CookieEcho, Associated),
+        (Event::CookieAck, Associated),
+        (Event::Shutdown, ShutdownReceived),
+        (Event::ShutdownAck, Closed),
+        (Event::ShutdownComplete, Closed),
+        (Event::Error, Closed),
+        (Event::Abort, Closed),
+    ];
+    let mut table = 0;
+    let mut index = 0;
+    while index < states.len() {
+        table |= (states[index].1 as u64) << (4 * states[index].0 as u64);
+        index += 1;
+    }
+    table
+};
+
+/// Every state's next one, four bits a state. Events of the other protocol and states without a
+/// transition stay.
+const fn table(changes: &[(State, State)]) -> u64 {
+    let mut table = 0xfedc_ba98_7654_3210;
+    let mut index = 0;
+    while index < changes.len() {
+        let (from, to) = changes[index];
+        let shift = 4 * from as u64;
+        table = table & !(0xf << shift) | (to as u64) << shift;
+        index += 1;
+    }
+    table
+}
+
+/// The rows of the kernel's two tables, column by column where anything changes.
+#[inline(always)]
+const fn transitions(event: Event) -> u64 {
+    use State::{
+        Associated as ES, Close as CL, Closed as SCL, CookieEchoed as CE, Established as EST, FinWait as FW,
+        Init as IN, Init1 as I1, ShutdownReceived as SR, SynRecv as SYN, TimeWait as TW,
+    };
+    match event {
+        Event::None | Event::Data | Event::Error => const { table(&[]) },
+        Event::Syn => const { table(&[(FW, SYN), (TW, SYN), (CL, SYN)]) },
+        Event::Fin => const { table(&[(EST, FW), (SYN, TW)]) },
+        Event::Ack => const { table(&[(SYN, EST)]) },
+        Event::Rst => const { table(&[(EST, CL), (FW, CL), (TW, CL)]) },
+        Event::Init => const { table(&[(I1, IN), (SCL, IN)]) },
+        Event::InitAck => const { table(&[(I1, CE), (IN, CE)]) },
+        Event::CookieEcho => const { table(&[(I1, ES), (IN, ES), (SCL, ES)]) },
+        Event::CookieAck => const { table(&[(CE, ES)]) },
+        Event::Shutdown => const { table(&[(ES, SR)]) },
+        Event::ShutdownAck => const { table(&[(I1, IN), (ES, SCL)]) },
+        Event::ShutdownComplete => const { table(&[(I1, SCL), (IN, SCL), (SR, SCL)]) },
+        Event::Abort => const { table(&[(I1, SCL), (IN, SCL), (CE, SCL), (ES, SCL), (SR, SCL)]) },
+    }
+}
+
+/// Where the time-out of an entry stands in `Control::timeouts`: its state's number and its `coarse` bit.
+#[inline(always)]
+pub const fn timeout_index(state: State, is_coarse: bool) -> usize {
+    (state as usize) << 1 | is_coarse as usize
+}
+
+/// The time-outs of IPVS in seconds: what `Control::timeouts` starts with, by [`timeout_index`].
+///
+/// Templates have their service's time-out: their word says when they end, not when they were last seen
+/// ([`Entry::until`]), so what stands here for them is the longest that their unit can say.
+pub const TIMEOUTS: [u32; 32] = {
+    let seconds = [
+        // No entries: they never expire.
+        (State::Empty, u32::MAX),
+        (State::Claimed, u32::MAX),
+        (State::Template, FINE_MAX),
+        (State::Assured, FINE_MAX),
+        (State::Udp, 300),
+        (State::SynRecv, 60),
+        (State::Established, 900),
+        (State::FinWait, 120),
+        (State::TimeWait, 120),
+        (State::Close, 10),
+        (State::Init1, 4),
+        (State::Init, 61),
+        (State::CookieEchoed, 61),
+        (State::Associated, 900),
+        (State::ShutdownReceived, 61),
+        (State::Closed, 61),
+    ];
+    let mut timeouts = [0; 32];
+    let mut index = 0;
+    while index < seconds.len() {
+        let (state, seconds) = seconds[index];
+        timeouts[timeout_index(state, false)] = seconds;
+        timeouts[timeout_index(state, true)] = if state.is_template() { COARSE_MAX } else { seconds };
+        index += 1;
+    }
     timeouts
 };
 
 /// Time-outs above this are counted in units of [`COARSE_SECONDS`].
 pub const FINE_MAX: u32 = 16_384;
+/// The longest time-out: 31 days (`MAX_TIMEOUT` of ipvsadm), a whole number of coarse units.
+pub const COARSE_MAX: u32 = 86_400 * 31;
 /// The coarse unit.
 pub const COARSE_SECONDS: u32 = 1 << COARSE_SHIFT;
 const COARSE_SHIFT: u32 = 6;
@@ -179,12 +311,46 @@ impl Entry {
         } else {
             now as u64 & SEEN_MASK
         };
+        Self::pack(tag, destination, state, stamp)
+    }
+
+    /// A template that ends `remaining` seconds after `now`, at most [`COARSE_MAX`]: seen as long ago as
+    /// leaves it so much of the longest time-out.
+    #[inline(always)]
+    pub const fn until(tag: u32, destination: u32, state: State, now: u32, remaining: u32) -> Self {
+        let stamp = if remaining > FINE_MAX {
+            let units = remaining.div_ceil(COARSE_SECONDS);
+            COARSE
+                | (now / COARSE_SECONDS)
+                    .wrapping_add(units)
+                    .wrapping_sub(COARSE_MAX / COARSE_SECONDS) as u64
+                    & SEEN_MASK
+        } else {
+            now.wrapping_add(remaining).wrapping_sub(FINE_MAX) as u64 & SEEN_MASK
+        };
+        Self::pack(tag, destination, state, stamp)
+    }
+
+    #[inline(always)]
+    const fn pack(tag: u32, destination: u32, state: State, stamp: u64) -> Self {
         Self(
             (tag as u64) << TAG_SHIFT
                 | (destination as u64) << DESTINATION_SHIFT
                 | (state as u64) << STATE_SHIFT
                 | stamp,
         )
+    }
+
+    /// The same entry with another tag.
+    #[inline(always)]
+    pub const fn with_tag(self, tag: u32) -> Self {
+        Self(self.0 & ((1 << TAG_SHIFT) - 1) | (tag as u64) << TAG_SHIFT)
+    }
+
+    /// The same entry in another state, with its time as it is.
+    #[inline(always)]
+    pub const fn with_state(self, state: State) -> Self {
+        Self(self.0 & !(0xf << STATE_SHIFT) | (state as u64) << STATE_SHIFT)
     }
 
     /// Tells the flows of a bucket apart; 23 bits of the flow hash.
@@ -209,6 +375,12 @@ impl Entry {
     #[inline(always)]
     pub const fn state_number(self) -> u64 {
         self.0 >> STATE_SHIFT & 0xf
+    }
+
+    /// Where its time-out stands in `Control::timeouts`, below 32.
+    #[inline(always)]
+    pub const fn timeout_index(self) -> u64 {
+        self.0 >> 16 & 0x1f
     }
 
     /// Whether this is an entry, and a whole one.
@@ -264,31 +436,63 @@ mod tests {
     fn tcp_states_are_the_kernels() {
         use State::{Close as CL, Established as ES, FinWait as FW, SynRecv as SR, TimeWait as TW};
         let from = [ES, SR, FW, TW, CL];
-        for (flag, to) in [
-            (TcpFlag::Syn, [ES, SR, SR, SR, SR]),
-            (TcpFlag::Fin, [FW, TW, FW, TW, CL]),
-            (TcpFlag::Ack, [ES, ES, FW, TW, CL]),
-            (TcpFlag::Rst, [CL, SR, CL, CL, CL]),
+        for (event, to) in [
+            (Event::Syn, [ES, SR, SR, SR, SR]),
+            (Event::Fin, [FW, TW, FW, TW, CL]),
+            (Event::Ack, [ES, ES, FW, TW, CL]),
+            (Event::Rst, [CL, SR, CL, CL, CL]),
+            (Event::None, from),
         ] {
-            assert_eq!(from.map(|state| state.next(flag)), to, "{flag:?}");
+            assert_eq!(from.map(|state| state.next(event)), to, "{event:?}");
         }
-        for state in from {
-            assert_eq!(state.next(TcpFlag::None), state);
+        assert_eq!(State::Udp.next(Event::None), State::Udp);
+    }
+
+    /// The rows of the kernel's `sctp_states`, INPUT_ONLY, for the states that are reached.
+    #[test]
+    fn sctp_states_are_the_kernels() {
+        use State::{
+            Associated as ES, Closed as CL, CookieEchoed as CE, Init as IN, Init1 as I1,
+            ShutdownReceived as SR,
+        };
+        let from = [I1, IN, CE, ES, SR, CL];
+        for (event, first, to) in [
+            (Event::Data, ES, from),
+            (Event::Init, I1, [IN, IN, CE, ES, SR, IN]),
+            (Event::InitAck, CE, [CE, CE, CE, ES, SR, CL]),
+            (Event::CookieEcho, ES, [ES, ES, CE, ES, SR, ES]),
+            (Event::CookieAck, ES, [I1, IN, ES, ES, SR, CL]),
+            (Event::Shutdown, SR, [I1, IN, CE, SR, SR, CL]),
+            (Event::ShutdownAck, CL, [IN, IN, CE, CL, SR, CL]),
+            (Event::ShutdownComplete, CL, [CL, CL, CE, ES, CL, CL]),
+            (Event::Error, CL, from),
+            (Event::Abort, CL, [CL; 6]),
+        ] {
+            assert_eq!(from.map(|state| state.next(event)), to, "{event:?}");
+            assert_eq!(
+                State::from_number(FIRST >> (4 * event as u64) & 0xf),
+                first,
+                "{event:?}"
+            );
         }
     }
 
     #[test]
     fn an_entry_starts_as_its_first_packet_says() {
-        assert_eq!(State::first(true, TcpFlag::Syn), State::SynRecv);
-        assert_eq!(State::first(true, TcpFlag::Ack), State::Established);
-        assert_eq!(State::first(true, TcpFlag::Fin), State::Close);
-        assert_eq!(State::first(true, TcpFlag::Rst), State::Close);
-        assert_eq!(State::first(false, TcpFlag::None), State::Udp);
+        let tcp = |flags| State::first(IpProto::TCP, Signal(flags));
+        assert_eq!(tcp(0x02), State::SynRecv);
+        assert_eq!(tcp(0x10), State::Established);
+        assert_eq!(tcp(0x11), State::Close);
+        assert_eq!(tcp(0x04), State::Close);
+        assert_eq!(tcp(0x00), State::Close);
+        assert_eq!(State::first(IpProto::UDP, Signal(0)), State::Udp);
+        assert_eq!(State::first(IpProto::SCTP, Signal(1)), State::Init1);
+        assert_eq!(State::first(IpProto::SCTP, Signal(0)), State::Associated);
     }
 
     #[test]
     fn time_outs_are_ipvs_defaults() {
-        let of = |state: State| TIMEOUTS[state as usize];
+        let of = |state: State| TIMEOUTS[timeout_index(state, false)];
         assert_eq!(
             [of(State::SynRecv), of(State::Established), of(State::FinWait)],
             [60, 900, 120]
@@ -301,7 +505,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_word_keeps_its_parts(tag in 0..1u32 << 23, destination in 0..1u32 << 20, state in 0..10u64, now: u32, timeout in 0..2_678_400u32) {
+        fn a_word_keeps_its_parts(tag in 0..1u32 << 23, destination in 0..1u32 << 20, state in 0..16u64, now: u32, timeout in 0..2_678_400u32) {
             let state = State::from_number(state);
             let entry = Entry::new(tag, destination, state, now, timeout);
             prop_assert_eq!((entry.tag(), entry.destination(), entry.state()), (tag, destination, state));
@@ -310,7 +514,7 @@ mod tests {
 
         #[test]
         fn an_entry_expires_when_its_time_has_passed_and_not_before(now in 0..u32::MAX / 2, timeout in 1..2_678_400u32, after in 0..3_000_000u32) {
-            let entry = Entry::new(1, 1, State::Assured, now, timeout);
+            let entry = Entry::new(1, 1, State::Established, now, timeout);
             let unit = if timeout > FINE_MAX { COARSE_SECONDS } else { 1 };
             // The word's clock has 65,536 units; the sweep removes entries long before they wrap.
             prop_assume!(after < 65_536 * unit - unit);
@@ -319,6 +523,24 @@ mod tests {
             }
             if after <= timeout {
                 prop_assert!(!entry.is_expired(now + after, timeout) || after + unit > timeout);
+            }
+        }
+
+        #[test]
+        fn a_template_ends_when_its_word_says(now in 0..u32::MAX / 2, remaining in 1..=COARSE_MAX, after in 0..3_000_000u32) {
+            let entry = Entry::until(7, 3, State::Template, now, remaining);
+            prop_assert_eq!((entry.tag(), entry.destination(), entry.state()), (7, 3, State::Template));
+            let is_coarse = remaining > FINE_MAX;
+            let unit = if is_coarse { COARSE_SECONDS } else { 1 };
+            // It is swept long before its clock wraps.
+            prop_assume!(after < remaining + 30_000 * unit);
+            let timeout = TIMEOUTS[timeout_index(State::Template, is_coarse)];
+            prop_assert_eq!(usize::try_from(entry.timeout_index()).unwrap(), timeout_index(State::Template, is_coarse));
+            if after > remaining + 2 * unit {
+                prop_assert!(entry.is_expired(now + after, timeout));
+            }
+            if after <= remaining {
+                prop_assert!(!entry.is_expired(now + after, timeout));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The keyed hash of a flow, and IPVS's own hashes.
 
-use crate::packet::{Address, Packet};
+use crate::{flow::Flow, packet::Address};
 
 /// A secret of the director, drawn by the agent when the maps are made: nobody outside can aim at a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,16 +29,15 @@ fn absorb(state: u64, address: Address) -> u64 {
     mix(mix(state ^ address.high()) ^ address.low())
 }
 
-/// The hash of a packet's flow: client, virtual address, ports, protocol.
+/// The hash of a flow: client, virtual address, ports, protocol, and whether it is a template's.
 #[inline(always)]
-pub fn flow(key: HashKey, packet: &Packet) -> u64 {
-    let addresses = if packet.source.is_ipv4() {
-        packet.source.low() << 32 | packet.destination.low() & 0xffff_ffff
+pub fn flow(key: HashKey, flow: &Flow) -> u64 {
+    let addresses = if flow.client.is_ipv4() {
+        flow.client.low() << 32 | flow.address.low() & 0xffff_ffff
     } else {
-        absorb(absorb(key.1, packet.source), packet.destination)
+        absorb(absorb(key.1, flow.client), flow.address)
     };
-    let ports = u64::from(packet.source_port) << 16 | u64::from(packet.destination_port);
-    finish(key, addresses, ports | u64::from(packet.protocol.0) << 32)
+    finish(key, addresses, flow.ports())
 }
 
 /// The hash under which a service stands in the index.
@@ -120,6 +119,7 @@ fn sip_round(v: &mut [u64; 4]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packet::Packet;
 
     #[test]
     fn hash_32_is_the_golden_ratio_hash() {
@@ -139,9 +139,11 @@ mod tests {
     fn the_flow_hash_depends_on_the_key_and_every_field() {
         let packet = Packet::sample();
         let key = HashKey(1, 2);
-        let base = flow(key, &packet);
-        assert_ne!(base, flow(HashKey(2, 2), &packet));
-        assert_ne!(base, flow(HashKey(1, 3), &packet));
+        let hash = |key, packet: &Packet| flow(key, &Flow::new(packet, 1));
+        let base = hash(key, &packet);
+        assert_ne!(base, hash(HashKey(2, 2), &packet));
+        assert_ne!(base, hash(HashKey(1, 3), &packet));
+        assert_ne!(base, flow(key, &Flow::new(&packet, 1).template(0, u32::MAX)));
         for change in [
             |p: &mut Packet| p.source_port += 1,
             |p: &mut Packet| p.destination_port += 1,
@@ -151,7 +153,7 @@ mod tests {
         ] {
             let mut other = packet;
             change(&mut other);
-            assert_ne!(base, flow(key, &other));
+            assert_ne!(base, hash(key, &other));
         }
     }
 }

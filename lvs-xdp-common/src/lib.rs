@@ -28,9 +28,11 @@
 extern crate alloc;
 
 pub mod abi;
+pub mod answer;
 pub mod atomic;
 pub mod connection;
 pub mod director;
+pub mod flow;
 pub mod hash;
 pub mod maps;
 pub mod packet;

@@ -2,12 +2,14 @@
 
 use crate::{
     abi::{
-        Bucket, ColdRow, Control, Counts, DestinationRow, IndexBucket, InterfaceRow, ListWord, RingWord,
-        ServiceRow,
+        Bucket, ColdRow, Control, Counts, DestinationRow, IndexBucket, InterfaceRow, Kind, ListWord,
+        RingWord, ServiceRow,
     },
     atomic::Word,
+    director,
+    flow::Flow,
     scheduler,
-    table::{self, Flow, New},
+    table::{self, New},
 };
 
 /// The tables, and what time it is. A row past a table's end is `None`.
@@ -36,26 +38,116 @@ pub trait Maps {
     fn cold(&self, index: u32) -> Option<&ColdRow>;
     /// The row of the director's MAC addresses for an interface.
     fn interface(&self, index: u32) -> Option<&InterfaceRow>;
-    /// [`scheduler::choose`]; in the program a function of its own, which the verifier looks at by itself.
-    fn choose(&self, list: ListWord, ring: RingWord, flow: &Flow) -> u32
-    where
-        Self: Sized,
-    {
-        scheduler::choose(self, list, ring, flow)
+    /// Puts down what is to be entered where functions of their own find it: the program's stack of 512 bytes
+    /// has no room for it. What was noted in that place before is gone. `None` where there is no place.
+    fn note<'a>(&'a self, place: Note, new: &'a New) -> Option<&'a New> {
+        let _ = place;
+        Some(new)
     }
-    /// [`table::enter`]; in the program a function of its own, too.
-    fn enter(&self, new: &New, what: u64, seen: u32) -> u64
+    /// [`director::begin`]; in the program a function of its own, which the verifier looks at by itself.
+    fn begin(&self, new: &New, signal: u32) -> u64
     where
         Self: Sized,
     {
-        table::enter(self, new, what, seen)
+        director::begin(self, new, signal)
+    }
+    /// [`director::other_service`]; in the program a function of its own, too.
+    fn other_service(&self, high: u64, low: u64, identity: u64) -> u64
+    where
+        Self: Sized,
+    {
+        director::other_service(self, high, low, identity)
+    }
+    /// [`scheduler::in_turn`]; in the program a function of its own, too.
+    fn in_turn(&self, service: u64, list: ListWord) -> u32
+    where
+        Self: Sized,
+    {
+        scheduler::in_turn(self, service, list)
+    }
+    /// [`scheduler::by_hash`]; in the program a function of its own, too.
+    fn by_hash(&self, list: ListWord, ring: RingWord, flow: &Flow) -> u32
+    where
+        Self: Sized,
+    {
+        scheduler::by_hash(self, list, ring, flow)
+    }
+    /// [`scheduler::lblc`]; in the program a function of its own, too.
+    fn lblc(&self, service: u64, list: ListWord) -> u32
+    where
+        Self: Sized,
+    {
+        scheduler::lblc(self, service, list)
+    }
+    /// [`scheduler::least`]; in the program a function of its own, too.
+    fn least(&self, list: ListWord, kind: Kind) -> u32
+    where
+        Self: Sized,
+    {
+        scheduler::least(self, list, kind as u32)
+    }
+    /// [`scheduler::heaviest`]; in the program a function of its own, too.
+    fn heaviest(&self, list: ListWord) -> u32
+    where
+        Self: Sized,
+    {
+        scheduler::heaviest(self, list)
+    }
+    /// [`scheduler::is_any_idle`]; in the program a function of its own, too.
+    fn is_any_idle(&self, list: ListWord) -> bool
+    where
+        Self: Sized,
+    {
+        scheduler::is_any_idle(self, list)
+    }
+    /// [`scheduler::lblcr`]; in the program a function of its own, too.
+    fn lblcr(&self, service: u64, list: ListWord) -> u32
+    where
+        Self: Sized,
+    {
+        scheduler::lblcr(self, service, list)
+    }
+    /// [`table::follow`]; in the program a function of its own, too.
+    fn follow(&self, template: &New, options: u64) -> u64
+    where
+        Self: Sized,
+    {
+        table::follow(self, template, options)
+    }
+    /// [`table::claim`]; in the program a function of its own, too.
+    fn claim(&self, new: &New, destination: u32) -> u64
+    where
+        Self: Sized,
+    {
+        table::claim(self, new, destination)
+    }
+    /// [`table::settle`]; in the program a function of its own, too.
+    fn settle(&self, new: &New, entry: u64, control: u64, place: u64) -> u64
+    where
+        Self: Sized,
+    {
+        table::settle(self, new, entry, control, place)
     }
     /// [`table::change_state`]; in the program a function of its own, too.
-    fn change(&self, index: u32, tag: u32, flow: &Flow, flags: u32) -> u32
+    fn change(&self, index: u32, tag: u32, flow: &Flow, signal: u32) -> u32
     where
         Self: Sized,
     {
-        table::change_state(self, index, tag, flow, flags)
+        table::change_state(self, index, tag, flow, signal)
+    }
+    /// [`table::recount`]; in the program a function of its own, too.
+    fn recount(&self, destination: u32, from: u32, to: u32)
+    where
+        Self: Sized,
+    {
+        table::recount(self, destination, from, to);
+    }
+    /// [`table::depart`]; in the program a function of its own, too.
+    fn depart(&self, entry: u64, control: u64)
+    where
+        Self: Sized,
+    {
+        table::depart(self, entry, control);
     }
     /// [`table::survey`]; in the program a function of its own, too.
     fn survey(&self, bucket: u32, tag: u32, now: u32) -> u64
@@ -76,6 +168,19 @@ pub trait Maps {
     where
         Self: Sized;
 }
+
+/// The places for [`Maps::note`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Note {
+    /// A connection.
+    Connection = 0,
+    /// A persistence template.
+    Template = 1,
+}
+
+/// How many places there are.
+pub const NOTES: u32 = 2;
 
 /// The body of a loop that is too long for the verifier to walk.
 pub trait Step<M> {

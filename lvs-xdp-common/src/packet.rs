@@ -45,10 +45,14 @@ impl EtherType {
 pub struct IpProto(pub u8);
 
 impl IpProto {
+    /// ICMP (RFC 792).
+    pub const ICMP: Self = Self(1);
     /// TCP (RFC 9293).
     pub const TCP: Self = Self(6);
     /// UDP (RFC 768).
     pub const UDP: Self = Self(17);
+    /// SCTP (RFC 9260).
+    pub const SCTP: Self = Self(132);
 }
 
 /// An IPv6 address, or an IPv4 address mapped into one (RFC 4291, 2.5.5.2), as two big-endian halves.
@@ -134,52 +138,125 @@ impl Mac {
     }
 }
 
-/// The 14th octet of a TCP header; 0 for UDP. Kept as it came until it is used: a program that knows
-/// which flag it is has a path for each.
+/// What of a packet drives its connection's state, as it came: the 14th octet of a TCP header, the type of
+/// an SCTP packet's first chunk, 0 for UDP. A program that knows which event it is has a path for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TcpFlags(pub u8);
+pub struct Signal(pub u8);
 
-impl TcpFlags {
-    /// What may start a connection (`tcp_conn_schedule` looks at no other flag).
+impl Signal {
+    /// An SCTP packet without a whole chunk, or whose first chunk is of a type without a meaning here.
+    const OTHER_CHUNK: u8 = 0;
+
+    /// Whether it may start a connection: TCP's SYN, whatever comes with it (`tcp_conn_schedule` looks at
+    /// no other flag), SCTP's INIT. UDP has nothing to tell its first packet by.
     #[inline(always)]
-    pub const fn opens(self) -> bool {
-        self.0 & 0x02 != 0
+    pub const fn opens(self, protocol: IpProto) -> bool {
+        match protocol {
+            IpProto::TCP => self.0 & 0x02 != 0,
+            IpProto::SCTP => self.0 == 1,
+            _ => false,
+        }
     }
 
-    /// The flag that counts.
+    /// Whether it can be no more than a sign of life for an entry in any state but TCP's SYN_RECV: no SYN,
+    /// FIN or RST, no chunk but data and what comes with it.
     #[inline(always)]
-    pub const fn telling(self) -> TcpFlag {
-        if self.0 & 0x04 != 0 {
-            TcpFlag::Rst
-        } else if self.0 & 0x02 != 0 {
-            TcpFlag::Syn
-        } else if self.0 & 0x01 != 0 {
-            TcpFlag::Fin
-        } else if self.0 & 0x10 != 0 {
-            TcpFlag::Ack
+    pub const fn is_quiet(self, is_sctp: bool) -> bool {
+        if is_sctp {
+            // DATA, SACK, HEARTBEAT, HEARTBEAT ACK, ECNE, CWR, and all from 15 on.
+            CHUNKS_WITH_MEANING >> (self.0 & 0x1f) & 1 == 0 || self.0 > 0x1f
         } else {
-            TcpFlag::None
+            self.0 & 0x07 == 0
+        }
+    }
+
+    /// TCP's ACK flag.
+    #[inline(always)]
+    pub const fn acknowledges(self) -> bool {
+        self.0 & 0x10 != 0
+    }
+
+    /// What it is to the state machine.
+    ///
+    /// TCP: RST, else SYN, else FIN, else ACK (`tcp_state_idx`, net/netfilter/ipvs/ip_vs_proto_tcp.c).
+    /// SCTP: by the chunk's type (`sctp_events`, ip_vs_proto_sctp.c; RFC 9260, 3.2).
+    #[inline(always)]
+    pub const fn event(self, protocol: IpProto) -> Event {
+        match protocol {
+            IpProto::TCP => {
+                if self.0 & 0x04 != 0 {
+                    Event::Rst
+                } else if self.0 & 0x02 != 0 {
+                    Event::Syn
+                } else if self.0 & 0x01 != 0 {
+                    Event::Fin
+                } else if self.0 & 0x10 != 0 {
+                    Event::Ack
+                } else {
+                    Event::None
+                }
+            }
+            IpProto::SCTP => match self.0 {
+                1 => Event::Init,
+                2 => Event::InitAck,
+                6 => Event::Abort,
+                7 => Event::Shutdown,
+                8 => Event::ShutdownAck,
+                9 => Event::Error,
+                10 => Event::CookieEcho,
+                11 => Event::CookieAck,
+                14 => Event::ShutdownComplete,
+                _ => Event::Data,
+            },
+            _ => Event::None,
         }
     }
 }
 
-/// What of a TCP segment drives the state machine, in IPVS's order of precedence:
-/// RST, else SYN, else FIN, else ACK (`tcp_state_idx`, net/netfilter/ipvs/ip_vs_proto_tcp.c).
+/// Types of chunks that are not data to the state machine.
+const CHUNKS_WITH_MEANING: u32 =
+    1 << 1 | 1 << 2 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 14;
+const ABORT: u8 = 6;
+const COOKIE_ECHO: u8 = 10;
+const COOKIE_ACK: u8 = 11;
+
+/// What drives the state machines of TCP and SCTP; the numbers index [`crate::connection`]'s tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TcpFlag {
-    /// Resets the connection.
-    Rst,
-    /// Opens one.
-    Syn,
-    /// Closes one.
-    Fin,
-    /// Acknowledges.
-    Ack,
-    /// None of them: legal nowhere, and changes nothing.
-    None,
+#[repr(u8)]
+pub enum Event {
+    /// TCP without a flag that counts, UDP: changes nothing.
+    None = 0,
+    /// TCP: resets the connection.
+    Rst = 1,
+    /// TCP: opens one.
+    Syn = 2,
+    /// TCP: closes one.
+    Fin = 3,
+    /// TCP: acknowledges.
+    Ack = 4,
+    /// SCTP: DATA, SACK, HEARTBEAT and what has no meaning here.
+    Data = 5,
+    /// SCTP: opens an association.
+    Init = 6,
+    /// SCTP: INIT ACK.
+    InitAck = 7,
+    /// SCTP: COOKIE ECHO.
+    CookieEcho = 8,
+    /// SCTP: COOKIE ACK.
+    CookieAck = 9,
+    /// SCTP: SHUTDOWN.
+    Shutdown = 10,
+    /// SCTP: SHUTDOWN ACK.
+    ShutdownAck = 11,
+    /// SCTP: SHUTDOWN COMPLETE.
+    ShutdownComplete = 12,
+    /// SCTP: ERROR.
+    Error = 13,
+    /// SCTP: ABORT.
+    Abort = 14,
 }
 
-/// A TCP or UDP packet over IPv4, not a fragment, with whole headers.
+/// A TCP, UDP or SCTP packet over IPv4, not a fragment, with whole headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet {
     /// To whom the frame is addressed.
@@ -192,15 +269,16 @@ pub struct Packet {
     pub source_port: u16,
     /// The virtual port, host byte order.
     pub destination_port: u16,
-    /// TCP or UDP.
+    /// TCP, UDP or SCTP.
     pub protocol: IpProto,
-    /// TCP's flags.
-    pub flags: TcpFlags,
+    /// What it does to its connection.
+    pub signal: Signal,
     /// Length of the IP packet in bytes, as its header says.
     pub length: u16,
 }
 
-const VLAN_LENGTH: usize = 4;
+/// Octets of an 802.1Q tag.
+pub(crate) const VLAN_LENGTH: usize = 4;
 const FRAGMENT_MASK: u16 = 0x3fff; // more fragments, and the offset (RFC 791)
 
 #[inline(always)]
@@ -257,7 +335,7 @@ fn parse_ipv4<F: Frame + ?Sized>(frame: &F, network: usize, mac: Mac) -> Result<
         source_port: 0,
         destination_port: 0,
         protocol,
-        flags: TcpFlags(0),
+        signal: Signal(0),
         length,
     };
     match protocol {
@@ -269,7 +347,7 @@ fn parse_ipv4<F: Frame + ?Sized>(frame: &F, network: usize, mac: Mac) -> Result<
             let header: [u8; 14] = frame.load(transport).ok_or(Reason::Malformed)?;
             let ports = u32::from_be_bytes([header[0], header[1], header[2], header[3]]);
             Ok(Packet {
-                flags: TcpFlags(header[13]),
+                signal: Signal(header[13]),
                 ..with_ports(packet, ports)
             })
         }
@@ -285,8 +363,44 @@ fn parse_ipv4<F: Frame + ?Sized>(frame: &F, network: usize, mac: Mac) -> Result<
                     .ok_or(Reason::Malformed)?,
             ))
         }
+        IpProto::SCTP => {
+            if usize::from(length) < header_length + SCTP_HEADER {
+                return Err(Reason::Malformed);
+            }
+            let ports: [u8; 4] = frame.load(transport).ok_or(Reason::Malformed)?;
+            let room = usize::from(length) - header_length;
+            Ok(Packet {
+                signal: sctp_signal(frame, transport, room),
+                ..with_ports(packet, u32::from_be_bytes(ports))
+            })
+        }
         _ => Err(Reason::OtherProtocol),
     }
+}
+
+const SCTP_HEADER: usize = 12;
+const CHUNK_HEADER: usize = 4;
+
+/// The type of an SCTP packet's first chunk. Behind a COOKIE ECHO or COOKIE ACK an ABORT may follow, and
+/// counts then (`set_sctp_state`). `room` is the length of header and chunks together.
+#[inline(always)]
+fn sctp_signal<F: Frame + ?Sized>(frame: &F, transport: usize, room: usize) -> Signal {
+    let chunk = |at: usize| -> Option<[u8; CHUNK_HEADER]> {
+        (at + CHUNK_HEADER <= room)
+            .then(|| frame.load(transport + at))
+            .flatten()
+    };
+    let Some([kind, _, high, low]) = chunk(SCTP_HEADER) else {
+        return Signal(Signal::OTHER_CHUNK);
+    };
+    if kind == COOKIE_ECHO || kind == COOKIE_ACK {
+        // At most what fits into one packet of any link: the verifier wants a bound.
+        let length = usize::from(u16::from_be_bytes([high, low]) & 0x3fff).next_multiple_of(4);
+        if length >= CHUNK_HEADER && chunk(SCTP_HEADER + length).is_some_and(|next| next[0] == ABORT) {
+            return Signal(ABORT);
+        }
+    }
+    Signal(kind)
 }
 
 #[inline(always)]
@@ -323,7 +437,7 @@ impl Packet {
             source_port: 40000,
             destination_port: 80,
             protocol: IpProto::TCP,
-            flags: TcpFlags(0x02),
+            signal: Signal(0x02),
             length: 60,
         }
     }
@@ -380,23 +494,58 @@ mod tests {
     #[test]
     fn udp_has_no_flags() {
         let packet = parse(&frame(false, 0, 17, 0x02)[..]).unwrap();
-        assert_eq!((packet.flags, packet.destination_port), (TcpFlags(0), 80));
+        assert_eq!((packet.signal, packet.destination_port), (Signal(0), 80));
     }
 
     #[test]
     fn flags_count_in_ipvs_order() {
-        for (octet, flag) in [
-            (0x04 | 0x02, TcpFlag::Rst),
-            (0x02 | 0x01, TcpFlag::Syn),
-            (0x01 | 0x10, TcpFlag::Fin),
-            (0x10 | 0x08, TcpFlag::Ack),
-            (0x08, TcpFlag::None),
+        for (octet, event) in [
+            (0x04 | 0x02, Event::Rst),
+            (0x02 | 0x01, Event::Syn),
+            (0x01 | 0x10, Event::Fin),
+            (0x10 | 0x08, Event::Ack),
+            (0x08, Event::None),
         ] {
-            assert_eq!(TcpFlags(octet).telling(), flag);
+            assert_eq!(Signal(octet).event(IpProto::TCP), event);
+            assert_eq!(
+                Signal(octet).is_quiet(false),
+                matches!(event, Event::Ack | Event::None)
+            );
         }
         for (octet, opens) in [(0x02, true), (0x12, true), (0x10, false), (0x04, false)] {
             let packet = parse(&frame(false, 0, 6, octet)[..]).unwrap();
-            assert_eq!(packet.flags.opens(), opens);
+            assert_eq!(packet.signal.opens(packet.protocol), opens);
+        }
+    }
+
+    #[test]
+    fn an_sctp_packet_is_known_by_its_first_chunk() {
+        // The frame's length leaves room for 18 octets of chunks.
+        let with = |chunks: &[u8]| {
+            let mut frame = frame(false, 0, 132, 0);
+            frame[14 + 20 + 12..][..chunks.len()].copy_from_slice(chunks);
+            let packet = parse(&frame[..]).unwrap();
+            assert_eq!((packet.source_port, packet.destination_port), (40000, 80));
+            packet.signal
+        };
+        assert_eq!(with(&[1, 0, 0, 18]), Signal(1));
+        assert!(with(&[1, 0, 0, 18]).opens(IpProto::SCTP));
+        assert_eq!(with(&[0, 3, 0, 18]).event(IpProto::SCTP), Event::Data);
+        assert_eq!(with(&[10, 0, 0, 6, 1, 2, 0, 0, 6, 0, 0, 4]), Signal(ABORT));
+        assert_eq!(with(&[10, 0, 0, 8, 1, 2, 3, 4, 0, 3, 0, 4]), Signal(COOKIE_ECHO));
+        assert_eq!(with(&[10, 0, 0, 3, 6, 0, 0, 4]), Signal(COOKIE_ECHO));
+        assert_eq!(with(&[10, 0, 0x3f, 0xff]), Signal(COOKIE_ECHO));
+        let mut short = frame(false, 0, 132, 0);
+        short[17] = 32;
+        assert_eq!(
+            parse(&short[..]).unwrap().signal.event(IpProto::SCTP),
+            Event::Data
+        );
+        short[17] = 31;
+        assert_eq!(parse(&short[..]), Err(Reason::Malformed));
+        for kind in 0..=255u8 {
+            let is_data = Signal(kind).event(IpProto::SCTP) == Event::Data;
+            assert_eq!(Signal(kind).is_quiet(true), is_data, "{kind}");
         }
     }
 
@@ -451,7 +600,7 @@ mod tests {
             frame[at % 68] = to;
             let end = end.min(frame.len());
             if let Ok(packet) = parse(&frame[..end]) {
-                prop_assert!(packet.protocol == IpProto::TCP || packet.protocol == IpProto::UDP);
+                prop_assert!([IpProto::TCP, IpProto::UDP, IpProto::SCTP].contains(&packet.protocol));
                 prop_assert!(usize::from(packet.length) >= 28);
             }
         }

@@ -5,6 +5,8 @@
 pub enum Outcome {
     /// Sent to a real server.
     Forward,
+    /// Answered by the program itself.
+    Answer,
     /// Left to the host's own stack, untouched.
     Pass,
     /// Thrown away.
@@ -16,6 +18,7 @@ impl Outcome {
     pub fn name(self) -> &'static str {
         match self {
             Self::Forward => "forward",
+            Self::Answer => "answer",
             Self::Pass => "pass",
             Self::Drop => "drop",
         }
@@ -70,6 +73,12 @@ reasons! {
     NewConnection = "new-connection", Forward;
     /// The connection table had no room; a hash scheduler serves the flow without an entry.
     Untracked = "untracked", Forward;
+    /// Scheduled by itself, without a connection (one-packet scheduling).
+    OnePacket = "one-packet", Forward;
+    /// A new connection, but no destination is usable: answered with ICMP port unreachable.
+    NoDestination = "no-destination", Answer;
+    /// The connection's destination was removed, and its service says `reset`: answered with a TCP reset.
+    Reset = "reset", Answer;
     /// Neither IPv4 nor a frame whose headers are understood.
     NotIp = "not-ip", Pass;
     /// Ethernet multicast or broadcast.
@@ -78,7 +87,7 @@ reasons! {
     Malformed = "malformed", Pass;
     /// An IPv4 fragment; fragments are left to the host.
     Fragment = "fragment", Pass;
-    /// Neither TCP nor UDP.
+    /// Neither TCP nor UDP nor SCTP.
     OtherProtocol = "other-protocol", Pass;
     /// No virtual service has this address, port and protocol.
     NotForUs = "not-for-us", Pass;
@@ -88,8 +97,8 @@ reasons! {
     NoConnectionPassed = "no-connection-passed", Pass;
     /// TCP without a connection and no SYN, and the VIP is not an address of the host.
     NoConnection = "no-connection", Drop;
-    /// A new connection, but no destination is usable.
-    NoDestination = "no-destination", Drop;
+    /// A new connection, but no destination is usable, and too many were answered in this second.
+    NoDestinationQuiet = "no-destination-quiet", Drop;
     /// The connection's destination was removed.
     DestinationRemoved = "destination-removed", Drop;
     /// The destination's MAC address is not known yet.

@@ -2,64 +2,63 @@
 //!
 //! Each works over the service's list, in IPVS's order (the destination added last comes first), and
 //! over what the agent has compiled beside it. The rules are those of the kernel's
-//! net/netfilter/ipvs/ip_vs_{rr,wrr,fo,sh,dh,mh}.c.
+//! net/netfilter/ipvs/ip_vs_{rr,wrr,lc,wlc,sed,nq,fo,ovf,lblc,lblcr,sh,dh,mh}.c.
+
+mod hashed;
+mod least;
+mod local;
 
 use crate::{
-    abi::{Cursor, Kind, ListWord, RingWord},
+    abi::{Cursor, Kind, ListEntry, ListWord, RingWord},
     atomic::Word,
-    hash::{self, MH_KEY_1},
+    flow::Flow,
     maps::{Alone, Maps, Step},
-    table::Flow,
 };
 
-/// Slots of the rings of sh and dh (`IP_VS_SH_TAB_SIZE`, `IP_VS_DH_TAB_SIZE`).
-pub const HASH_SLOTS: u32 = 256;
-const HASH_BITS: u32 = 8;
+pub use self::{
+    hashed::{HASH_SLOTS, choose as by_hash},
+    least::{choose as least, heaviest, is_any_idle},
+    local::{lblc, lblcr},
+};
+
 /// Tries to move a cursor on before the choice is taken without doing so.
 const TRIES: u32 = 4;
 /// No destination.
 pub const NONE: u32 = u32::MAX;
 
+/// The destination at a place of a list.
 #[inline(always)]
-fn entry<M: Maps>(maps: &M, list: ListWord, index: u32) -> u64 {
-    maps.list(list.offset() + 1 + index).map_or(0, Word::load)
+fn entry<M: Maps>(maps: &M, list: ListWord, index: u32) -> ListEntry {
+    ListEntry(maps.list(list.offset() + 1 + index).map_or(0, Word::load))
 }
 
+/// Whether a destination takes new connections: it has weight, and is not overloaded.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "the parts are wanted")]
-const fn parts(entry: u64) -> (u32, u32) {
-    ((entry >> 32) as u32, entry as u32)
-}
-
-/// Whether a destination of this effective weight takes new connections.
-#[inline(always)]
-const fn is_usable(weight: u32) -> bool {
-    weight > 0
+fn is_usable<M: Maps>(maps: &M, entry: ListEntry) -> bool {
+    entry.weight() > 0
+        && !(entry.is_limited()
+            && maps
+                .counts(entry.id())
+                .is_some_and(|counts| counts.overload.load() != 0))
 }
 
 /// The destination for a new connection of a service; [`NONE`] where none is usable.
 #[inline(always)]
 pub fn choose<M: Maps>(maps: &M, list: ListWord, ring: RingWord, flow: &Flow) -> u32 {
     match list.kind() {
-        Kind::Absent
-        | Kind::Tombstone
-        | Kind::Lc
-        | Kind::Wlc
-        | Kind::Sed
-        | Kind::Nq
-        | Kind::Ovf
-        | Kind::Lblc
-        | Kind::Lblcr => NONE,
-        Kind::Rr | Kind::Wrr => in_turn(maps, flow.service, list),
-        Kind::Fo => highest(maps, list),
-        Kind::Sh | Kind::Dh | Kind::Mh => by_hash(maps, list, ring, flow),
+        Kind::Absent | Kind::Tombstone => NONE,
+        Kind::Rr | Kind::Wrr => maps.in_turn(flow.service, list),
+        Kind::Sh | Kind::Dh | Kind::Mh => maps.by_hash(list, ring, flow),
+        Kind::Lblc => maps.lblc(flow.service, list),
+        Kind::Lblcr => maps.lblcr(flow.service, list),
+        Kind::Fo | Kind::Ovf | Kind::Lc | Kind::Wlc | Kind::Sed | Kind::Nq => maps.least(list, list.kind()),
     }
 }
 
 /// rr and wrr: from where the cursor stands.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "ids of services are 32 bits")]
-fn in_turn<M: Maps>(maps: &M, service: u64, list: ListWord) -> u32 {
+pub fn in_turn<M: Maps>(maps: &M, service: u64, list: ListWord) -> u32 {
     let Some(word) = maps.cursor(service as u32) else {
         return NONE;
     };
@@ -68,29 +67,16 @@ fn in_turn<M: Maps>(maps: &M, service: u64, list: ListWord) -> u32 {
     while tries < TRIES {
         tries += 1;
         let old = word.load();
-        let Some(cursor) = carry_over(maps, list, Cursor::from_word(old)) else {
-            // This packet still sees the list before the one that the cursor is in: the choice must
-            // come from this list, and must not move the other's mark.
-            return turn(maps, list, Cursor::default()).map_or(NONE, |(_, id)| id);
-        };
-        let Some((next, id)) = turn(maps, list, cursor) else {
-            return NONE;
-        };
+        // Where the cursor is in a newer list than this packet sees, the choice must come from this list,
+        // and must not move the other's mark.
+        let carried = carry_over(maps, list, Cursor::from_word(old));
+        let (next, id) = turn(maps, list, carried.unwrap_or_default());
         chosen = id;
-        if word.swap(old, next.word()) {
+        if carried.is_none() || next.word() == old || word.swap(old, next.word()) {
             break;
         }
     }
     chosen
-}
-
-#[inline(always)]
-fn turn<M: Maps>(maps: &M, list: ListWord, cursor: Cursor) -> Option<(Cursor, u32)> {
-    if matches!(list.kind(), Kind::Wrr) {
-        weighted_turn(maps, list, cursor)
-    } else {
-        plain_turn(maps, list, cursor)
-    }
 }
 
 /// The cursor as it stands in `list`: moved there from the generation before, where it is still in
@@ -147,78 +133,87 @@ pub const fn after_change(current: u32, di: u32, mw: u32) -> u32 {
     }
 }
 
-/// rr: the next usable one after the cursor, round the list once.
-#[inline(always)]
-fn plain_turn<M: Maps>(maps: &M, list: ListWord, cursor: Cursor) -> Option<(Cursor, u32)> {
-    if list.length() == 0 {
-        // What follows the list's header then is no destination.
-        return None;
-    }
-    let start = u32::from(cursor.position);
-    // Nearly always the very next one is usable; only where it is not is there a loop.
-    let first = if start >= list.length() { 0 } else { start };
-    let mut search = Search {
-        list,
-        start: Alone(first),
-        threshold: Alone(1),
-        found: Alone(NONE),
-    };
-    if search.step(maps, 0) {
-        maps.repeat(list.length(), &mut search);
-    }
-    search.result(maps, cursor)
-}
-
-/// wrr: the next one after the cursor whose weight reaches the current weight; at the list's end the
-/// current weight falls by `di`, and below 1 starts again from `mw`.
+/// The cursor after the next turn, and whose turn it is.
+///
+/// rr: the next usable one after the cursor, round the list once. wrr: the next one after the cursor whose
+/// weight reaches the current weight; at the list's end the current weight falls by `di`, and below 1 starts
+/// again from `mw`.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "the parts are wanted")]
-fn weighted_turn<M: Maps>(maps: &M, list: ListWord, mut cursor: Cursor) -> Option<(Cursor, u32)> {
-    let header = maps.list(list.offset())?.load();
+fn turn<M: Maps>(maps: &M, list: ListWord, mut cursor: Cursor) -> (Cursor, u32) {
+    let length = list.length();
+    let is_weighted = matches!(list.kind(), Kind::Wrr);
+    let header = maps.list(list.offset()).map_or(0, Word::load);
     let (di, mw) = (header as u32, (header >> 32) as u32);
-    if mw == 0 || di == 0 {
-        return None;
+    if length == 0 || mw == 0 || di == 0 {
+        // What follows the header of an empty list is no destination.
+        return (cursor, NONE);
     }
     let start = u32::from(cursor.position);
-    if cursor.current_weight == 0 {
-        cursor.current_weight = mw;
-    }
-    let rest = list.length().saturating_sub(start);
     let mut search = Search {
         list,
         start: Alone(start),
-        threshold: Alone(cursor.current_weight),
+        threshold: Alone(1),
         found: Alone(NONE),
     };
-    if rest > 0 && search.step(maps, 0) {
-        maps.repeat(rest, &mut search);
+    let mut rounds = length;
+    if is_weighted {
+        if cursor.current_weight == 0 {
+            cursor.current_weight = mw;
+        }
+        search.threshold.0 = cursor.current_weight;
+        rounds = length.saturating_sub(start);
+    } else if start >= length {
+        search.start.0 = 0;
     }
-    if search.found.0 == NONE {
-        let mut heaviest = Heaviest {
-            list,
-            weight: Alone(0),
-            index: Alone(NONE),
-        };
-        maps.repeat(list.length(), &mut heaviest);
-        if heaviest.weight.0 == 0 {
-            return None;
+    // Nearly always the very next one is usable; only where it is not is there a loop.
+    if rounds > 0 && search.step(maps, 0) {
+        maps.repeat(rounds, &mut search);
+    }
+    if search.found.0 == NONE && is_weighted {
+        let heaviest = maps.heaviest(list);
+        if heaviest == 0 {
+            return (after_refusal(cursor, di, mw), NONE);
         }
         // The kernel goes down step by step, a pass over the list each; the steps that no usable
         // destination's weight reaches are left out.
-        let mut current = lower(cursor.current_weight.saturating_sub(di), di, heaviest.weight.0);
+        let mut current = lower(cursor.current_weight.saturating_sub(di), di, heaviest);
         if current == 0 {
-            current = lower(mw, di, heaviest.weight.0);
+            current = lower(mw, di, heaviest);
         }
         cursor.current_weight = current;
-        search = Search {
-            list,
-            start: Alone(0),
-            threshold: Alone(current),
-            found: Alone(NONE),
-        };
-        maps.repeat(list.length(), &mut search);
+        search.start.0 = 0;
+        search.threshold.0 = current;
+        maps.repeat(length, &mut search);
     }
-    search.result(maps, cursor)
+    if search.found.0 == NONE {
+        return (cursor, NONE);
+    }
+    cursor.generation = list.generation();
+    cursor.position = search.found.0 as u16 + 1;
+    (cursor, entry(maps, list, search.found.0).id())
+}
+
+/// Where wrr stands when it has found every destination overloaded (`ip_vs_wrr_schedule`, err_over): at the
+/// list's head with the highest weight; or, where the first pass was one for any weight that began in the
+/// middle of the list, where it began, with the lowest one.
+#[inline(always)]
+const fn after_refusal(cursor: Cursor, di: u32, mw: u32) -> Cursor {
+    if cursor.position == 0 || cursor.current_weight > di {
+        return Cursor {
+            position: 0,
+            current_weight: mw,
+            ..cursor
+        };
+    }
+    Cursor {
+        // What is left of mw when it has been stepped down as far as it goes without reaching 0.
+        current_weight: match (mw - 1).checked_rem(di) {
+            Some(rest) => rest + 1,
+            None => mw,
+        },
+        ..cursor
+    }
 }
 
 /// The greatest of `from`, `from - di`, .. that is not above `limit`; 0 where there is none.
@@ -242,25 +237,6 @@ struct Search {
     found: Alone,
 }
 
-impl Search {
-    #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "indexes are below 4,096")]
-    fn result<M: Maps>(&self, maps: &M, cursor: Cursor) -> Option<(Cursor, u32)> {
-        if self.found.0 == NONE {
-            return None;
-        }
-        let (_, id) = parts(entry(maps, self.list, self.found.0));
-        Some((
-            Cursor {
-                generation: self.list.generation(),
-                position: self.found.0 as u16 + 1,
-                ..cursor
-            },
-            id,
-        ))
-    }
-}
-
 impl<M: Maps> Step<M> for Search {
     #[inline(always)]
     fn step(&mut self, maps: &M, index: u32) -> bool {
@@ -268,141 +244,12 @@ impl<M: Maps> Step<M> for Search {
         if at >= self.list.length() {
             at -= self.list.length();
         }
-        let (weight, _) = parts(entry(maps, self.list, at));
-        if is_usable(weight) && weight >= self.threshold.0 {
+        let entry = entry(maps, self.list, at);
+        if entry.weight() >= self.threshold.0 && is_usable(maps, entry) {
             self.found.0 = at;
             return false;
         }
         true
-    }
-}
-
-/// fo: the highest weight; the first in the list's order wins ties.
-#[inline(always)]
-fn highest<M: Maps>(maps: &M, list: ListWord) -> u32 {
-    let mut heaviest = Heaviest {
-        list,
-        weight: Alone(0),
-        index: Alone(NONE),
-    };
-    maps.repeat(list.length(), &mut heaviest);
-    if heaviest.index.0 == NONE {
-        return NONE;
-    }
-    parts(entry(maps, list, heaviest.index.0)).1
-}
-
-struct Heaviest {
-    list: ListWord,
-    weight: Alone,
-    index: Alone,
-}
-
-impl<M: Maps> Step<M> for Heaviest {
-    #[inline(always)]
-    fn step(&mut self, maps: &M, index: u32) -> bool {
-        let (weight, _) = parts(entry(maps, self.list, index));
-        if is_usable(weight) && weight > self.weight.0 {
-            self.weight.0 = weight;
-            self.index.0 = index;
-        }
-        true
-    }
-}
-
-/// What the hash schedulers hash of a packet.
-#[derive(Clone, Copy)]
-struct Hashed {
-    kind: Kind,
-    address: Alone,
-    slots: Alone,
-}
-
-impl Hashed {
-    /// The slot for a try: `extra` is 0 at first, and what the kernel adds at each fallback.
-    #[inline(always)]
-    fn slot(self, extra: u32) -> u32 {
-        let hash = match self.kind {
-            Kind::Mh => hash::hsiphash(self.address.0.wrapping_add(extra), MH_KEY_1),
-            _ => hash::hash_32(self.address.0, HASH_BITS).wrapping_add(extra),
-        };
-        hash.checked_rem(self.slots.0).unwrap_or(0)
-    }
-}
-
-/// sh, dh, mh: what stands in the slot of the ring.
-#[inline(always)]
-fn by_hash<M: Maps>(maps: &M, list: ListWord, ring: RingWord, flow: &Flow) -> u32 {
-    let slots = ring.slots();
-    if slots == 0 {
-        return NONE;
-    }
-    let hashed_address = if matches!(list.kind(), Kind::Dh) {
-        flow.address
-    } else {
-        flow.client
-    };
-    let port = if ring.port() {
-        u32::from(flow.client_port())
-    } else {
-        0
-    };
-    let hashed = Hashed {
-        kind: list.kind(),
-        address: Alone(hash::fold(hashed_address).wrapping_add(port)),
-        slots: Alone(slots),
-    };
-    let first = hashed.slot(0);
-    let mut fallback = Fallback {
-        list,
-        ring,
-        hashed,
-        first: Alone(first),
-        chosen: Alone(NONE),
-    };
-    if fallback.take(maps, first) || !ring.fallback() || matches!(hashed.kind, Kind::Dh) {
-        return fallback.chosen.0;
-    }
-    maps.repeat(slots, &mut fallback);
-    fallback.chosen.0
-}
-
-/// sh-fallback, mh-fallback: the slots that the kernel tries (`ip_vs_sh_get_fallback`, `ip_vs_mh_get_fallback`).
-struct Fallback {
-    list: ListWord,
-    ring: RingWord,
-    hashed: Hashed,
-    first: Alone,
-    chosen: Alone,
-}
-
-impl Fallback {
-    #[inline(always)]
-    fn take<M: Maps>(&mut self, maps: &M, slot: u32) -> bool {
-        let Some(word) = maps.ring(self.ring.offset() + slot / 4) else {
-            return false;
-        };
-        let index = (word.load() >> (slot % 4 * 16)) as u32 & 0xffff;
-        if index >= self.list.length() {
-            return false;
-        }
-        let (weight, id) = parts(entry(maps, self.list, index));
-        if is_usable(weight) {
-            self.chosen.0 = id;
-        }
-        is_usable(weight)
-    }
-}
-
-impl<M: Maps> Step<M> for Fallback {
-    #[inline(always)]
-    fn step(&mut self, maps: &M, index: u32) -> bool {
-        let slot = self.hashed.slot(
-            (self.first.0 + index)
-                .checked_rem(self.hashed.slots.0)
-                .unwrap_or(0),
-        );
-        !self.take(maps, slot)
     }
 }
 

@@ -13,20 +13,27 @@
 //!   dropped, to be sent again.
 //! - An entry past its time-out is no entry: find does not return it, insert takes its place.
 
+mod insert;
+mod template;
+
 use crate::{
-    abi::{Bucket, ColdRow},
+    abi::{Bucket, Counts, Options, destination_flag},
     atomic::Word,
     connection::{Count, Entry, State},
-    maps::{Alone, Maps, Step},
-    packet::{Address, IpProto, Packet, TcpFlag, TcpFlags},
+    flow::Flow,
+    maps::Maps,
+    packet::{IpProto, Signal},
+};
+
+#[cfg(not(target_arch = "bpf"))]
+pub use self::template::controlling;
+pub use self::{
+    insert::{Inserted, New, claim, insert, settle, sharing, survey},
+    template::{Followed, follow, is_kept, look_for, reference, release},
 };
 
 /// Tries of a compare-and-swap before giving up: each failure means that another CPU succeeded.
 const TRIES: u32 = 4;
-/// Times a claim of another CPU is looked at while waiting for it to become an entry or to go.
-const PATIENCE: u32 = 8;
-/// With this many live entries in the primary bucket a new one goes to the emptier of the two.
-const CROWDED: u64 = 7;
 
 /// Where in the table a flow may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,80 +62,6 @@ impl Key {
     }
 }
 
-/// Who a flow is: what the cold row keeps of a packet. Whole words, without padding.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Flow {
-    /// The client's address.
-    pub client: Address,
-    /// The virtual address.
-    pub address: Address,
-    /// Bits 0..16 client port, 16..32 virtual port, 32..40 protocol.
-    ports: u64,
-    /// The service's id.
-    pub service: u64,
-}
-
-impl Flow {
-    /// The flow of a packet for a service.
-    #[inline(always)]
-    pub const fn new(packet: &Packet, service: u32) -> Self {
-        Self {
-            client: packet.source,
-            address: packet.destination,
-            ports: packet.source_port as u64
-                | (packet.destination_port as u64) << 16
-                | (packet.protocol.0 as u64) << 32,
-            service: service as u64,
-        }
-    }
-
-    /// The client's port.
-    pub const fn client_port(&self) -> u16 {
-        (self.ports & 0xffff) as u16
-    }
-
-    /// The virtual port.
-    pub const fn port(&self) -> u16 {
-        (self.ports >> 16 & 0xffff) as u16
-    }
-
-    /// The protocol.
-    pub const fn protocol(&self) -> IpProto {
-        IpProto((self.ports >> 32 & 0xff) as u8)
-    }
-
-    /// Reads a cold row. Meaningful only where the entry's word is the same before and after.
-    #[inline(always)]
-    pub fn read(row: &ColdRow) -> Self {
-        Self {
-            client: Address::from_halves(row.client[0].load(), row.client[1].load()),
-            address: Address::from_halves(row.address[0].load(), row.address[1].load()),
-            ports: row.ports.load(),
-            service: row.service.load() & 0xffff_ffff,
-        }
-    }
-
-    #[inline(always)]
-    fn write(&self, row: &ColdRow) {
-        row.client[0].store(self.client.high());
-        row.client[1].store(self.client.low());
-        row.address[0].store(self.address.high());
-        row.address[1].store(self.address.low());
-        row.ports.store(self.ports);
-        row.service.store(self.service);
-    }
-
-    #[inline(always)]
-    fn is(&self, row: &ColdRow) -> bool {
-        row.ports.load() == self.ports
-            && row.client[1].load() == self.client.low()
-            && row.address[1].load() == self.address.low()
-            && row.client[0].load() == self.client.high()
-            && row.address[0].load() == self.address.high()
-    }
-}
-
 /// The place of one entry.
 #[derive(Debug)]
 pub struct Place<'m> {
@@ -147,22 +80,28 @@ impl Clone for Place<'_> {
 
 impl Copy for Place<'_> {}
 
-/// The time-out of an entry's state, in seconds.
+/// The time-out of an entry, in seconds.
 #[inline(always)]
 #[expect(
     clippy::cast_possible_truncation,
     reason = "time-outs are at most 2,678,400 s"
 )]
-fn timeout<M: Maps>(maps: &M, state_number: u64) -> u32 {
-    // The compiler knows that states end at 9 and leaves the mask out; the verifier does not know.
-    let state_number = core::hint::black_box(state_number);
-    maps.control().timeouts[(state_number & 0xf) as usize].load() as u32
+pub fn timeout<M: Maps>(maps: &M, entry: Entry) -> u32 {
+    // The compiler knows how many there are and leaves the mask out; the verifier does not know.
+    let index = core::hint::black_box(entry.timeout_index());
+    maps.control().timeouts[(index & 0x1f) as usize].load() as u32
+}
+
+/// The time-out of a connection's state, in seconds.
+#[inline(always)]
+pub fn timeout_of<M: Maps>(maps: &M, state: State) -> u32 {
+    timeout(maps, Entry::EMPTY.with_state(state))
 }
 
 /// Whether an entry is past its time-out.
 #[inline(always)]
 pub fn is_expired<M: Maps>(maps: &M, entry: Entry, now: u32) -> bool {
-    entry.is_expired(now, timeout(maps, entry.state_number()))
+    entry.is_expired(now, timeout(maps, entry))
 }
 
 /// What a count of one more entry in this state adds to its destination's counts.
@@ -175,20 +114,57 @@ const fn count_of(state: State) -> u64 {
     }
 }
 
-/// Changes a destination's counts: one entry fewer in state `from`, one more in state `to`.
+/// Changes a destination's counts: one entry fewer in state `from`, one more in state `to`, as numbers.
+/// Where that takes the destination to its upper threshold, or below its lower one, it is, or is no
+/// longer, overloaded (`ip_vs_bind_dest`, `ip_vs_unbind_dest`).
 #[inline(always)]
-fn recount<M: Maps>(maps: &M, destination: u32, from: State, to: State) {
+pub fn recount<M: Maps>(maps: &M, destination: u32, from: u32, to: u32) {
+    let (from, to) = (
+        State::from_number(u64::from(from)),
+        State::from_number(u64::from(to)),
+    );
     let Some(counts) = maps.counts(destination) else {
         return;
     };
     let delta = count_of(to).wrapping_sub(count_of(from));
     if delta != 0 {
-        counts.connections.add(delta);
+        let connections = counts.connections.add(delta);
+        let limits = counts.limits.load();
+        if limits != 0 {
+            if count_of(from) == 0 {
+                judge_more(counts, connections, limits);
+            } else if count_of(to) == 0 {
+                judge_fewer(counts, connections, limits);
+            }
+        }
     }
     let templates = u64::from(matches!(to.count(), Count::Template))
         .wrapping_sub(u64::from(matches!(from.count(), Count::Template)));
     if templates != 0 {
         counts.templates.add(templates);
+    }
+}
+
+/// After one connection more. What is said is looked at again once it is said: of two CPUs of which one
+/// counts up and one counts down, the one that speaks last has seen what the other has counted.
+#[inline(always)]
+fn judge_more(counts: &Counts, connections: u64, limits: u64) {
+    if Counts::total(connections) >= limits >> 32 {
+        counts.overload.store(1);
+        if Counts::total(counts.connections.add(0)) < limits & 0xffff_ffff {
+            counts.overload.store(0);
+        }
+    }
+}
+
+/// After one connection fewer.
+#[inline(always)]
+fn judge_fewer(counts: &Counts, connections: u64, limits: u64) {
+    if Counts::total(connections) < limits & 0xffff_ffff && counts.overload.load() != 0 {
+        counts.overload.store(0);
+        if Counts::total(counts.connections.add(0)) >= limits >> 32 {
+            counts.overload.store(1);
+        }
     }
 }
 
@@ -229,17 +205,17 @@ fn scan<'m, M: Maps>(maps: &M, bucket: &'m Bucket, index: u32, tag: u32) -> Opti
 }
 
 /// Whether a packet can change nothing but the time of an entry in this state: then a tag is identity
-/// enough. SYN, FIN, RST and every change of state go to [`change`], which looks at the cold row.
+/// enough. What opens or closes, and every change of state, goes to [`change`], which looks at the cold row.
 #[inline(always)]
-pub const fn is_plain(state: State, flag: TcpFlag) -> bool {
-    !matches!(flag, TcpFlag::Syn | TcpFlag::Fin | TcpFlag::Rst) && state.next(flag) as u64 == state as u64
+pub const fn is_plain(state: State, signal: Signal) -> bool {
+    signal.is_quiet(state.is_sctp()) && !(matches!(state, State::SynRecv) && signal.acknowledges())
 }
 
 /// Notes that a packet was seen that [`is_plain`] in the entry's state. Within the same second of the
 /// clock this writes nothing.
 #[inline(always)]
 pub fn refresh<M: Maps>(maps: &M, place: Place<'_>, entry: Entry, now: u32) {
-    let fresh = entry.seen(entry.state(), now, timeout(maps, entry.state_number()));
+    let fresh = entry.seen(entry.state(), now, timeout(maps, entry));
     if fresh.0 != entry.0 {
         // Where this fails another CPU has done it, or has changed the state, which did it too.
         let _ = place.word.swap(entry.0, fresh.0);
@@ -251,40 +227,50 @@ pub fn refresh<M: Maps>(maps: &M, place: Place<'_>, entry: Entry, now: u32) {
 #[repr(u32)]
 pub enum Changed {
     /// It is this flow's, and in its next state now.
-    Kept,
+    Kept = 0,
     /// It is another flow's of the same tag, or gone.
-    Foreign,
-    /// It was this flow's, and over; the client starts anew, and the entry was taken out.
-    Over,
+    Foreign = 1,
+    /// It was this flow's, and was taken out: the packet is to be scheduled anew.
+    Over = 2,
+    /// Its destination was removed, and its packets are dropped.
+    Dropped = 3,
+    /// Its destination was removed, and its client is to be told by a reset.
+    Reset = 4,
 }
 
-/// Moves the entry at a place on to the state that follows a packet.
+/// Moves the entry at a place on to what follows a packet.
 #[inline(always)]
-pub fn change<M: Maps>(maps: &M, place: Place<'_>, entry: Entry, flow: &Flow, flags: TcpFlags) -> Changed {
-    match maps.change(place.index, entry.tag(), flow, u32::from(flags.0)) {
+pub fn change<M: Maps>(maps: &M, place: Place<'_>, entry: Entry, flow: &Flow, signal: Signal) -> Changed {
+    match maps.change(place.index, entry.tag(), flow, u32::from(signal.0)) {
         0 => Changed::Kept,
         2 => Changed::Over,
+        3 => Changed::Dropped,
+        4 => Changed::Reset,
         _ => Changed::Foreign,
     }
 }
 
 /// The longer part of [`change`]; says what became of the entry as a number.
 #[inline(always)]
-pub fn change_state<M: Maps>(maps: &M, index: u32, tag: u32, flow: &Flow, flags: u32) -> u32 {
+pub fn change_state<M: Maps>(maps: &M, index: u32, tag: u32, flow: &Flow, signal: u32) -> u32 {
     #[expect(clippy::cast_possible_truncation, reason = "it was an octet")]
-    let flags = TcpFlags(flags as u8);
-    try_change(maps, index, tag, flow, flags) as u32
+    let signal = Signal(signal as u8);
+    try_change(maps, index, tag, flow, signal) as u32
 }
 
+/// In the order of the kernel's `ip_vs_in_hook`: first whether what opens a connection is scheduled anew,
+/// then whether the destination is still there, then the state machine.
 #[inline(always)]
-fn try_change<M: Maps>(maps: &M, index: u32, tag: u32, flow: &Flow, flags: TcpFlags) -> Changed {
-    let Some(word) = word_at(maps, index) else {
+fn try_change<M: Maps>(maps: &M, index: u32, tag: u32, flow: &Flow, signal: Signal) -> Changed {
+    let (Some(word), Some(cold)) = (word_at(maps, index), maps.cold(index)) else {
         return Changed::Foreign;
     };
-    match maps.cold(index) {
-        Some(row) if flow.is(row) => {}
-        _ => return Changed::Foreign,
+    if !flow.is(cold) {
+        return Changed::Foreign;
     }
+    let place = Place { word, index };
+    let control = cold.control.load();
+    let protocol = flow.protocol();
     let now = maps.now();
     let mut tries = 0;
     while tries < TRIES {
@@ -293,26 +279,75 @@ fn try_change<M: Maps>(maps: &M, index: u32, tag: u32, flow: &Flow, flags: TcpFl
         if entry.tag() != tag || !entry.is_live() {
             return Changed::Foreign;
         }
+        let Some(destination) = maps.destination(entry.destination()) else {
+            return Changed::Foreign;
+        };
         let state = entry.state();
-        // A SYN opens one whatever comes with it, as in `is_new_conn`: the state machine would see an RST first.
-        if flags.opens() && state.is_over() {
-            if remove(maps, word, entry) {
+        let options = options_of(maps, destination.service());
+        let opens = signal.opens(protocol);
+        let is_removed = destination.towards.load() & destination_flag::REMOVED != 0;
+        let is_anew = opens && may_start_anew(options, state, control, destination.weight.load());
+        if is_anew || is_removed && options.has(Options::RESCHEDULE) {
+            if remove(maps, place, entry) {
                 return Changed::Over;
             }
             continue;
         }
-        let next = state.next(flags.telling());
-        let fresh = entry.seen(next, now, timeout(maps, next as u64));
+        if is_removed {
+            if !options.has(Options::RESET) {
+                // Without restarting its time, as the kernel does.
+                return Changed::Dropped;
+            }
+            if protocol != IpProto::TCP || opens {
+                if remove(maps, place, entry) {
+                    return Changed::Over;
+                }
+                continue;
+            }
+            // The entry stays for as long as one that was reset, so that every packet that is still on its
+            // way is answered, and goes then.
+            let closed = entry.seen(State::Close, now, timeout_of(maps, State::Close));
+            if !matches!(state, State::Close) && word.swap(entry.0, closed.0) {
+                maps.recount(entry.destination(), state as u32, State::Close as u32);
+            }
+            return Changed::Reset;
+        }
+        let next = state.next(signal.event(protocol));
+        let fresh = entry.seen(next, now, timeout_of(maps, next));
         if fresh.0 == entry.0 {
             break;
         }
         if word.swap(entry.0, fresh.0) {
-            recount(maps, entry.destination(), state, next);
+            if next as u64 != state as u64 {
+                maps.recount(entry.destination(), state as u32, next as u32);
+                if next.is_established() {
+                    template::assure(maps, control);
+                }
+            }
             break;
         }
     }
     // After this many tries others have changed it again and again: it is there, and fresh.
     Changed::Kept
+}
+
+/// Whether what opens a connection is scheduled anew although it has an entry: of a destination of weight 0
+/// with expire_nodest_conn, and of a connection that is over by conn_reuse_mode, unless a template controls
+/// it (`is_new_conn_expected`).
+#[inline(always)]
+fn may_start_anew(options: Options, state: State, control: u64, weight: u64) -> bool {
+    let is_over = state.is_over() || matches!(state, State::FinWait) && options.has(Options::REUSE_FIN_WAIT);
+    options.has(Options::EXPIRE_NODEST) && weight == 0
+        || options.has(Options::REUSE) && is_over && control == 0
+}
+
+/// What a service says, in the configuration that is live.
+#[inline(always)]
+fn options_of<M: Maps>(maps: &M, service: u32) -> Options {
+    let configuration = (maps.control().generation.load() & 1) as usize;
+    maps.service(service).map_or(Options::default(), |row| {
+        Options(row.options[configuration].load())
+    })
 }
 
 /// The word of the entry at an index: bucket * 8 + slot.
@@ -329,359 +364,44 @@ pub fn is_flow<M: Maps>(maps: &M, place: Place<'_>, flow: &Flow) -> bool {
     maps.cold(place.index).is_some_and(|row| flow.is(row))
 }
 
-/// Takes an entry out and settles its destination's counts; false where its word has changed meanwhile.
+/// Takes an entry out, settles its destination's counts and lets its template go; false where its word
+/// has changed meanwhile.
 #[inline(always)]
-pub fn remove<M: Maps>(maps: &M, word: &Word, entry: Entry) -> bool {
-    let removed = word.swap(entry.0, Entry::EMPTY.0);
+pub fn remove<M: Maps>(maps: &M, place: Place<'_>, entry: Entry) -> bool {
+    // Before the place can be another's.
+    let control = maps.cold(place.index).map_or(0, |row| row.control.load());
+    let removed = place.word.swap(entry.0, Entry::EMPTY.0);
     if removed {
-        recount(maps, entry.destination(), entry.state(), State::Empty);
+        maps.depart(entry.0, control);
     }
     removed
 }
 
-/// Brings an entry to a state and time that another table has for the same flow; false where its word
-/// has changed meanwhile.
+/// What follows when an entry that was controlled by `control` has gone.
+#[inline(always)]
+pub fn depart<M: Maps>(maps: &M, entry: u64, control: u64) {
+    let entry = Entry(entry);
+    if entry.is_live() {
+        maps.recount(entry.destination(), entry.state() as u32, State::Empty as u32);
+        release(maps, control);
+    }
+}
+
+/// Takes an expired entry out; false where it stays: its word has changed, or it is a template that controls
+/// connections, which lives on for a while ([`is_kept`]).
+#[inline(always)]
+pub fn expire<M: Maps>(maps: &M, place: Place<'_>, entry: Entry, now: u32) -> bool {
+    !is_kept(maps, place, entry, now) && remove(maps, place, entry)
+}
+
+/// Brings an entry to what another table has for the same flow; false where its word has changed meanwhile.
 #[cfg(not(target_arch = "bpf"))]
-pub fn overwrite<M: Maps>(maps: &M, place: Place<'_>, entry: Entry, state: State, seen: u32) -> bool {
-    let swapped = place
-        .word
-        .swap(entry.0, entry.seen(state, seen, timeout(maps, state as u64)).0);
+pub fn overwrite<M: Maps>(maps: &M, place: Place<'_>, entry: Entry, wanted: Entry) -> bool {
+    let swapped = place.word.swap(entry.0, wanted.with_tag(entry.tag()).0);
     if swapped {
-        recount(maps, entry.destination(), entry.state(), state);
+        maps.recount(entry.destination(), entry.state() as u32, wanted.state() as u32);
     }
     swapped
-}
-
-/// A flow to be entered, of which [`find`] has found no live entry. Whole words, without padding.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub struct New {
-    /// Its flow hash.
-    pub hash: u64,
-    /// Who it is.
-    pub flow: Flow,
-}
-
-/// What came of entering a flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Inserted {
-    /// It is in the table.
-    Done,
-    /// Another CPU has entered the same flow, with this destination.
-    Exists(u32),
-    /// A live entry of another flow has the same tag.
-    Collision,
-    /// Both buckets are full of entries that do not give way.
-    Full,
-    /// Another CPU is entering a flow of this tag and did not finish in time.
-    Race,
-}
-
-impl Inserted {
-    /// In one register: all that a function of the program that is not inlined can return.
-    #[inline(always)]
-    const fn pack(self) -> u64 {
-        match self {
-            Self::Done => 0,
-            Self::Exists(destination) => 1 | (destination as u64) << 8,
-            Self::Collision => 2,
-            Self::Full => 3,
-            Self::Race => 4,
-        }
-    }
-
-    #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "ids have 20 bits")]
-    const fn unpack(packed: u64) -> Self {
-        match packed & 0xff {
-            0 => Self::Done,
-            1 => Self::Exists((packed >> 8) as u32),
-            2 => Self::Collision,
-            3 => Self::Full,
-            _ => Self::Race,
-        }
-    }
-}
-
-/// How dear an entry is, as a place for a new one: the lower, the better.
-const FREE: u64 = 0;
-const EXPIRED: u64 = 1;
-const HALF_OPEN: u64 = 2;
-const TAKEN: u64 = 3;
-
-/// What a bucket has to offer, packed: from the top 4 bits the number of entries that have not
-/// expired (claimed ones included), and then the score of its best place: rank 2 | order 32 | slot 3.
-#[derive(Clone, Copy)]
-struct Survey(u64);
-
-const LIVE_SHIFT: u32 = 60;
-const RANK_SHIFT: u32 = 35;
-const ORDER_SHIFT: u32 = 3;
-
-impl Survey {
-    #[inline(always)]
-    const fn live(self) -> u64 {
-        self.0 >> LIVE_SHIFT
-    }
-
-    #[inline(always)]
-    const fn rank(self) -> u64 {
-        self.0 >> RANK_SHIFT & 3
-    }
-
-    #[inline(always)]
-    const fn slot(self) -> u64 {
-        self.0 & 7
-    }
-}
-
-/// The rank of an entry that has not expired, two bits a state.
-const RANKS: u64 = {
-    let mut ranks = 0;
-    let mut number = 0;
-    while number < 16 {
-        let rank = match State::from_number(number) {
-            State::Empty if number == 0 => FREE,
-            state if state.is_half_open() => HALF_OPEN,
-            _ => TAKEN,
-        };
-        ranks |= rank << (2 * number);
-        number += 1;
-    }
-    ranks
-};
-
-/// The score of one entry as a place for a flow of this tag, without its slot.
-///
-/// Without a branch: sixteen entries are scored for a new connection, each branch would be mispredicted
-/// half the time, and would double what the verifier has to follow. ([`crate::abi::Control::forget`] keeps the
-/// compiler from making branches of the arithmetic.) Of expired and of half-open entries the oldest
-/// comes first; an expired one of the same tag has to be the one that goes.
-#[inline(always)]
-fn score<M: Maps>(maps: &M, entry: Entry, tag: u32, now: u32) -> u64 {
-    let control = maps.control();
-    let state = entry.state_number();
-    let age = u64::from(entry.age(now));
-    let expired = control.forget(u64::from(timeout(maps, state)).wrapping_sub(age)) >> 63;
-    let alive = RANKS >> (2 * state) & 3;
-    let rank = alive ^ (alive ^ EXPIRED) & expired.wrapping_neg();
-    let other = control.forget(u64::from(entry.tag() ^ tag).wrapping_neg()) >> 63;
-    let order = 0xffff_ffff ^ age;
-    // All ones, but for an expired entry of the same tag, which scores 0.
-    let mask = (expired & (other ^ 1)).wrapping_sub(1);
-    (rank << RANK_SHIFT | order << ORDER_SHIFT) & mask
-}
-
-/// What a bucket has to offer for a flow of this tag, as [`Survey`] reads it.
-#[inline(always)]
-pub fn survey<M: Maps>(maps: &M, bucket: u32, tag: u32, now: u32) -> u64 {
-    let control = maps.control();
-    let Some(bucket) = maps.bucket(bucket) else {
-        return TAKEN << RANK_SHIFT;
-    };
-    let mut best = TAKEN << RANK_SHIFT | u64::from(u32::MAX) << ORDER_SHIFT;
-    let mut live = 0;
-    let mut slot = 0;
-    while slot < 8 {
-        let score = score(maps, Entry(bucket.0[slot].load()), tag, now) | slot as u64;
-        // Half open and taken, 2 and 3, are the live ones.
-        live += score >> (RANK_SHIFT + 1) & 1;
-        let difference = score.wrapping_sub(best);
-        let is_better = control.forget(difference) >> 63;
-        best = best.wrapping_add(difference & is_better.wrapping_neg());
-        slot += 1;
-    }
-    live << LIVE_SHIFT | best
-}
-
-/// Enters a flow, last seen at second `seen` of the director's clock (now, but for one that is moved here
-/// from another table).
-///
-/// The place taken is a free one, else that of an expired entry, else that of the oldest half-open
-/// one; the counts of what was displaced are settled.
-#[inline(always)]
-pub fn insert<M: Maps>(maps: &M, new: &New, destination: u32, state: State, seen: u32) -> Inserted {
-    Inserted::unpack(maps.enter(new, u64::from(destination) | (state as u64) << 32, seen))
-}
-
-/// [`insert`] with what fits into registers: `what` is the destination's id in its lower half and the
-/// state's number in its upper one; the outcome is packed.
-#[inline(always)]
-pub fn enter<M: Maps>(maps: &M, new: &New, what: u64, seen: u32) -> u64 {
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the lower half is the destination"
-    )]
-    try_enter(maps, new, what as u32, State::from_number(what >> 32), seen).pack()
-}
-
-#[inline(always)]
-fn try_enter<M: Maps>(maps: &M, new: &New, destination: u32, state: State, seen: u32) -> Inserted {
-    let New { hash, flow } = new;
-    let key = Key::new(*hash, maps.control().bucket_mask.load());
-    let now = maps.now();
-    let claim = Entry::new(key.tag, destination, State::Claimed, now, 0);
-    let entry = Entry::new(key.tag, destination, state, seen, timeout(maps, state as u64));
-    let mut tries = 0;
-    while tries < TRIES {
-        tries += 1;
-        let first = Survey(maps.survey(key.primary, key.tag, now));
-        let mut chosen = first;
-        let mut bucket = key.primary;
-        if first.live() >= CROWDED || first.rank() >= HALF_OPEN {
-            let second = Survey(maps.survey(key.partner, key.tag, now));
-            // The emptier one; and no entry is displaced while the other bucket has room.
-            let better = if second.rank() < HALF_OPEN {
-                second.live() < first.live() || first.rank() >= HALF_OPEN
-            } else {
-                second.rank() < first.rank()
-            };
-            if better {
-                chosen = second;
-                bucket = key.partner;
-            }
-        }
-        if chosen.rank() == TAKEN {
-            return Inserted::Full;
-        }
-        #[expect(clippy::cast_possible_truncation, reason = "below 8")]
-        let index = bucket * 8 + chosen.slot() as u32;
-        let Some(word) = word_at(maps, index) else {
-            return Inserted::Full;
-        };
-        let place = Place { word, index };
-        let victim = Entry(place.word.load());
-        // It may have changed since it was chosen: an established connection must not be the victim.
-        if score(maps, victim, key.tag, now) >> RANK_SHIFT != chosen.rank()
-            || !place.word.swap(victim.0, claim.0)
-        {
-            continue;
-        }
-        recount(maps, victim.destination(), victim.state(), State::Empty);
-        if maps.sharing(key.primary, key.tag) + maps.sharing(key.partner, key.tag) > 1 {
-            let outcome = Inserted::unpack(contend(maps, &key, flow, place.index));
-            if !matches!(outcome, Inserted::Done) {
-                return outcome;
-            }
-        }
-        if let Some(row) = maps.cold(place.index) {
-            flow.write(row);
-        }
-        // Counted before it can be seen, so that whoever ends it finds it counted.
-        recount(maps, destination, State::Empty, state);
-        place.word.store(entry.0);
-        return Inserted::Done;
-    }
-    Inserted::Race
-}
-
-/// How many words of a bucket have this tag.
-#[inline(always)]
-pub fn sharing<M: Maps>(maps: &M, bucket: u32, tag: u32) -> u64 {
-    let Some(bucket) = maps.bucket(bucket) else {
-        return 0;
-    };
-    let mut others = 0;
-    let mut slot = 0;
-    while slot < 8 {
-        let difference = u64::from(Entry(bucket.0[slot].load()).tag() ^ tag);
-        others += maps.control().forget(difference.wrapping_neg()) >> 63;
-        slot += 1;
-    }
-    8 - others
-}
-
-/// After claiming a place: who else has an entry or a claim of this tag in the pair of buckets, and may
-/// keep it? [`Inserted::Done`] where nobody may; else the claim has been given up.
-#[inline(never)]
-fn contend<M: Maps>(maps: &M, key: &Key, flow: &Flow, own: u32) -> u64 {
-    let mut contest = Contest {
-        key: *key,
-        own: Alone(own),
-        rival: Contest::NOBODY,
-    };
-    maps.repeat(16, &mut contest);
-    if contest.rival == Contest::NOBODY {
-        return Inserted::Done.pack();
-    }
-    if let Some(word) = word_at(maps, own) {
-        word.store(Entry::EMPTY.0);
-    }
-    let Some(rival) = u32::try_from(contest.rival)
-        .ok()
-        .and_then(|at| word_at(maps, at).map(|word| (at, word)))
-    else {
-        return Inserted::Race.pack();
-    };
-    let entry = Entry(rival.1.load());
-    match maps.cold(rival.0) {
-        Some(row) if flow.is(row) && entry.tag() == key.tag => Inserted::Exists(entry.destination()).pack(),
-        _ => Inserted::Collision.pack(),
-    }
-}
-
-struct Contest {
-    key: Key,
-    /// The place that was claimed.
-    own: Alone,
-    /// The place of the entry that stays, or one of the two below.
-    rival: u64,
-}
-
-impl Contest {
-    const NOBODY: u64 = u64::MAX;
-    const CLAIM: u64 = u64::MAX - 1;
-}
-
-impl<M: Maps> Step<M> for Contest {
-    #[inline(always)]
-    fn step(&mut self, maps: &M, index: u32) -> bool {
-        let Self { key, own, .. } = *self;
-        let at = if index < 8 {
-            key.primary * 8 + index
-        } else {
-            key.partner * 8 + index - 8
-        };
-        let Some(word) = word_at(maps, at) else {
-            return true;
-        };
-        let seen = Entry(word.load());
-        if seen.tag() != key.tag || at == own.0 {
-            return true;
-        }
-        if seen.is_live() && is_expired(maps, seen, maps.now()) {
-            let _ = remove(maps, word, seen);
-            return true;
-        }
-        // Two claims: the one in the lower place goes on, but waits for what becomes of the other, which
-        // may have looked before this claim was made. The one in the higher place is given up.
-        if !seen.is_live() && own.0 > at {
-            self.rival = Self::CLAIM;
-            return false;
-        }
-        let settled = settle(word, key.tag);
-        if settled.tag() != key.tag {
-            return true;
-        }
-        self.rival = if settled.is_live() {
-            u64::from(at)
-        } else {
-            Self::CLAIM
-        };
-        false
-    }
-}
-
-/// A word once it is no claim of this tag any more, or, after a while, as it is then.
-#[inline(always)]
-fn settle(word: &Word, tag: u32) -> Entry {
-    let mut seen = Entry(word.load());
-    let mut looks = 0;
-    while looks < PATIENCE && !seen.is_live() && seen.tag() == tag {
-        seen = Entry(word.load());
-        looks += 1;
-    }
-    seen
 }
 
 #[cfg(test)]

@@ -1,8 +1,11 @@
 //! The packet of an XDP program as a frame with a checked end.
 
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::{
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    programs::XdpContext,
+};
 use bytemuck::{AnyBitPattern, NoUninit};
-use lvs_xdp_common::packet::Frame;
+use lvs_xdp_common::{answer::Resize, packet::Frame};
 
 /// The packet.
 pub(crate) struct Packet<'a>(pub(crate) &'a XdpContext);
@@ -28,5 +31,24 @@ impl Frame for Packet<'_> {
         // SAFETY: `at` has compared the value's end with the packet's.
         self.at::<T>(offset)
             .map(|place| unsafe { place.write_unaligned(value) })
+    }
+}
+
+impl Resize for Packet<'_> {
+    #[inline(always)]
+    fn grow(&mut self, by: u32) -> Option<()> {
+        // SAFETY: the context is the program's own; every access to the packet reads its ends anew.
+        let status = unsafe { bpf_xdp_adjust_head(self.0.ctx, -by.cast_signed()) };
+        (status == 0).then_some(())
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "a frame has less than 2^31 bytes")]
+    fn cut(&mut self, length: u32) -> Option<()> {
+        // One subtraction of the two ends, which the verifier allows, before anything else is done with them.
+        let now = core::hint::black_box(self.0.data_end() - self.0.data()) as u32;
+        // SAFETY: as for `grow`.
+        let status = unsafe { bpf_xdp_adjust_tail(self.0.ctx, length.cast_signed() - now.cast_signed()) };
+        (status == 0).then_some(())
     }
 }

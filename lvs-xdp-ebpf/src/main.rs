@@ -8,6 +8,7 @@ mod maps;
 use aya_ebpf::{Global, bindings::xdp_action, helpers::bpf_ktime_get_ns, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::info;
 use lvs_xdp_common::{
+    answer,
     director::{self, Verdict},
     packet,
     reason::{Outcome, Reason},
@@ -40,6 +41,7 @@ fn director(context: XdpContext) -> u32 {
     }
     match verdict.reason.outcome() {
         Outcome::Forward => forward(&context, &verdict, ingress),
+        Outcome::Answer => answer(&context, verdict.reason as u32),
         Outcome::Pass => {
             maps::count(verdict.reason);
             xdp_action::XDP_PASS
@@ -69,7 +71,7 @@ fn forward(context: &XdpContext, to: &Verdict, ingress: u32) -> u32 {
     maps::count_forwarded(
         to.destination,
         to.length,
-        to.reason as u32 == Reason::NewConnection as u32,
+        matches!(to.reason, Reason::NewConnection | Reason::OnePacket),
     );
     if to.if_index == ingress {
         xdp_action::XDP_TX
@@ -78,7 +80,25 @@ fn forward(context: &XdpContext, to: &Verdict, ingress: u32) -> u32 {
     }
 }
 
+/// Makes the frame its own answer and sends it back where it came from. What cannot be answered is dropped.
 // Not inlined, so that its buffers are not on the stack of every packet.
+#[inline(never)]
+fn answer(context: &XdpContext, reason: u32) -> u32 {
+    let reason = Reason::from_number(reason);
+    maps::count(reason);
+    let mut frame = Packet(context);
+    let answered = match reason {
+        Reason::Reset => answer::reset(&mut frame),
+        _ => answer::port_unreachable(&mut frame),
+    };
+    if answered.is_some() {
+        xdp_action::XDP_TX
+    } else {
+        xdp_action::XDP_DROP
+    }
+}
+
+// Not inlined, for the same reason.
 #[inline(never)]
 fn log(context: &XdpContext, verdict: &Verdict) {
     if !matches!(

@@ -10,13 +10,15 @@ use core::ffi::c_void;
 use lvs_xdp_common::{
     abi::{
         Bucket, COUNTER_WORDS, ColdRow, Control, Counts, DestinationRow, INTERFACE_ROWS, IndexBucket,
-        InterfaceRow, ListWord, RingWord, ServiceRow,
+        InterfaceRow, Kind, ListWord, RingWord, ServiceRow,
     },
     atomic::Word,
-    maps::{Maps, Step},
+    director,
+    flow::Flow,
+    maps::{self, Maps, Note, Step},
     reason::Reason,
     scheduler,
-    table::{self, Flow, New},
+    table::{self, New},
 };
 
 const SHARED: usize = BPF_F_MMAPABLE as usize;
@@ -50,6 +52,9 @@ static COLD: Array<ColdRow, 16, SHARED> = Array::new();
 static INTERFACES: Array<InterfaceRow, { INTERFACE_ROWS as usize }, SHARED> = Array::new();
 #[btf_map]
 pub(crate) static REDIRECT: DevMapHash<64> = DevMapHash::new();
+// Not pinned with the others: it has nothing to keep.
+#[btf_map]
+static NOTES: PerCpuArray<New, { maps::NOTES as usize }> = PerCpuArray::new();
 #[btf_map]
 static CLOCK: Array<[u64; 2], 1, SHARED> = Array::new();
 
@@ -170,18 +175,89 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
-    fn choose(&self, list: ListWord, ring: RingWord, flow: &Flow) -> u32 {
-        choose(list.0, ring.0, flow)
+    fn note<'a>(&'a self, place: Note, new: &'a New) -> Option<&'a New> {
+        let row = NOTES.get_ptr_mut(place as u32)?;
+        // SAFETY: the row is this CPU's own and the program is not interrupted by itself; whoever has a
+        // reference to what was noted before does not use it any more (`Maps::note`).
+        unsafe {
+            row.write(*new);
+            Some(&*row)
+        }
     }
 
     #[inline(always)]
-    fn enter(&self, new: &New, what: u64, seen: u32) -> u64 {
-        enter(new, what, seen)
+    fn begin(&self, new: &New, signal: u32) -> u64 {
+        begin(new, signal)
     }
 
     #[inline(always)]
-    fn change(&self, index: u32, tag: u32, flow: &Flow, flags: u32) -> u32 {
-        change(index, tag, flow, flags)
+    fn other_service(&self, high: u64, low: u64, identity: u64) -> u64 {
+        other_service(high, low, identity)
+    }
+
+    #[inline(always)]
+    fn in_turn(&self, service: u64, list: ListWord) -> u32 {
+        in_turn(service, list.0)
+    }
+
+    #[inline(always)]
+    fn by_hash(&self, list: ListWord, ring: RingWord, flow: &Flow) -> u32 {
+        by_hash(list.0, ring.0, flow)
+    }
+
+    #[inline(always)]
+    fn lblc(&self, service: u64, list: ListWord) -> u32 {
+        lblc(service, list.0)
+    }
+
+    #[inline(always)]
+    fn least(&self, list: ListWord, kind: Kind) -> u32 {
+        least(list.0, kind as u32)
+    }
+
+    #[inline(always)]
+    fn heaviest(&self, list: ListWord) -> u32 {
+        heaviest(list.0)
+    }
+
+    #[inline(always)]
+    fn is_any_idle(&self, list: ListWord) -> bool {
+        is_any_idle(list.0) != 0
+    }
+
+    #[inline(always)]
+    fn lblcr(&self, service: u64, list: ListWord) -> u32 {
+        lblcr(service, list.0)
+    }
+
+    #[inline(always)]
+    fn follow(&self, template: &New, options: u64) -> u64 {
+        follow(template, options)
+    }
+
+    #[inline(always)]
+    fn claim(&self, new: &New, destination: u32) -> u64 {
+        claim(new, destination)
+    }
+
+    #[inline(always)]
+    fn settle(&self, new: &New, entry: u64, control: u64, place: u64) -> u64 {
+        settle(new, entry, control, place)
+    }
+
+    #[inline(always)]
+    fn change(&self, index: u32, tag: u32, flow: &Flow, signal: u32) -> u32 {
+        change(index, tag, flow, signal)
+    }
+
+    #[inline(always)]
+    fn recount(&self, destination: u32, from: u32, to: u32) {
+        recount(destination, from, to);
+    }
+
+    #[inline(always)]
+    fn depart(&self, entry: u64, control: u64) {
+        depart(entry, control);
     }
 
     #[inline(always)]
@@ -211,37 +287,149 @@ impl Maps for Kernel {
 // Global functions: the verifier looks at each by itself and once, not anew for each path that leads to
 // it (Linux 5.6). Their arguments are numbers, or pointers to structures of whole words.
 
-/// [`scheduler::choose`].
+/// [`director::begin`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn choose(list: u64, ring: u64, flow: *const Flow) -> u32 {
+extern "C" fn begin(new: *const New, signal: u32) -> u64 {
     // SAFETY: the only caller passes a reference; the verifier wants the check all the same.
-    let (Some(kernel), Some(flow)) = (Kernel::new(), unsafe { flow.as_ref() }) else {
-        return scheduler::NONE;
-    };
-    scheduler::choose(&kernel, ListWord(list), RingWord(ring), flow)
-}
-
-/// [`table::enter`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn enter(new: *const New, what: u64, seen: u32) -> u64 {
-    // SAFETY: as for `choose`.
     let (Some(kernel), Some(new)) = (Kernel::new(), unsafe { new.as_ref() }) else {
         return u64::MAX;
     };
-    table::enter(&kernel, new, what, seen)
+    director::begin(&kernel, new, signal)
+}
+
+/// [`director::other_service`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn other_service(high: u64, low: u64, identity: u64) -> u64 {
+    Kernel::new().map_or(0, |kernel| director::other_service(&kernel, high, low, identity))
+}
+
+/// [`scheduler::in_turn`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn in_turn(service: u64, list: u64) -> u32 {
+    Kernel::new().map_or(scheduler::NONE, |kernel| {
+        scheduler::in_turn(&kernel, service, ListWord(list))
+    })
+}
+
+/// [`scheduler::by_hash`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn by_hash(list: u64, ring: u64, flow: *const Flow) -> u32 {
+    // SAFETY: as for `begin`.
+    let (Some(kernel), Some(flow)) = (Kernel::new(), unsafe { flow.as_ref() }) else {
+        return scheduler::NONE;
+    };
+    scheduler::by_hash(&kernel, ListWord(list), RingWord(ring), flow)
+}
+
+/// [`scheduler::lblc`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lblc(service: u64, list: u64) -> u32 {
+    Kernel::new().map_or(scheduler::NONE, |kernel| {
+        scheduler::lblc(&kernel, service, ListWord(list))
+    })
+}
+
+/// [`scheduler::least`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn least(list: u64, kind: u32) -> u32 {
+    Kernel::new().map_or(scheduler::NONE, |kernel| {
+        scheduler::least(&kernel, ListWord(list), kind)
+    })
+}
+
+/// [`scheduler::heaviest`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn heaviest(list: u64) -> u32 {
+    Kernel::new().map_or(0, |kernel| scheduler::heaviest(&kernel, ListWord(list)))
+}
+
+/// [`scheduler::is_any_idle`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_any_idle(list: u64) -> u32 {
+    Kernel::new().map_or(0, |kernel| {
+        u32::from(scheduler::is_any_idle(&kernel, ListWord(list)))
+    })
+}
+
+/// [`scheduler::lblcr`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lblcr(service: u64, list: u64) -> u32 {
+    Kernel::new().map_or(scheduler::NONE, |kernel| {
+        scheduler::lblcr(&kernel, service, ListWord(list))
+    })
+}
+
+/// [`table::follow`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn follow(template: *const New, options: u64) -> u64 {
+    // SAFETY: as for `begin`.
+    let (Some(kernel), Some(template)) = (Kernel::new(), unsafe { template.as_ref() }) else {
+        return 0;
+    };
+    table::follow(&kernel, template, options)
+}
+
+/// [`table::claim`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn claim(new: *const New, destination: u32) -> u64 {
+    // SAFETY: as for `begin`.
+    let (Some(kernel), Some(new)) = (Kernel::new(), unsafe { new.as_ref() }) else {
+        return u64::MAX;
+    };
+    table::claim(&kernel, new, destination)
+}
+
+/// [`table::settle`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn settle(new: *const New, entry: u64, control: u64, place: u64) -> u64 {
+    // SAFETY: as for `begin`.
+    let (Some(kernel), Some(new)) = (Kernel::new(), unsafe { new.as_ref() }) else {
+        return u64::MAX;
+    };
+    table::settle(&kernel, new, entry, control, place)
 }
 
 /// [`table::change_state`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn change(index: u32, tag: u32, flow: *const Flow, flags: u32) -> u32 {
-    // SAFETY: as for `choose`.
+extern "C" fn change(index: u32, tag: u32, flow: *const Flow, signal: u32) -> u32 {
+    // SAFETY: as for `begin`.
     let (Some(kernel), Some(flow)) = (Kernel::new(), unsafe { flow.as_ref() }) else {
         return table::Changed::Foreign as u32;
     };
-    table::change_state(&kernel, index, tag, flow, flags)
+    table::change_state(&kernel, index, tag, flow, signal)
+}
+
+/// [`table::recount`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn recount(destination: u32, from: u32, to: u32) -> u32 {
+    if let Some(kernel) = Kernel::new() {
+        table::recount(&kernel, destination, from, to);
+    }
+    0
+}
+
+/// [`table::depart`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn depart(entry: u64, control: u64) -> u32 {
+    if let Some(kernel) = Kernel::new() {
+        table::depart(&kernel, entry, control);
+    }
+    0
 }
 
 /// [`table::survey`].

@@ -236,6 +236,16 @@ impl Director {
         self.compiler.counts(id.expect("the destination is there"))
     }
 
+    /// Persistence templates of a destination.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such destination.
+    pub fn templates(&self, service: &ServiceKey, server: Ipv4Addr) -> u64 {
+        let id = self.compiler.destination(service, &server_key(service, server));
+        self.compiler.templates(id.expect("the destination is there"))
+    }
+
     /// What is configured.
     pub fn model(&self) -> &Model {
         &self.model
@@ -246,7 +256,7 @@ impl Director {
 pub fn action(reason: Reason, elsewhere: bool) -> u32 {
     match reason.outcome() {
         Outcome::Forward if elsewhere => xdp::REDIRECT,
-        Outcome::Forward => xdp::TX,
+        Outcome::Forward | Outcome::Answer => xdp::TX,
         Outcome::Pass => xdp::PASS,
         Outcome::Drop => xdp::DROP,
     }

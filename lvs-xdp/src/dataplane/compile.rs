@@ -16,7 +16,10 @@ use std::{
 };
 
 use lvs_xdp_common::{
-    abi::{Cursor, Kind, ListEntry, ListWord, RingWord, ServiceRow, destination_flag, service_flag},
+    abi::{
+        Cursor, Kind, ListEntry, ListWord, RingWord, ServiceRow, control_flag, destination_flag, service_flag,
+    },
+    flow::FTP_PORT,
     hash,
     maps::Maps as _,
     packet::{IpProto, Mac},
@@ -24,7 +27,7 @@ use lvs_xdp_common::{
 };
 
 pub use self::plan::Plan;
-use self::plan::Planned;
+use self::plan::{Planned, Setting};
 use super::{
     extents::{Extent, Extents},
     rows::{
@@ -33,7 +36,7 @@ use super::{
     },
     tables::{Capacity, Tables},
 };
-use crate::api::types::{ServerKey, ServiceKey, Stats};
+use crate::api::types::{Protocol, ServerKey, ServiceKey, Stats};
 
 /// The way to a real server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +80,16 @@ pub struct Compiler {
     garbage: Vec<(Extent, Extent)>,
 }
 
+/// Whether a scheduler goes by a place in its list.
+fn takes_turns(kind: Kind) -> bool {
+    matches!(kind, Kind::Rr | Kind::Wrr)
+}
+
+/// What a service's cursor starts as.
+fn first_cursor(kind: Kind, place: Cursor) -> u64 {
+    if takes_turns(kind) { place.word() } else { 0 }
+}
+
 impl Compiler {
     /// Reads the bookkeeping from the maps.
     pub(super) fn new(tables: Arc<Tables>, capacity: Capacity) -> Self {
@@ -110,6 +123,7 @@ impl Compiler {
             // configuration behind; one that was killed before left a row that nothing refers to.
             row.lists[1 - live].store(word.0);
             row.rings[1 - live].store(row.rings[live].load());
+            row.options[1 - live].store(row.options[live].load());
             if word.kind() == Kind::Absent {
                 self.clear(id);
                 continue;
@@ -123,7 +137,9 @@ impl Compiler {
             let ring = ring_extent(RingWord(row.rings[live].load()));
             self.lists.reserve(list);
             self.rings.reserve(ring);
-            self.carry_cursor(id, word);
+            if takes_turns(word.kind()) {
+                self.carry_cursor(id, word);
+            }
             self.services.insert(
                 key,
                 Slot {
@@ -176,6 +192,12 @@ impl Compiler {
         for planned in &plan.services {
             self.write(planned, next);
         }
+        // Too early rather than too late: a flag without its service costs a look-up.
+        let planned = plan
+            .services
+            .iter()
+            .map(|planned| (planned.key, planned.slot.word.kind()));
+        self.note_wide_services(planned.chain(self.kinds()));
         control
             .generation
             .store(control.generation.load().wrapping_add(1));
@@ -198,7 +220,8 @@ impl Compiler {
             added,
             revived,
             removed: _,
-            last_weights,
+            options,
+            settings,
         } = planned;
         let row = &tables.services[slot.id as usize];
         if *is_new || *is_back {
@@ -221,9 +244,8 @@ impl Compiler {
         for (id, server) in added {
             self.write_destination(*id, slot.id, *server);
         }
-        for &(id, weight) in last_weights {
-            let port = &tables.destinations[id as usize].port;
-            port.store(port.load() & 0xffff_ffff | u64::from(weight) << 32);
+        for setting in settings {
+            self.set(setting);
         }
         for &id in revived {
             let towards = &tables.destinations[id as usize].towards;
@@ -231,18 +253,52 @@ impl Compiler {
         }
         store(&tables.lists, slot.list, list);
         store(&tables.rings, slot.ring, ring);
-        if *is_new {
-            // Nobody has it yet; all others move it on by themselves, or by `carry_cursor`.
+        let had_turns = self
+            .services
+            .get(key)
+            .is_some_and(|slot| takes_turns(slot.word.kind()));
+        if slot.word.restart() && !had_turns {
+            // Nobody has one; all others move it on by themselves, or by `carry_cursor`.
             let current_weight = list.first().map_or(0, |&header| high(header));
             let cursor = Cursor {
                 generation: slot.word.generation(),
                 position: 0,
                 current_weight,
             };
-            tables.cursors[slot.id as usize].store(cursor.word());
+            tables.cursors[slot.id as usize].store(first_cursor(slot.word.kind(), cursor));
         }
+        row.options[next].store(options.0);
         row.rings[next].store(ring_word.0);
         row.lists[next].store(slot.word.0);
+    }
+
+    /// Writes how a destination is configured. A higher upper threshold, or none, ends an overload
+    /// (`__ip_vs_update_dest`).
+    fn set(&self, setting: &Setting) {
+        let Setting {
+            id,
+            weight,
+            last_weight,
+            limits,
+            is_draining,
+        } = *setting;
+        let row = &self.tables.destinations[id as usize];
+        let counts = &self.tables.counts[id as usize];
+        row.port
+            .store(row.port.load() & 0xffff_ffff | u64::from(last_weight) << 32);
+        row.weight.store(u64::from(weight));
+        let draining = if is_draining {
+            destination_flag::DRAINING
+        } else {
+            0
+        };
+        row.towards
+            .store(row.towards.load() & !destination_flag::DRAINING | draining);
+        let before = counts.limits.load();
+        counts.limits.store(limits);
+        if limits == 0 || high(limits) > high(before) {
+            counts.overload.store(0);
+        }
     }
 
     fn write_destination(&mut self, id: u32, service: u32, server: ServerKey) {
@@ -252,6 +308,7 @@ impl Compiler {
         row.address[1].store(address.low());
         row.port.store(u64::from(server.port));
         row.place.store(u64::from(service) << 32);
+        row.joined.store(0);
         row.towards.store(destination_flag::USED);
         self.destinations.insert((service, server), id);
         self.members.insert(id, (service, server));
@@ -277,10 +334,22 @@ impl Compiler {
             towards.store(towards.load() | destination_flag::REMOVED);
             self.removed.insert(id);
         }
-        self.carry_cursor(slot.id, slot.word);
+        if takes_turns(slot.word.kind()) {
+            self.carry_cursor(slot.id, slot.word);
+        } else if slot.word.restart() {
+            self.forget_choices(&slot);
+        }
         self.unsettled.push(slot.id);
         if let Some(old) = self.services.insert(key, slot) {
             self.garbage.push((old.list, old.ring));
+        }
+    }
+
+    /// lblc and lblcr start without a memory.
+    fn forget_choices(&self, slot: &Slot) {
+        self.tables.cursors[slot.id as usize].store(0);
+        for &id in &slot.ids {
+            self.tables.destinations[id as usize].joined.store(0);
         }
     }
 
@@ -307,6 +376,24 @@ impl Compiler {
         }
     }
 
+    fn kinds(&self) -> impl Iterator<Item = (ServiceKey, Kind)> {
+        self.services.iter().map(|(key, slot)| (*key, slot.word.kind()))
+    }
+
+    /// Notes whether there are services that take other ports than their own.
+    fn note_wide_services(&self, services: impl Iterator<Item = (ServiceKey, Kind)>) {
+        let wide = services
+            .filter(|(_, kind)| !matches!(kind, Kind::Absent | Kind::Tombstone))
+            .fold(0, |flags, (key, _)| match (key.protocol, key.port) {
+                (_, 0) => flags | control_flag::ALL_PORTS,
+                (Protocol::Tcp, FTP_PORT) => flags | control_flag::FTP,
+                _ => flags,
+            });
+        let flags = &self.tables.control[0].flags;
+        let others = flags.load() & !(control_flag::ALL_PORTS | control_flag::FTP);
+        flags.store(others | wide);
+    }
+
     /// Whether a change was made live that has not been settled.
     pub fn is_unsettled(&self) -> bool {
         !self.unsettled.is_empty()
@@ -319,8 +406,10 @@ impl Compiler {
         for id in std::mem::take(&mut self.unsettled) {
             let row = &self.tables.services[id as usize];
             row.rings[1 - live].store(row.rings[live].load());
+            row.options[1 - live].store(row.options[live].load());
             row.lists[1 - live].store(row.lists[live].load());
         }
+        self.note_wide_services(self.kinds());
         for (list, ring) in std::mem::take(&mut self.garbage) {
             self.lists.give(list);
             self.rings.give(ring);
@@ -367,7 +456,12 @@ impl Compiler {
         {
             word.add(value);
         }
-        self.tables.destinations[id as usize].towards.store(0);
+        let row = &self.tables.destinations[id as usize];
+        row.towards.store(0);
+        row.joined.store(0);
+        let counts = &self.tables.counts[id as usize];
+        counts.limits.store(0);
+        counts.overload.store(0);
         self.free_destinations.insert(id);
         let is_last = !self.members.values().any(|(other, _)| *other == service);
         let deleted = self

@@ -13,9 +13,9 @@ use aya::maps::{MapData, PerCpuArray, PerCpuValues};
 use lvs_xdp_common::{
     abi::{COUNTER_WORDS, control_flag, destination_flag, name},
     atomic::Word,
+    flow::Flow,
     hash,
     maps::Maps as _,
-    packet::{Packet, TcpFlags},
     table::{self, Inserted, Key, New},
 };
 
@@ -135,7 +135,9 @@ impl Dataplane {
         if let Some(counters) = &counters {
             self.carry_counters(&old, counters, &mut carried)?;
         }
-        control.flags.store(control_flag::MIGRATING);
+        control
+            .flags
+            .store(old.control[0].flags.load() | control_flag::MIGRATING);
         let now = self.tick()?;
         old.set_now(now);
         copy_connections(&old, &new);
@@ -197,6 +199,7 @@ impl Dataplane {
                 words
                     .chain(&row.lists)
                     .chain(&row.rings)
+                    .chain(&row.options)
                     .chain(&row.retired)
                     .collect()
             });
@@ -210,11 +213,22 @@ impl Dataplane {
         }
         if old.destinations.len() != new.destinations.len() {
             fits &= copy_rows(&old.destinations, &new.destinations, |row| {
-                [&row.towards, &row.from, &row.place, &row.port]
-                    .into_iter()
-                    .chain(&row.address)
-                    .collect()
+                [
+                    &row.towards,
+                    &row.from,
+                    &row.place,
+                    &row.port,
+                    &row.joined,
+                    &row.weight,
+                ]
+                .into_iter()
+                .chain(&row.address)
+                .collect()
             });
+        }
+        for (from, to) in old.counts.iter().zip(&*new.counts) {
+            to.limits.store(from.limits.load());
+            to.overload.store(from.overload.load());
         }
         if !fits {
             bail!(
@@ -258,47 +272,59 @@ fn copy_rows<'a, T>(old: &'a [T], new: &'a [T], words: impl Fn(&'a T) -> Vec<&'a
         .all(|row| words(row).iter().all(|word| word.load() == 0))
 }
 
-/// Enters every live connection of one table in another, and brings those that are there up to date.
+/// Enters every live connection of one table in another, and brings those that are there up to date; the
+/// templates first, so that their connections find them.
 fn copy_connections(old: &Tables, new: &Tables) {
-    let control = &new.control[0];
-    let mask = control.bucket_mask.load();
-    let mut without_room = 0u64;
-    for Listed { entry, flow, .. } in old.connections() {
-        let packet = Packet {
-            mac: lvs_xdp_common::packet::Mac(0),
-            source: flow.client,
-            destination: flow.address,
-            source_port: flow.client_port(),
-            destination_port: flow.port(),
-            protocol: flow.protocol(),
-            flags: TcpFlags(0),
-            length: 0,
-        };
-        let hash = hash::flow(control.key(), &packet);
-        let key = Key::new(hash, mask);
-        let seen = old.now() - entry.age(old.now()).min(old.now());
-        match table::find(new, key) {
-            Some((place, there)) if table::is_flow(new, place, &flow) => {
-                // Each program may have seen packets that the other has not: the later state of both
-                // holds, so that a connection whose end only one has seen is not taken for open.
-                let [before, after] = [entry.age(old.now()), there.age(new.now())];
-                let is_further = entry.state_number() > there.state_number();
-                if there.destination() == entry.destination() && (is_further || before < after) {
-                    let state = if is_further { entry.state() } else { there.state() };
-                    let seen = new.now() - before.min(after).min(new.now());
-                    let _ = table::overwrite(new, place, there, state, seen);
-                }
-            }
-            Some(_) => without_room += 1,
-            None => match table::insert(new, &New { hash, flow }, entry.destination(), entry.state(), seen) {
-                Inserted::Done | Inserted::Exists(_) => {}
-                Inserted::Collision | Inserted::Full | Inserted::Race => without_room += 1,
-            },
-        }
-    }
+    let (templates, connections): (Vec<_>, Vec<_>) =
+        old.connections().partition(|listed| listed.flow.is_template());
+    let all = templates.iter().chain(&connections);
+    let without_room = all.filter(|listed| !copy_connection(old, new, listed)).count();
     if without_room > 0 {
         tracing::warn!(
             "{without_room} connections have no room in the new table: start the agent with more --connections"
         );
     }
+}
+
+/// Whether there was room for it.
+fn copy_connection(old: &Tables, new: &Tables, listed: &Listed) -> bool {
+    let Listed { entry, flow, .. } = listed;
+    let hash = hash::flow(new.control().key(), flow);
+    let key = Key::new(hash, new.control().bucket_mask.load());
+    match table::find(new, key) {
+        Some((place, there)) if table::is_flow(new, place, flow) => {
+            // Each program may have seen packets that the other has not: the later state of both
+            // holds, so that a connection whose end only one has seen is not taken for open.
+            let is_further = entry.state_number() > there.state_number();
+            let is_later = entry.age(old.now()) < there.age(new.now());
+            if there.destination() == entry.destination() && (is_further || is_later) {
+                let state = if is_further { entry.state() } else { there.state() };
+                let latest = if is_later { *entry } else { there };
+                let _ = table::overwrite(new, place, there, latest.with_state(state));
+            }
+            true
+        }
+        Some(_) => false,
+        None => {
+            let control = old
+                .cold(listed.index)
+                .and_then(|row| table::controlling(old, row.control.load()))
+                .map_or(0, |template| control(new, &template));
+            let inserted = table::insert(new, &New { hash, flow: *flow }, *entry, control);
+            if inserted != Inserted::Done {
+                table::release(new, control);
+            }
+            matches!(inserted, Inserted::Done | Inserted::Exists(_))
+        }
+    }
+}
+
+/// One connection more for a template in the new table; how the connection's row refers to it.
+fn control(new: &Tables, template: &Flow) -> u64 {
+    let hash = hash::flow(new.control().key(), template);
+    let Some((place, _, row)) = table::look_for(new, template, hash, new.now()) else {
+        return 0;
+    };
+    row.controlled.add(1);
+    table::reference(new, place.index)
 }

@@ -36,7 +36,7 @@ use aya::{
 };
 use lvs_xdp_common::{
     abi::{ABI_VERSION, COUNTER_WORDS, INTERFACE_ROWS, SECONDS_SHIFT, name},
-    connection::{State, TIMEOUTS},
+    connection::{State, TIMEOUTS, timeout_index},
     packet::Mac,
     reason::Reason,
 };
@@ -390,7 +390,10 @@ impl Dataplane {
 
     /// Sets the time-out of one state.
     pub fn set_timeout(&self, state: State, seconds: u32) {
-        self.tables.control[0].timeouts[state as usize].store(u64::from(seconds));
+        let timeouts = &self.tables.control[0].timeouts;
+        for is_coarse in [false, true] {
+            timeouts[timeout_index(state, is_coarse)].store(u64::from(seconds));
+        }
     }
 
     /// The tables.

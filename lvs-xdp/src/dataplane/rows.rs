@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use lvs_xdp_common::{
     abi::{
-        Control, DestinationRow, IndexBucket, Kind, ListEntry, ListWord, RingWord, ServiceRow,
+        Control, DestinationRow, IndexBucket, Kind, ListEntry, ListWord, Options, RingWord, ServiceRow,
         destination_flag, index_buckets, index_word,
     },
     atomic::Word,
@@ -14,7 +14,9 @@ use lvs_xdp_common::{
 };
 
 use super::{compile::Way, extents::Extent};
-use crate::api::types::{Protocol, Scheduler, ServerKey, ServiceKey};
+use crate::api::types::{
+    ClientMask, Protocol, Removal, Scheduler, ServerKey, ServerSpec, ServiceKey, ServiceSpec, Settings,
+};
 
 /// The word of the service index that was a service's, in a bucket that is full: it names row 0, which is no
 /// service, and keeps the bucket full for those who look in their second one because of that.
@@ -83,6 +85,66 @@ pub(super) fn slots(kind: Kind) -> u32 {
         Kind::Sh | Kind::Dh => HASH_SLOTS,
         Kind::Mh => MH_SLOTS,
         _ => 0,
+    }
+}
+
+/// What a service says beside its scheduler; its own settings take the place of the director's.
+pub(super) fn options(spec: &ServiceSpec, director: Settings) -> Options {
+    let own = &spec.settings;
+    let is_set = |own: Option<u32>, director: u32| own.unwrap_or(director) != 0;
+    let expires_nodest = is_set(own.expire_nodest_conn, director.expire_nodest_conn);
+    let reuse = own.conn_reuse_mode.unwrap_or(director.conn_reuse_mode);
+    let is_sloppy = match spec.key.protocol {
+        Protocol::Tcp => is_set(own.sloppy_tcp, director.sloppy_tcp),
+        Protocol::Sctp => is_set(own.sloppy_sctp, director.sloppy_sctp),
+        Protocol::Udp => false,
+    };
+    let removal = spec.removal.unwrap_or(if expires_nodest {
+        Removal::Reschedule
+    } else {
+        Removal::Drop
+    });
+    let flags = [
+        (spec.one_packet, Options::ONE_PACKET),
+        (removal == Removal::Reschedule, Options::RESCHEDULE),
+        (removal == Removal::Reset, Options::RESET),
+        (expires_nodest, Options::EXPIRE_NODEST),
+        (
+            is_set(own.expire_quiescent_template, director.expire_quiescent_template),
+            Options::EXPIRE_QUIESCENT,
+        ),
+        (reuse != 0, Options::REUSE),
+        (reuse & 2 != 0, Options::REUSE_FIN_WAIT),
+        (is_sloppy, Options::SLOPPY),
+    ];
+    let flags = flags.into_iter().filter(|(is_set, _)| *is_set);
+    let persistence = spec.persistence.as_ref();
+    let mask = match persistence.and_then(|persistence| persistence.mask) {
+        Some(ClientMask::V4(mask)) => mask.to_bits(),
+        Some(ClientMask::V6(length)) => u32::from(length),
+        None if spec.key.address.is_ipv4() => u32::MAX,
+        None => 128,
+    };
+    Options::new(
+        flags.fold(0, |all, (_, flag)| all | flag),
+        persistence.map_or(0, |persistence| persistence.timeout),
+        mask,
+    )
+}
+
+/// The word of [`Counts::limits`](lvs_xdp_common::abi::Counts::limits): with no lower threshold three quarters of
+/// the upper one take its place (`ip_vs_unbind_dest`).
+pub(super) fn limits(server: &ServerSpec) -> u64 {
+    let ServerSpec {
+        upper_threshold: upper,
+        lower_threshold: lower,
+        ..
+    } = *server;
+    let release = if lower == 0 { upper - upper / 4 } else { lower };
+    if upper == 0 {
+        0
+    } else {
+        u64::from(upper) << 32 | u64::from(release)
     }
 }
 

@@ -5,9 +5,10 @@
 
 use lvs_xdp_common::{
     atomic::Word,
-    connection::{Entry, State},
+    connection::Entry,
+    flow::Flow,
     maps::Maps,
-    table::{self, Flow},
+    table::{self, Place},
 };
 
 use super::tables::Tables;
@@ -21,6 +22,8 @@ const STALE_CLAIM: u32 = 3;
 pub struct Listed {
     /// The entry's word.
     pub entry: Entry,
+    /// Where it is: bucket * 8 + slot.
+    pub index: u32,
     /// Who the flow is.
     pub flow: Flow,
     /// Seconds until it expires.
@@ -32,7 +35,7 @@ impl Tables {
     pub fn sweep(&self) -> u64 {
         let now = self.now();
         let mut live = 0;
-        for word in self.hot.iter().flat_map(|bucket| &bucket.0) {
+        for (index, word) in (0..).zip(self.hot.iter().flat_map(|bucket| &bucket.0)) {
             let entry = Entry(word.load());
             if entry.0 == 0 {
                 continue;
@@ -44,7 +47,8 @@ impl Tables {
                 }
                 continue;
             }
-            if !(table::is_expired(self, entry, now) && table::remove(self, word, entry)) {
+            let place = Place { word, index };
+            if !(table::is_expired(self, entry, now) && table::expire(self, place, entry, now)) {
                 live += 1;
             }
         }
@@ -71,15 +75,25 @@ impl Tables {
         if after.tag() != entry.tag() || !after.is_live() || after.destination() != entry.destination() {
             return None;
         }
-        let timeout = self.timeout(after.state());
         Some(Listed {
             entry: after,
+            index,
             flow,
-            expires: timeout.saturating_sub(after.age(now)),
+            expires: table::timeout(self, after).saturating_sub(after.age(now)),
         })
     }
 
-    fn timeout(&self, state: State) -> u32 {
-        u32::try_from(self.control().timeouts[state as usize].load()).unwrap_or(u32::MAX)
+    /// Takes out the live entries that match, templates among them; how many these were.
+    pub fn flush(&self, matches: impl Fn(&Listed) -> bool) -> u64 {
+        let matching = self.connections().filter(matches);
+        let removed = matching.filter(|listed| {
+            let word = &self.hot[(listed.index / 8) as usize].0[(listed.index % 8) as usize];
+            let place = Place {
+                word,
+                index: listed.index,
+            };
+            table::remove(self, place, listed.entry)
+        });
+        removed.fold(0, |count, _| count + 1)
     }
 }

@@ -4,17 +4,20 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use lvs_xdp_common::{
-    abi::{Kind, ListWord, RingWord},
+    abi::{Kind, ListWord, Options, RingWord, destination_flag},
     atomic::Word,
     ring::Member,
 };
 
 use super::{Compiler, Slot};
 use crate::{
-    api::types::{ApiError, ErrorCode, SchedulerFlag, ServerKey, ServerSpec, ServiceKey},
+    api::types::{ApiError, ErrorCode, SchedulerFlag, ServerKey, ServerSpec, ServiceKey, Settings},
     dataplane::{
         extents::Extent,
-        rows::{address, count, high, kind, length, list_words, live, ring_extent, ring_words, slots},
+        rows::{
+            address, count, high, kind, length, limits, list_words, live, low, options, ring_extent,
+            ring_words, slots,
+        },
     },
     model::{Model, ServiceEntry},
 };
@@ -40,8 +43,22 @@ pub(super) struct Planned {
     pub(super) added: Vec<(u32, ServerKey)>,
     pub(super) revived: Vec<u32>,
     pub(super) removed: Vec<u32>,
-    /// Last weight above 0 by destination.
-    pub(super) last_weights: Vec<(u32, u32)>,
+    pub(super) options: Options,
+    /// What each of its destinations is set to.
+    pub(super) settings: Vec<Setting>,
+}
+
+/// What a destination's rows say of how it is configured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Setting {
+    pub(super) id: u32,
+    /// The effective weight.
+    pub(super) weight: u32,
+    /// The last configured weight above 0.
+    pub(super) last_weight: u32,
+    /// [`limits`].
+    pub(super) limits: u64,
+    pub(super) is_draining: bool,
 }
 
 impl Compiler {
@@ -66,7 +83,8 @@ impl Compiler {
         }
         let mut plan = Plan { services: Vec::new() };
         for key in touched {
-            match self.plan_service(*key, model.services().get(key), told.contains(key), &weight) {
+            let wanted = model.services().get(key);
+            match self.plan_service(*key, wanted, model.settings(), told.contains(key), &weight) {
                 Ok(None) => {}
                 Ok(Some(planned)) => plan.services.push(planned),
                 Err(error) => {
@@ -82,6 +100,7 @@ impl Compiler {
         &mut self,
         key: ServiceKey,
         wanted: Option<&Arc<ServiceEntry>>,
+        settings: Settings,
         is_told: bool,
         weight: &impl Fn(&ServiceKey, &ServerSpec) -> u32,
     ) -> Result<Option<Planned>, ApiError> {
@@ -102,7 +121,11 @@ impl Compiler {
                 added: Vec::new(),
                 revived: Vec::new(),
                 removed: slot.ids.clone(),
-                last_weights: Vec::new(),
+                // What becomes of its connections goes by what it said last.
+                options: Options(
+                    self.tables.services[slot.id as usize].options[live(&self.tables.control[0])].load(),
+                ),
+                settings: Vec::new(),
                 slot: Slot {
                     id: slot.id,
                     list: Extent::default(),
@@ -113,7 +136,8 @@ impl Compiler {
             }));
         };
         let mut reserved = Reserved::default();
-        match self.plan_live(key, present.as_ref(), wanted, weight, &mut reserved) {
+        let options = options(&wanted.spec, settings);
+        match self.plan_live(key, present.as_ref(), wanted, options, weight, &mut reserved) {
             Ok(planned) if !is_told => Ok(self.without_need(planned)),
             Ok(planned) => Ok(Some(planned)),
             Err(error) => {
@@ -128,6 +152,7 @@ impl Compiler {
         key: ServiceKey,
         present: Option<&Slot>,
         wanted: &ServiceEntry,
+        options: Options,
         weight: &impl Fn(&ServiceKey, &ServerSpec) -> u32,
         reserved: &mut Reserved,
     ) -> Result<Planned, ApiError> {
@@ -148,7 +173,7 @@ impl Compiler {
         let mut ids = Vec::with_capacity(wanted.servers.len());
         let mut revived = Vec::new();
         let mut members = Vec::with_capacity(wanted.servers.len());
-        let mut last_weights = Vec::new();
+        let mut settings = Vec::with_capacity(wanted.servers.len());
         for server in &wanted.servers {
             let known = self.destinations.get(&(id, server.key)).copied();
             let destination = match known {
@@ -175,11 +200,18 @@ impl Compiler {
                 high(self.tables.destinations[destination as usize].port.load())
             });
             let last_weight = if server.weight > 0 { server.weight } else { before };
-            last_weights.push((destination, last_weight));
+            let effective = weight(&key, server);
+            settings.push(Setting {
+                id: destination,
+                weight: effective,
+                last_weight,
+                limits: limits(server),
+                is_draining: server.drain.is_some(),
+            });
             members.push(Member {
                 address: address(server.key.address),
                 port: server.key.port,
-                weight: weight(&key, server),
+                weight: effective,
                 last_weight,
                 is_limited: server.upper_threshold > 0,
             });
@@ -214,7 +246,8 @@ impl Compiler {
             removed: old_ids.iter().copied().filter(|old| !ids.contains(old)).collect(),
             added: std::mem::take(&mut reserved.destinations),
             revived,
-            last_weights,
+            options,
+            settings,
             list,
             ring,
             slot: Slot {
@@ -253,7 +286,14 @@ impl Compiler {
                 planned.ring_word.port(),
             )
             && words(&self.tables.rings, ring_extent(ring_word), planned.ring.len()) == planned.ring;
-        if is_same_ring {
+        let options = &self.tables.services[present.id as usize].options[live];
+        let is_all_the_same = is_same_ring
+            && options.load() == planned.options.0
+            && planned
+                .settings
+                .iter()
+                .all(|setting| self.setting(setting.id) == *setting);
+        if is_all_the_same {
             self.discard(Plan {
                 services: vec![planned],
             });
@@ -268,6 +308,18 @@ impl Compiler {
             false,
         );
         Some(planned)
+    }
+
+    /// What a destination is set to.
+    pub(super) fn setting(&self, id: u32) -> Setting {
+        let row = &self.tables.destinations[id as usize];
+        Setting {
+            id,
+            weight: low(row.weight.load()),
+            last_weight: high(row.port.load()),
+            limits: self.tables.counts[id as usize].limits.load(),
+            is_draining: row.towards.load() & destination_flag::DRAINING != 0,
+        }
     }
 
     /// Gives back what a plan has reserved.

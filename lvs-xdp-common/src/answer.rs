@@ -1,0 +1,181 @@
+//! Packets that the director answers itself, built in the frame that they came in.
+//!
+//! The answer leaves by the interface that the packet came from, to the host that sent the frame, from the
+//! virtual address. Checksums are computed from nothing: none of the packet's own is trusted.
+
+use network_types::{eth::EthHdr, ip::Ipv4Hdr};
+
+use crate::packet::{EtherType, Frame, IpProto, Mac, VLAN_LENGTH, rewrite_macs};
+
+/// A frame whose length can be changed.
+pub trait Resize: Frame {
+    /// Puts `by` bytes, of any value, before the first one.
+    fn grow(&mut self, by: u32) -> Option<()>;
+    /// Cuts the frame off behind `length` bytes.
+    fn cut(&mut self, length: u32) -> Option<()>;
+}
+
+const TTL: u8 = 64;
+const DONT_FRAGMENT: [u8; 2] = [0x40, 0];
+const IPV4: usize = Ipv4Hdr::LEN;
+/// TCP's header without options, which a reset has not.
+const TCP: usize = 20;
+const TCP_FIN: u8 = 0x01;
+const TCP_SYN: u8 = 0x02;
+const TCP_RST: u8 = 0x04;
+const TCP_ACK: u8 = 0x10;
+const ICMP_HEADER: usize = 8;
+/// Octets of the packet behind its IP header that an ICMP error quotes (RFC 792): ports and, of TCP, the
+/// sequence number, which is what the client's stack finds its socket by.
+const QUOTED: usize = 8;
+const ICMP_UNREACHABLE: u8 = 3;
+const ICMP_PORT_UNREACHABLE: u8 = 3;
+
+/// Where a frame's network header begins.
+#[inline(always)]
+fn network<F: Frame + ?Sized>(frame: &F) -> Option<usize> {
+    let ether_type = EtherType(u16::from_be_bytes(frame.load(12)?));
+    Some(if ether_type == EtherType::VLAN {
+        EthHdr::LEN + VLAN_LENGTH
+    } else {
+        EthHdr::LEN
+    })
+}
+
+/// Turns the frame back to the host that it came from.
+#[inline(always)]
+fn turn<F: Frame + ?Sized>(frame: &mut F, to: [u8; 6], from: [u8; 6]) -> Option<()> {
+    rewrite_macs(frame, Mac::from_octets(to), Mac::from_octets(from))
+}
+
+/// Adds octets to the sum of an Internet checksum (RFC 1071), two by two.
+#[inline(always)]
+fn sum(mut total: u32, octets: &[u8]) -> u32 {
+    let mut index = 0;
+    while index + 1 < octets.len() {
+        total += u32::from(u16::from_be_bytes([octets[index], octets[index + 1]]));
+        index += 2;
+    }
+    total
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "folded to 16 bits")]
+const fn checksum(total: u32) -> [u8; 2] {
+    let folded = (total & 0xffff) + (total >> 16);
+    let folded = (folded & 0xffff) + (folded >> 16);
+    (!folded as u16).to_be_bytes()
+}
+
+/// An IPv4 header without options, of an answer from `source` to `destination`.
+#[inline(always)]
+fn ipv4(protocol: IpProto, length: u16, source: [u8; 4], destination: [u8; 4]) -> [u8; IPV4] {
+    let mut header = [0; IPV4];
+    header[0] = 0x45;
+    header[2..4].copy_from_slice(&length.to_be_bytes());
+    header[6..8].copy_from_slice(&DONT_FRAGMENT);
+    header[8] = TTL;
+    header[9] = protocol.0;
+    header[12..16].copy_from_slice(&source);
+    header[16..20].copy_from_slice(&destination);
+    let sum = checksum(sum(0, &header));
+    header[10..12].copy_from_slice(&sum);
+    header
+}
+
+/// Makes a TCP packet over IPv4 the reset that answers it, as a host without such a connection would
+/// (RFC 9293, 3.10.7.1). `None` where there is nothing to answer: it is a reset itself.
+#[inline(always)]
+pub fn reset<F: Resize + ?Sized>(frame: &mut F) -> Option<()> {
+    let network = network(frame)?;
+    let [first, ..]: [u8; 1] = frame.load(network)?;
+    let header_length = usize::from(first & 0x0f) * 4;
+    let total: [u8; 2] = frame.load(network + 2)?;
+    let client: [u8; 4] = frame.load(network + 12)?;
+    let address: [u8; 4] = frame.load(network + 16)?;
+    let segment: [u8; 14] = frame.load(network + header_length)?;
+    let macs: [u8; 12] = frame.load(0)?;
+
+    let flags = segment[13];
+    if flags & TCP_RST != 0 {
+        return None;
+    }
+    let field = |at: usize| -> [u8; 4] { [segment[at], segment[at + 1], segment[at + 2], segment[at + 3]] };
+    let mut tcp = [0; TCP];
+    tcp[0..2].copy_from_slice(&segment[2..4]);
+    tcp[2..4].copy_from_slice(&segment[0..2]);
+    tcp[12] = 5 << 4;
+    if flags & TCP_ACK != 0 {
+        tcp[4..8].copy_from_slice(&field(8));
+        tcp[13] = TCP_RST;
+    } else {
+        let offset = u32::from(segment[12] >> 4) * 4;
+        let payload = u32::from(u16::from_be_bytes(total))
+            .wrapping_sub(u32::from(first & 0x0f) * 4)
+            .wrapping_sub(offset);
+        let length = payload
+            .wrapping_add(u32::from(flags & TCP_SYN != 0))
+            .wrapping_add(u32::from(flags & TCP_FIN != 0));
+        let acknowledged = u32::from_be_bytes(field(4)).wrapping_add(length);
+        tcp[8..12].copy_from_slice(&acknowledged.to_be_bytes());
+        tcp[13] = TCP_RST | TCP_ACK;
+    }
+    let pseudo = u32::from(IpProto::TCP.0) + TCP as u32;
+    let pseudo = sum(sum(pseudo, &client), &address);
+    let check = checksum(sum(pseudo, &tcp));
+    tcp[16..18].copy_from_slice(&check);
+
+    turn(
+        frame,
+        [macs[6], macs[7], macs[8], macs[9], macs[10], macs[11]],
+        [macs[0], macs[1], macs[2], macs[3], macs[4], macs[5]],
+    )?;
+    frame.store(network, ipv4(IpProto::TCP, (IPV4 + TCP) as u16, address, client))?;
+    frame.store(network + IPV4, tcp)?;
+    frame.cut((network + IPV4 + TCP) as u32)
+}
+
+/// Makes a packet over IPv4 the ICMP port unreachable that answers it (RFC 792), as IPVS does
+/// (`ip_vs_leave`).
+#[inline(always)]
+pub fn port_unreachable<F: Resize + ?Sized>(frame: &mut F) -> Option<()> {
+    let network = network(frame)?;
+    let macs: [u8; 12] = frame.load(0)?;
+    // Type and tag; without a tag, only the first two octets count.
+    let tag: [u8; 6] = frame.load(12)?;
+    let [first, ..]: [u8; 1] = frame.load(network)?;
+    let client: [u8; 4] = frame.load(network + 12)?;
+    let address: [u8; 4] = frame.load(network + 16)?;
+    let quoted = usize::from(first & 0x0f) * 4 + QUOTED;
+
+    let mut icmp = [0; ICMP_HEADER];
+    icmp[0] = ICMP_UNREACHABLE;
+    icmp[1] = ICMP_PORT_UNREACHABLE;
+    let mut total = sum(0, &icmp);
+    let mut at = 0;
+    // The longest IP header has 60 octets.
+    while at < 60 + QUOTED {
+        if at < quoted {
+            let word: [u8; 4] = frame.load(network + at)?;
+            total = sum(total, &word);
+        }
+        at += 4;
+    }
+    let check = checksum(total);
+    icmp[2..4].copy_from_slice(&check);
+
+    let length = IPV4 + ICMP_HEADER + quoted;
+    frame.grow((IPV4 + ICMP_HEADER) as u32)?;
+    frame.store(12, tag)?;
+    turn(
+        frame,
+        [macs[6], macs[7], macs[8], macs[9], macs[10], macs[11]],
+        [macs[0], macs[1], macs[2], macs[3], macs[4], macs[5]],
+    )?;
+    #[expect(clippy::cast_possible_truncation, reason = "at most 96")]
+    let header = ipv4(IpProto::ICMP, length as u16, address, client);
+    frame.store(network, header)?;
+    frame.store(network + IPV4, icmp)?;
+    #[expect(clippy::cast_possible_truncation, reason = "at most 114")]
+    frame.cut((network + length) as u32)
+}
