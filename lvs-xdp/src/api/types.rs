@@ -777,6 +777,13 @@ pub struct Connection {
     pub destination: SocketAddr,
 }
 
+/// The answer to `DELETE /v1/connections`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Flushed {
+    /// How many entries were removed.
+    pub removed: u64,
+}
+
 /// One interface of the director.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct InterfaceStatus {
