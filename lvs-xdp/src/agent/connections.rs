@@ -6,7 +6,7 @@
 use std::{
     convert::Infallible,
     io::Write as _,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::Range,
     sync::Arc,
 };
@@ -208,6 +208,8 @@ impl Listing {
 struct Writer {
     format: Format,
     is_first: bool,
+    /// The last virtual address and port, and their column: most entries have those of the one before.
+    service: (SocketAddr, Vec<u8>),
     /// The texts of destinations by id, made when they are needed first.
     destinations: Vec<Option<Box<[u8]>>>,
 }
@@ -217,6 +219,7 @@ impl Writer {
         Self {
             format,
             is_first: true,
+            service: (SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0), Vec::new()),
             destinations: Vec::new(),
         }
     }
@@ -293,14 +296,19 @@ impl Writer {
         pad(out, start, state_width);
 
         let flow = &listed.flow;
-        for (address, port, width) in [
-            (flow.client, flow.client_port(), client_width),
-            (flow.address, flow.port(), virtual_width),
-        ] {
-            let start = out.len();
-            endpoint(out, SocketAddr::new(rows::ip(address), port));
-            pad(out, start, width);
+        let start = out.len();
+        endpoint(out, SocketAddr::new(rows::ip(flow.client), flow.client_port()));
+        pad(out, start, client_width);
+
+        let (service, column) = &mut self.service;
+        let address = SocketAddr::new(rows::ip(flow.address), flow.port());
+        if *service != address || column.is_empty() {
+            *service = address;
+            column.clear();
+            endpoint(column, address);
+            pad(column, 0, virtual_width);
         }
+        out.extend_from_slice(column);
 
         let id = listed.entry.destination() as usize;
         if self.destinations.len() <= id {
