@@ -10,8 +10,8 @@ use std::{
 };
 
 use crate::api::types::{
-    ApiError, Change, ErrorCode, ForwardingMethod, Scheduler, ServerKey, ServerSpec, ServiceKey, ServiceSpec,
-    Settings, Timeouts,
+    ApiError, Change, ClientMask, ErrorCode, ForwardingMethod, Persistence, Protocol, Scheduler, ServerKey,
+    ServerSpec, ServiceKey, ServiceSpec, Setting, Settings, Timeouts,
 };
 
 /// The most real servers a service can have.
@@ -19,6 +19,12 @@ pub const MAX_SERVERS: usize = 4096;
 
 /// The highest weight, IPVS's (it keeps weights as a signed 32-bit number).
 pub const MAX_WEIGHT: u32 = i32::MAX.unsigned_abs();
+
+/// The highest threshold, ipvsadm's.
+pub const MAX_THRESHOLD: u32 = i32::MAX.unsigned_abs();
+
+/// The longest slow start, in seconds: a day.
+pub const MAX_SLOW_START: u32 = 86_400;
 
 /// A virtual service and its real servers, as configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +35,7 @@ pub struct ServiceEntry {
     pub servers: Vec<ServerSpec>,
 }
 
-/// The longest time-out, in seconds (`MAX_TIMEOUT` of ipvsadm).
+/// The longest time-out, of connections and of persistence, in seconds (`MAX_TIMEOUT` of ipvsadm).
 pub const MAX_TIMEOUT: u32 = 86_400 * 31;
 
 /// The whole desired state.
@@ -59,7 +65,8 @@ impl Model {
     ///
     /// # Errors
     /// The first change that is refused decides; the model is then as it was before. An object that should
-    /// (not) exist is reported before unfit settings are, as the kernel does.
+    /// (not) exist is reported before unfit settings are, as the kernel does; but a weight or threshold that
+    /// is out of range before a real server that should (not) exist (`ip_vs_add_dest`, `ip_vs_edit_dest`).
     pub fn apply(&mut self, changes: &[Change]) -> Result<(), ApiError> {
         let mut undo = Undo::new();
         let before = (self.timeouts, self.settings);
@@ -205,6 +212,7 @@ impl Model {
                 require_on_link: _,
             } => {
                 let entry = self.defined(service)?;
+                check_ranges(server)?;
                 if entry.position(&server.key).is_some() {
                     return Err(ApiError::new(
                         ErrorCode::ServerExists,
@@ -224,13 +232,14 @@ impl Model {
                         ),
                     ));
                 }
-                change_entry(entry, undo).servers.insert(0, server.clone());
+                change_entry(entry, undo).servers.insert(0, undrained(server));
             }
             Change::EditServer { service, server } => {
                 let entry = self.defined(service)?;
+                check_ranges(server)?;
                 let position = entry.existing(&server.key)?;
                 check_server(service, server)?;
-                change_entry(entry, undo).servers[position] = server.clone();
+                change_entry(entry, undo).servers[position] = undrained(server);
             }
             Change::DrainServer {
                 service,
@@ -243,7 +252,12 @@ impl Model {
                 server.weight = 0;
                 server.drain = Some(*drain);
             }
-            Change::SetSettings { settings } => self.settings = *settings,
+            Change::SetSettings { settings } => {
+                for setting in Setting::ALL {
+                    check_setting(setting, *setting.of(&mut { *settings }))?;
+                }
+                self.settings = *settings;
+            }
             Change::DeleteServer { service, server } => {
                 let entry = self.defined(service)?;
                 let position = entry.existing(server)?;
@@ -279,10 +293,18 @@ impl ServiceEntry {
     pub fn changes(&self) -> impl Iterator<Item = Change> {
         let service = self.spec.key;
         // Each added server goes to the head, so the tail must be added first.
-        let servers = self.servers.iter().rev().map(move |server| Change::AddServer {
-            service,
-            server: server.clone(),
-            require_on_link: false,
+        let servers = self.servers.iter().rev().flat_map(move |server| {
+            let add = Change::AddServer {
+                service,
+                server: undrained(server),
+                require_on_link: false,
+            };
+            let drain = server.drain.map(|drain| Change::DrainServer {
+                service,
+                server: server.key,
+                drain,
+            });
+            std::iter::once(add).chain(drain)
         });
         std::iter::once(Change::AddService {
             service: self.spec.clone(),
@@ -327,13 +349,25 @@ fn invalid(message: String) -> ApiError {
     ApiError::new(ErrorCode::Invalid, message)
 }
 
-/// The settings as they are kept: valid, and with their flags in order.
+/// The server as it is kept: only [`Change::DrainServer`] drains it.
+fn undrained(spec: &ServerSpec) -> ServerSpec {
+    ServerSpec {
+        drain: None,
+        ..spec.clone()
+    }
+}
+
+/// The settings as they are kept: valid, with their flags in order, and without a mask that masks nothing.
 fn checked_service(spec: &ServiceSpec) -> Result<ServiceSpec, ApiError> {
     let ServiceSpec {
         key,
         scheduler,
         flags,
-        ..
+        persistence,
+        one_packet,
+        removal: _,
+        slow_start,
+        settings,
     } = spec;
     // The one place that keeps IPv6 out: real servers follow their service's family.
     if key.address.is_ipv6() {
@@ -342,9 +376,10 @@ fn checked_service(spec: &ServiceSpec) -> Result<ServiceSpec, ApiError> {
         )));
     }
     check_address("virtual", key.address)?;
-    if key.port == 0 {
+    if key.port == 0 && persistence.is_none() {
         return Err(invalid(format!(
-            "service {key}: port 0 is not supported: use a port from 1 to 65535"
+            "service {key}: port 0 stands for all ports and takes a persistent service: make it persistent, or \
+             use a port from 1 to 65535"
         )));
     }
     if !flags.is_empty() && !matches!(scheduler, Scheduler::Sh | Scheduler::Mh) {
@@ -352,16 +387,100 @@ fn checked_service(spec: &ServiceSpec) -> Result<ServiceSpec, ApiError> {
             "service {key}: scheduler {scheduler} takes no flags: use sh or mh, or leave the flags out"
         )));
     }
+    if *one_packet && key.protocol != Protocol::Udp {
+        return Err(invalid(format!(
+            "service {key}: one-packet scheduling is for UDP only: leave it out"
+        )));
+    }
+    if *slow_start > MAX_SLOW_START {
+        return Err(invalid(format!(
+            "service {key}: a slow start of {slow_start} s is too long: {MAX_SLOW_START} s (a day) are the most"
+        )));
+    }
+    let mut settings = *settings;
+    for setting in Setting::ALL {
+        if let Some(value) = *setting.of_service(&mut settings) {
+            check_setting(setting, value)?;
+        }
+    }
     let mut spec = spec.clone();
+    spec.persistence = persistence
+        .map(|persistence| checked_persistence(key, persistence))
+        .transpose()?;
     spec.flags.sort_unstable();
     spec.flags.dedup();
     Ok(spec)
 }
 
-fn check_server(service: &ServiceKey, spec: &ServerSpec) -> Result<(), ApiError> {
+fn checked_persistence(key: &ServiceKey, persistence: Persistence) -> Result<Persistence, ApiError> {
+    let Persistence { timeout, mask } = persistence;
+    if !(1..=MAX_TIMEOUT).contains(&timeout) {
+        return Err(invalid(format!(
+            "service {key}: a persistence of {timeout} s is out of range: use 1 to {MAX_TIMEOUT} s (31 days)"
+        )));
+    }
+    let mask = match (mask, key.address) {
+        (None, _) => None,
+        (Some(ClientMask::V4(mask)), IpAddr::V4(_)) => (!mask.is_broadcast()).then_some(ClientMask::V4(mask)),
+        (Some(ClientMask::V6(length @ 1..=128)), IpAddr::V6(_)) => {
+            (length < 128).then_some(ClientMask::V6(length))
+        }
+        (Some(mask), IpAddr::V4(_)) => {
+            return Err(invalid(format!(
+                "service {key}: {mask} is no mask for IPv4 clients: use a netmask such as 255.255.255.0"
+            )));
+        }
+        (Some(mask), IpAddr::V6(_)) => {
+            return Err(invalid(format!(
+                "service {key}: {mask} is no mask for IPv6 clients: use a prefix length from 1 to 128"
+            )));
+        }
+    };
+    Ok(Persistence { timeout, mask })
+}
+
+fn check_setting(setting: Setting, value: u32) -> Result<(), ApiError> {
+    let most = setting.most();
+    if value > most {
+        return Err(invalid(format!(
+            "{setting} cannot be {value}: use a value from 0 to {most}"
+        )));
+    }
+    Ok(())
+}
+
+/// What the kernel answers with ERANGE.
+fn check_ranges(spec: &ServerSpec) -> Result<(), ApiError> {
     let ServerSpec {
-        key, weight, method, ..
+        key,
+        weight,
+        upper_threshold: upper,
+        lower_threshold: lower,
+        ..
     } = spec;
+    let out_of_range = |message| Err(ApiError::new(ErrorCode::OutOfRange, message));
+    if *weight > MAX_WEIGHT {
+        return out_of_range(format!(
+            "real server {key}: weight {weight} is too high: use a weight from 0 to {MAX_WEIGHT}"
+        ));
+    }
+    if *upper.max(lower) > MAX_THRESHOLD {
+        return out_of_range(format!(
+            "real server {key}: a threshold of {} is too high: use one from 0 to {MAX_THRESHOLD}",
+            upper.max(lower)
+        ));
+    }
+    // Also where there is no upper one, as in the kernel.
+    if lower > upper {
+        return out_of_range(format!(
+            "real server {key}: the lower threshold {lower} is above the upper one, {upper}: use one from 0 to {upper}"
+        ));
+    }
+    Ok(())
+}
+
+fn check_server(service: &ServiceKey, spec: &ServerSpec) -> Result<(), ApiError> {
+    let ServerSpec { key, method, .. } = spec;
     if key.address.is_ipv4() != service.address.is_ipv4() {
         return Err(invalid(format!(
             "real server {key}: service {service} has another address family: use an address of the same one"
@@ -382,11 +501,6 @@ fn check_server(service: &ServiceKey, spec: &ServerSpec) -> Result<(), ApiError>
             )));
         }
         ForwardingMethod::Dr => {}
-    }
-    if *weight > MAX_WEIGHT {
-        return Err(invalid(format!(
-            "real server {key}: weight {weight} is too high: use a weight from 0 to {MAX_WEIGHT}"
-        )));
     }
     Ok(())
 }

@@ -7,12 +7,14 @@ use std::{
     process::{Command, Output, Stdio},
     sync::{Arc, Mutex},
     thread,
+    time::SystemTime,
 };
 
 use axum::{
     Json, Router,
-    extract::State,
-    http::StatusCode,
+    body::Body,
+    extract::{RawQuery, State},
+    http::{HeaderMap, StatusCode, header::ACCEPT},
     routing::{get, post},
 };
 use serde_json::{Value, json};
@@ -25,16 +27,21 @@ const BINARY: &str = env!("CARGO_BIN_EXE_lvs-xdp");
 fn services() -> Value {
     json!([{
         "protocol": "tcp", "address": "192.168.2.100", "port": 80, "scheduler": "sh", "flags": ["port"],
+        "persistence": { "timeout": 600, "mask": "255.255.255.0" }, "removal": "reset", "slow_start": 60,
+        "settings": { "sloppy_tcp": 1 },
         "stats": { "connections": 4, "packets": 40, "bytes": 4000 },
         "servers": [
             {
-                "address": "192.168.2.210", "port": 80, "weight": 1, "method": "dr", "state": "ready",
-                "mac": "02:00:00:00:00:01", "interface": "eth0", "active": 2, "inactive": 1,
+                "address": "192.168.2.210", "port": 80, "weight": 10, "method": "dr", "upper_threshold": 100,
+                "lower_threshold": 80, "state": "ready",
+                "mac": "02:00:00:00:00:01", "interface": "eth0", "active": 2, "inactive": 1, "persistent": 5,
+                "effective_weight": 4,
                 "stats": { "connections": 3, "packets": 30, "bytes": 3000 }
             },
             {
-                "address": "192.168.2.220", "port": 80, "weight": 2, "method": "dr", "state": "not-on-link",
-                "mac": null, "interface": null, "active": 0, "inactive": 0,
+                "address": "192.168.2.220", "port": 80, "weight": 0, "method": "dr", "drain": {},
+                "state": "not-on-link",
+                "mac": null, "interface": null, "active": 0, "inactive": 0, "persistent": 0, "effective_weight": 0,
                 "stats": { "connections": 1, "packets": 10, "bytes": 1000 }
             }
         ]
@@ -48,9 +55,17 @@ fn connections() -> Value {
     }])
 }
 
+fn settings() -> Value {
+    json!({
+        "expire_nodest_conn": 1, "expire_quiescent_template": 0, "conn_reuse_mode": 1, "sloppy_tcp": 0,
+        "sloppy_sctp": 0
+    })
+}
+
 fn status() -> Value {
     json!({
-        "version": "0.1.0", "pid": 4711, "abi": 1, "timeouts": { "tcp": 900, "tcp_fin": 120, "udp": 300 }, "program_id": 42,
+        "version": "0.1.0", "pid": 4711, "abi": 1, "program_id": 42,
+        "timeouts": { "tcp": 900, "tcp_fin": 120, "udp": 300 }, "settings": settings(),
         "interfaces": [
             { "name": "eth0", "index": 2, "mode": "native", "reason": null },
             { "name": "eth1", "index": 3, "mode": "generic", "reason": "operation not supported" }
@@ -64,10 +79,18 @@ fn status() -> Value {
     })
 }
 
+/// What a [`FakeAgent`] was asked for.
+#[derive(Default)]
+struct Heard {
+    changes: Mutex<Vec<Value>>,
+    /// Methods and queries of requests about connections.
+    connections: Mutex<Vec<String>>,
+}
+
 /// An agent with fixed answers that remembers the changes it was sent, and refuses to clear.
 struct FakeAgent {
     directory: TempDir,
-    changes: Arc<Mutex<Vec<Value>>>,
+    heard: Arc<Heard>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -75,14 +98,14 @@ struct FakeAgent {
 impl FakeAgent {
     fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let changes = Arc::default();
+        let heard = Arc::default();
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = std::sync::mpsc::channel();
-        let (socket, state) = (directory.path().join("agent.sock"), Arc::clone(&changes));
+        let (socket, state) = (directory.path().join("agent.sock"), Arc::clone(&heard));
         let router = Router::new()
             .route("/v1/status", get(async || Json(status())))
             .route("/v1/services", get(async || Json(services())))
-            .route("/v1/connections", get(async || Json(connections())))
+            .route("/v1/connections", get(list).delete(flush))
             .route("/v1/unload", post(async || Json(json!({}))))
             .route("/openapi.json", get(async || Json(json!({ "openapi": "3.1.0" }))))
             .route("/v1/changes", post(change))
@@ -105,7 +128,7 @@ impl FakeAgent {
         is_ready.recv().unwrap();
         Self {
             directory,
-            changes,
+            heard,
             stop: Some(stop),
             thread: Some(thread),
         }
@@ -117,7 +140,12 @@ impl FakeAgent {
 
     /// What the agent was sent since this was asked last.
     fn take_changes(&self) -> Value {
-        Value::from(std::mem::take(&mut *self.changes.lock().unwrap()))
+        Value::from(std::mem::take(&mut *self.heard.changes.lock().unwrap()))
+    }
+
+    /// What it was asked about connections since this was asked last.
+    fn take_queries(&self) -> Vec<String> {
+        std::mem::take(&mut *self.heard.connections.lock().unwrap())
     }
 }
 
@@ -130,13 +158,10 @@ impl Drop for FakeAgent {
     }
 }
 
-async fn change(
-    State(changes): State<Arc<Mutex<Vec<Value>>>>,
-    Json(body): Json<Value>,
-) -> (StatusCode, Json<Value>) {
+async fn change(State(heard): State<Arc<Heard>>, Json(body): Json<Value>) -> (StatusCode, Json<Value>) {
     let sent = body["changes"].as_array().unwrap().clone();
     let clear = sent.iter().any(|change| change["change"] == "clear");
-    changes.lock().unwrap().extend(sent);
+    heard.changes.lock().unwrap().extend(sent);
     match clear {
         false => (StatusCode::OK, Json(json!({}))),
         true => (
@@ -144,6 +169,40 @@ async fn change(
             Json(json!({ "code": "internal", "message": "the disk is full; see the agent's log" })),
         ),
     }
+}
+
+/// The list in the form that was asked for, in two pieces.
+async fn list(
+    State(heard): State<Arc<Heard>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> (StatusCode, Body) {
+    let query = query.unwrap_or_default();
+    let unknown = query.contains("10.0.0.1");
+    heard.connections.lock().unwrap().push(format!("GET {query}"));
+    if unknown {
+        let refusal = json!({ "code": "no-such-service", "message": "there is no service TCP 10.0.0.1:80" });
+        return (StatusCode::NOT_FOUND, refusal.to_string().into());
+    }
+    let pieces = match headers[ACCEPT].to_str().unwrap() {
+        "text/plain" => ["PROTOCOL  EXPIRES\n".to_owned(), "TCP       14:57\n".to_owned()],
+        _ => {
+            let whole = connections().to_string();
+            let (first, rest) = whole.split_at(10);
+            [first.to_owned(), rest.to_owned()]
+        }
+    };
+    let pieces = pieces.map(Ok::<_, std::io::Error>);
+    (
+        StatusCode::OK,
+        Body::from_stream(futures_util::stream::iter(pieces)),
+    )
+}
+
+async fn flush(State(heard): State<Arc<Heard>>, RawQuery(query): RawQuery) -> Json<Value> {
+    let query = query.unwrap_or_default();
+    heard.connections.lock().unwrap().push(format!("DELETE {query}"));
+    Json(json!({ "removed": 42 }))
 }
 
 /// Runs `program` with words, at the agent's socket, or where there is none.
@@ -191,6 +250,11 @@ fn without_an_agent_one_line_names_the_socket() {
         "service add tcp 10.0.0.1:80",
         "service edit tcp 10.0.0.1:80 --scheduler wrr",
         "server list",
+        "server drain tcp 10.0.0.1:80 10.0.0.2 --wait",
+        "settings",
+        "settings sloppy_tcp 1",
+        "connections --json",
+        "connections flush --all",
         "server delete tcp 10.0.0.1:80 10.0.0.2",
     ] {
         let (status, text) = failure(&socket, line);
@@ -212,6 +276,12 @@ fn wrong_usage_is_status_2() {
         "bogus",
         "service add tcp 10.0.0.1:70000",
         "service add icmp 10.0.0.1:80",
+        "service add tcp 10.0.0.1:0",
+        "service add tcp 10.0.0.1:80 --netmask 255.255.255.0",
+        "settings conn_reuse_mode 4",
+        "settings sloppy_tcp 1 --json",
+        "connections flush",
+        "connections --all",
         "server add tcp 10.0.0.1:80 10.0.0.2:81",
         "server add tcp 10.0.0.1:80 rs1",
         "agent",
@@ -233,6 +303,18 @@ fn help_and_version_need_nothing() {
             "service add --help",
             "lvs-xdp service add tcp 192.168.2.100:80 --scheduler rr",
         ),
+        (
+            "service edit --help",
+            "lvs-xdp service edit tcp 192.168.2.100:80 --no-persistent",
+        ),
+        (
+            "server drain --help",
+            "`lvs-xdp server edit --weight N` calls it off",
+        ),
+        ("server edit --help", "its draining ends"),
+        ("connections --help", "flush"),
+        ("connections flush --help", "lvs-xdp connections flush --all"),
+        ("settings --help", "lvs-xdp settings sloppy_tcp 1"),
         ("ipvsadm -h", "ipvsadm -a|e -t|u VIP:PORT -r RIP"),
         ("ipvsadm --version", "ipvsadm v1.31"),
         ("completions bash", "complete -F"),
@@ -262,6 +344,9 @@ fn manual_pages_are_written_for_every_command() {
         "lvs-xdp.1",
         "lvs-xdp-agent.1",
         "lvs-xdp-service-add.1",
+        "lvs-xdp-server-drain.1",
+        "lvs-xdp-connections-flush.1",
+        "lvs-xdp-settings.1",
         "lvs-xdp-realserver-setup.1",
     ] {
         assert!(
@@ -274,6 +359,26 @@ fn manual_pages_are_written_for_every_command() {
         &format!("man --dir {}", pages.join("lvs-xdp.1").display()),
     );
     assert!(status == 1 && text.contains("lvs-xdp.1"), "{text}");
+}
+
+/// The change that edits the fake agent's service: with these in place of what it has, null for nothing.
+fn edited(changes: &Value) -> Value {
+    let mut service = services()[0].clone();
+    let spec = service.as_object_mut().unwrap();
+    spec.remove("stats");
+    spec.remove("servers");
+    for (name, value) in changes.as_object().unwrap() {
+        spec.insert(name.clone(), value.clone());
+    }
+    spec.retain(|_, value| !value.is_null());
+    json!({ "change": "edit-service", "service": service })
+}
+
+/// The fake agent's settings with another value for one.
+fn set(name: &str, value: u32) -> Value {
+    let mut settings = settings();
+    settings[name] = value.into();
+    settings
 }
 
 #[test]
@@ -290,18 +395,45 @@ fn changes_arrive_as_they_were_typed() {
         (
             "service add tcp 10.0.0.1:80",
             json!({ "change": "add-service", "service": {
-                "protocol": "tcp", "address": "10.0.0.1", "port": 80, "scheduler": "rr" } }),
+                "protocol": "tcp", "address": "10.0.0.1", "port": 80, "scheduler": "wlc" } }),
+        ),
+        (
+            "service add sctp 10.0.0.1:0 --scheduler lc --persistent --removal default",
+            json!({ "change": "add-service", "service": {
+                "protocol": "sctp", "address": "10.0.0.1", "port": 0, "scheduler": "lc",
+                "persistence": { "timeout": 360 } } }),
+        ),
+        (
+            "service add udp 10.0.0.1:53 --persistent=1 --netmask 255.0.0.0 --one-packet --removal reschedule \
+             --slow-start 2m --set sloppy_tcp=0 --set conn_reuse_mode=3 --set sloppy_tcp=1",
+            json!({ "change": "add-service", "service": {
+                "protocol": "udp", "address": "10.0.0.1", "port": 53, "scheduler": "wlc", "one_packet": true,
+                "persistence": { "timeout": 1, "mask": "255.0.0.0" }, "removal": "reschedule",
+                "slow_start": 120, "settings": { "conn_reuse_mode": 3, "sloppy_tcp": 1 } } }),
         ),
         (
             "service edit tcp 192.168.2.100:80 --scheduler mh",
-            json!({ "change": "edit-service", "service": {
-                "protocol": "tcp", "address": "192.168.2.100", "port": 80, "scheduler": "mh",
-                "flags": ["port"] } }),
+            edited(&json!({ "scheduler": "mh" })),
         ),
         (
             "service edit tcp 192.168.2.100:80 --no-flags",
-            json!({ "change": "edit-service", "service": {
-                "protocol": "tcp", "address": "192.168.2.100", "port": 80, "scheduler": "sh" } }),
+            edited(&json!({ "flags": null })),
+        ),
+        (
+            "service edit tcp 192.168.2.100:80 --persistent",
+            edited(&json!({ "persistence": { "timeout": 360, "mask": "255.255.255.0" } })),
+        ),
+        (
+            "service edit tcp 192.168.2.100:80 --netmask 255.255.0.0",
+            edited(&json!({ "persistence": { "timeout": 600, "mask": "255.255.0.0" } })),
+        ),
+        (
+            "service edit tcp 192.168.2.100:80 --no-persistent --slow-start 0s --removal default --set sloppy_tcp=",
+            edited(&json!({ "persistence": null, "slow_start": null, "removal": null, "settings": null })),
+        ),
+        (
+            "service edit tcp 192.168.2.100:80 --no-one-packet --removal drop --set sloppy_sctp=1",
+            edited(&json!({ "removal": "drop", "settings": { "sloppy_tcp": 1, "sloppy_sctp": 1 } })),
         ),
         (
             "service delete tcp 192.168.2.100:80",
@@ -318,9 +450,34 @@ fn changes_arrive_as_they_were_typed() {
                 "address": "10.9.9.9", "port": 80, "weight": 7, "method": "dr" } }),
         ),
         (
+            "server add tcp 192.168.2.100:80 10.9.9.9 -x 100 --lower-threshold 50",
+            json!({ "change": "add-server", "service": service, "require_on_link": true, "server": {
+                "address": "10.9.9.9", "port": 80, "weight": 1, "method": "dr",
+                "upper_threshold": 100, "lower_threshold": 50 } }),
+        ),
+        (
             "server edit tcp 192.168.2.100:80 192.168.2.210 --weight 0",
             json!({ "change": "edit-server", "service": service, "server": {
-                "address": "192.168.2.210", "port": 80, "weight": 0, "method": "dr" } }),
+                "address": "192.168.2.210", "port": 80, "weight": 0, "method": "dr",
+                "upper_threshold": 100, "lower_threshold": 80 } }),
+        ),
+        (
+            "server edit tcp 192.168.2.100:80 192.168.2.210 --upper-threshold 0 -y 0",
+            json!({ "change": "edit-server", "service": service, "server": {
+                "address": "192.168.2.210", "port": 80, "weight": 10, "method": "dr" } }),
+        ),
+        (
+            "server edit tcp 192.168.2.100:80 192.168.2.220 --weight 2",
+            json!({ "change": "edit-server", "service": service, "server": {
+                "address": "192.168.2.220", "port": 80, "weight": 2, "method": "dr" } }),
+        ),
+        (
+            "settings sloppy_tcp 1",
+            json!({ "change": "set-settings", "settings": set("sloppy_tcp", 1) }),
+        ),
+        (
+            "settings expire_nodest_conn default",
+            json!({ "change": "set-settings", "settings": set("expire_nodest_conn", 0) }),
         ),
         (
             "server delete tcp 192.168.2.100:80 192.168.2.210",
@@ -339,6 +496,88 @@ fn changes_arrive_as_they_were_typed() {
 }
 
 #[test]
+fn draining_says_what_is_left() {
+    let agent = FakeAgent::start();
+    let drained = |drain: Value| {
+        let service = json!({ "protocol": "tcp", "address": "192.168.2.100", "port": 80 });
+        let server = json!({ "address": "192.168.2.220", "port": 80 });
+        json!([{ "change": "drain-server", "service": service, "server": server, "drain": drain }])
+    };
+    let line = "server drain tcp 192.168.2.100:80 192.168.2.220";
+    assert_eq!(
+        stdout(&agent, line),
+        "connections left: 0 (0 active, 0 inactive)\n"
+    );
+    assert_eq!(agent.take_changes(), drained(json!({})));
+
+    let before = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
+    let left: Value =
+        serde_json::from_str(&stdout(&agent, &format!("{line} --deadline 10m --json"))).unwrap();
+    let expected = json!({ "removed": false, "connections": 0, "active": 0, "inactive": 0, "persistent": 0 });
+    assert_eq!(left, expected);
+    let mut sent = agent.take_changes();
+    let deadline = sent[0]["drain"]["deadline"].take().as_u64().unwrap();
+    assert!((before + 600..before + 660).contains(&deadline), "{deadline}");
+
+    // Gone already: there is nothing to wait for.
+    let line = "server drain tcp 192.168.2.100:80 192.168.2.230 --wait";
+    assert_eq!(stdout(&agent, line), "removed\n");
+    // Somebody else's edit came between.
+    let line = "server drain tcp 192.168.2.100:80 192.168.2.210 --wait";
+    let (status, text) = failure(&agent.socket(), line);
+    assert!(
+        status == 1 && text.contains("is not being drained any more"),
+        "{text}"
+    );
+}
+
+#[test]
+fn connections_are_filtered_by_the_agent() {
+    let agent = FakeAgent::start();
+    let text = "PROTOCOL  EXPIRES\nTCP       14:57\n";
+    for (line, query, printed) in [
+        ("connections", "GET ", text),
+        (
+            "connections --client 192.168.1.9",
+            "GET client=192.168.1.9%2F32",
+            text,
+        ),
+        (
+            "connections --client 192.168.1.0/24 --server 192.168.2.210 --state established",
+            "GET client=192.168.1.0%2F24&server=192.168.2.210&state=ESTABLISHED",
+            text,
+        ),
+        (
+            "connections --service tcp/192.168.2.100:80",
+            "GET service=tcp%2F192.168.2.100%3A80",
+            text,
+        ),
+        ("connections flush --all", "DELETE ", "42 removed\n"),
+        (
+            "connections flush --state UDP",
+            "DELETE state=UDP",
+            "42 removed\n",
+        ),
+        (
+            "connections flush --server 192.168.2.210 --client fd00::/8 --json",
+            "DELETE client=fd00%3A%3A%2F8&server=192.168.2.210",
+            "{\n  \"removed\": 42\n}\n",
+        ),
+    ] {
+        assert_eq!(stdout(&agent, line), printed, "{line}");
+        assert_eq!(agent.take_queries(), [query], "{line}");
+    }
+    let (status, text) = failure(&agent.socket(), "connections --service tcp/10.0.0.1:80");
+    assert_eq!(
+        (status, text.as_str()),
+        (1, "lvs-xdp: there is no service TCP 10.0.0.1:80\n")
+    );
+}
+
+#[test]
 fn what_is_not_there_cannot_be_edited() {
     let agent = FakeAgent::start();
     for (line, part) in [
@@ -350,6 +589,10 @@ fn what_is_not_there_cannot_be_edited() {
         (
             "server edit tcp 192.168.2.100:80 10.0.0.2 --weight 1",
             "no such real server: 10.0.0.2:80",
+        ),
+        (
+            "service edit tcp 10.0.0.1:80 --netmask 255.0.0.0",
+            "no such service: TCP 10.0.0.1:80",
         ),
     ] {
         let (status, text) = failure(&agent.socket(), line);
@@ -373,20 +616,26 @@ fn lists_are_tables_for_people() {
     for (line, table) in [
         (
             "service list",
-            "PROTOCOL  VIRTUAL           SCHEDULER  FLAGS  SERVERS\n\
-             TCP       192.168.2.100:80  sh         port         2\n",
+            "PROTOCOL  VIRTUAL           SCHEDULER  FLAGS  SERVERS  OPTIONS\n\
+             TCP       192.168.2.100:80  sh         port         2  persistent=600 netmask=255.255.255.0 \
+             removal=reset slow-start=60s sloppy_tcp=1\n",
         ),
         (
             "server list tcp 192.168.2.100:80",
-            "PROTOCOL  VIRTUAL           REAL SERVER       WEIGHT  STATE        MAC                INTERFACE  ACTIVE  INACTIVE\n\
-             TCP       192.168.2.100:80  192.168.2.210:80       1  ready        02:00:00:00:00:01  eth0            2         1\n\
-             TCP       192.168.2.100:80  192.168.2.220:80       2  not-on-link  -                  -               0         0\n",
+            "PROTOCOL  VIRTUAL           REAL SERVER       WEIGHT  EFFECTIVE  STATE        MAC                INTERFACE  ACTIVE  INACTIVE  PERSISTENT  THRESHOLDS  DRAINING\n\
+             TCP       192.168.2.100:80  192.168.2.210:80      10          4  ready        02:00:00:00:00:01  eth0            2         1           5  100,80      -\n\
+             TCP       192.168.2.100:80  192.168.2.220:80       0          -  not-on-link  -                  -               0         0           0  -           yes\n",
         ),
         (
-            "connections",
-            "PROTOCOL  EXPIRES  STATE        CLIENT               VIRTUAL           DESTINATION\n\
-             TCP         14:57  ESTABLISHED  192.168.1.200:40000  192.168.2.100:80  192.168.2.210:80\n",
+            "settings",
+            "SETTING                    VALUE  DEFAULT\n\
+             expire_nodest_conn             1        0\n\
+             expire_quiescent_template      0        0\n\
+             conn_reuse_mode                1        1\n\
+             sloppy_tcp                     0        0\n\
+             sloppy_sctp                    0        0\n",
         ),
+        ("settings expire_nodest_conn", "1\n"),
         (
             "stats",
             "PROTOCOL  VIRTUAL           REAL SERVER       CONNECTIONS  PACKETS  BYTES\n\
@@ -414,19 +663,30 @@ fn lists_are_tables_for_people() {
              Warnings\n\
              \x20 192.168.2.220 is not on-link: direct routing cannot reach it\n",
         ),
-        (
-            "ipvsadm -L -n",
-            "IP Virtual Server version 1.2.1 (size=4096)\n\
-             Prot LocalAddress:Port Scheduler Flags\n\
-             \x20 -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n\
-             TCP  192.168.2.100:80 sh (sh-port)\n\
-             \x20 -> 192.168.2.210:80             Route   1      2          1         \n\
-             \x20 -> 192.168.2.220:80             Route   2      0          0         \n",
-        ),
         ("unload", ""),
     ] {
         assert_eq!(stdout(&agent, line), table, "{line}");
     }
+}
+
+#[test]
+fn ipvsadm_lists_the_same_servers() {
+    let agent = FakeAgent::start();
+    let text = stdout(&agent, "ipvsadm -L -n");
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), 6, "{text}");
+    assert!(
+        lines[3].starts_with("TCP  192.168.2.100:80 sh (sh-port)"),
+        "{text}"
+    );
+    assert_eq!(
+        [lines[0], lines[4], lines[5]],
+        [
+            "IP Virtual Server version 1.2.1 (size=4096)",
+            "  -> 192.168.2.210:80             Route   10     2          1         ",
+            "  -> 192.168.2.220:80             Route   0      0          0         ",
+        ]
+    );
 }
 
 #[test]
@@ -436,6 +696,11 @@ fn lists_are_json_for_programs() {
     assert_eq!(parse("status --json"), status());
     assert_eq!(parse("service list --json"), services());
     assert_eq!(parse("connections --json"), connections());
+    assert_eq!(parse("settings --json"), settings());
+    assert_eq!(
+        parse("settings conn_reuse_mode --json"),
+        json!({ "conn_reuse_mode": 1 })
+    );
     assert_eq!(parse("openapi"), json!({ "openapi": "3.1.0" }));
 
     let servers = parse("server list --json");
@@ -502,6 +767,7 @@ fn a_closed_pipe_is_no_error() {
     for words in [
         &["status"][..],
         &["service", "list", "--json"],
+        &["connections"],
         &["ipvsadm", "-L"],
         &["completions", "bash"],
     ] {

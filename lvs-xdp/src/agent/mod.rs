@@ -2,8 +2,12 @@
 //!
 //! One task owns everything and takes one thing at a time from a queue: requests, news of neighbours,
 //! the second's tick. [`state`] is what it owns; [`crate::api::server`] puts requests into the queue.
+//! [`slow_start`] is the rule by which servers rise to their weight. [`connections`] lists and removes
+//! connection entries beside the task: their tables may change under whoever reads them.
 //! Forwarding needs none of it: an agent may be killed at any moment, and the next one goes on.
 
+pub(crate) mod connections;
+mod slow_start;
 mod state;
 
 use std::{
@@ -29,9 +33,9 @@ pub(crate) use self::state::State;
 use crate::{
     api::{
         server,
-        types::{ApiError, Change, Connection, Service, Status},
+        types::{ApiError, Change, Service, Status},
     },
-    dataplane::{self, Dataplane, Mode, Options},
+    dataplane::{self, Dataplane, Mode, Options, Tables},
     journal::{Journal, Opened},
     model::Model,
     neighbour::Neighbours,
@@ -90,8 +94,8 @@ pub(crate) enum Request {
     Status(oneshot::Sender<Status>),
     /// `GET /v1/services`
     Services(oneshot::Sender<Vec<Service>>),
-    /// `GET /v1/connections`
-    Connections(oneshot::Sender<Vec<Connection>>),
+    /// `GET` and `DELETE /v1/connections`: the tables, with their clock set.
+    Tables(oneshot::Sender<Arc<Tables>>),
     /// `POST /v1/changes`
     Change(Vec<Change>, oneshot::Sender<Result<(), ApiError>>),
     /// `POST /v1/unload`
@@ -112,8 +116,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         .init();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        // The grace period and the sweep block; nothing else does.
-        .max_blocking_threads(2)
+        // The grace period, the sweep, and the pieces of lists of connections block, none of them for long.
+        .max_blocking_threads(4)
         .build()
         .context("cannot start the asynchronous runtime")?;
     runtime.block_on(serve(config))

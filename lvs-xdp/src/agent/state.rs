@@ -1,36 +1,72 @@
 //! What the agent owns: the desired state, the program's tables, and what is waiting to be carried over.
 
+mod drain;
+mod report;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    net::{IpAddr, SocketAddr},
+    fmt,
+    net::IpAddr,
     ops::ControlFlow,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{sync::oneshot, task::JoinHandle};
 use tracing::{error, info, warn};
 
-use super::{Config, Request};
+use super::{Config, Request, slow_start::SlowStart};
 use crate::{
-    api::types::{
-        ApiError, Change, Connection, ErrorCode, Protocol, Server, ServerKey, ServerSpec, ServerState,
-        Service, ServiceKey, Stats, Status,
-    },
+    api::types::{ApiError, Change, ErrorCode, ServerSpec, ServiceKey},
     dataplane::{
         self, Dataplane,
         compile::{Compiler, Way},
-        rows,
     },
     journal::Journal,
-    model::{Model, ServiceEntry},
+    model::Model,
     neighbour::{Event, Neighbours, Resolution},
 };
 
 /// How long the neighbours of the restored state are waited for before the first compilation.
 const FIRST_RESOLUTION: Duration = Duration::from_millis(500);
 
-type Answer = oneshot::Sender<Result<(), ApiError>>;
+/// Changes that are to be made together, or not at all.
+struct Waiting {
+    changes: Vec<Change>,
+    origin: Origin,
+}
+
+/// Who wants a change.
+enum Origin {
+    /// A client, which waits for the answer.
+    Client(oneshot::Sender<Result<(), ApiError>>),
+    /// The agent itself: a drained server is to be removed. What is logged once it is.
+    Drain(String),
+}
+
+/// Faults of what the agent does by itself, again and again: each is logged once, until it changes.
+#[derive(Default)]
+struct Faults(BTreeMap<&'static str, String>);
+
+impl Faults {
+    /// Notes how something went, which is named as what did not happen.
+    fn note<T>(&mut self, what: &'static str, result: Result<T, impl fmt::Display>) {
+        let Err(error) = result else {
+            self.0.remove(what);
+            return;
+        };
+        let error = format!("{error:#}");
+        if self.0.get(what) != Some(&error) {
+            error!("{what}: {error}");
+            self.0.insert(what, error);
+        }
+    }
+}
+
+/// What [`Faults`] calls a service whose list cannot be brought to what is known of its servers.
+const STALE: &str = "a service was not brought up to date";
+/// What it calls a drained server that stays.
+const DRAINED: &str = "a drained real server was not removed";
 
 pub(crate) struct State {
     dataplane: Dataplane,
@@ -42,9 +78,11 @@ pub(crate) struct State {
     /// What was wrong when the agent started.
     warnings: Vec<String>,
     /// Changes that wait for the last one to settle.
-    waiting: Vec<(Vec<Change>, Answer)>,
-    /// Services to be compiled anew for other reasons: a server came or went.
+    waiting: Vec<Waiting>,
+    /// Services to be compiled anew for other reasons: a server came or went, or its slow start goes on.
     stale: BTreeSet<ServiceKey>,
+    slow_start: SlowStart,
+    faults: Faults,
     /// The wait for the last packet that saw the configuration before.
     grace: Option<JoinHandle<std::io::Result<()>>>,
     /// Servers that got nothing new when the agent before this one ended, until more is known.
@@ -73,6 +111,8 @@ impl State {
             warnings,
             waiting: Vec::new(),
             stale: BTreeSet::new(),
+            slow_start: SlowStart::default(),
+            faults: Faults::default(),
             grace: None,
             held_back: HashSet::new(),
             usable: BTreeMap::new(),
@@ -113,10 +153,16 @@ impl State {
             Request::Services(answer) => {
                 let _ = answer.send(self.services());
             }
-            Request::Connections(answer) => {
-                let _ = answer.send(self.list());
+            Request::Tables(answer) => {
+                if let Err(error) = self.dataplane.tick() {
+                    error!("the kernel's clock cannot be read: {error:#}");
+                }
+                let _ = answer.send(Arc::clone(self.dataplane.tables()));
             }
-            Request::Change(changes, answer) => self.waiting.push((changes, answer)),
+            Request::Change(changes, answer) => self.waiting.push(Waiting {
+                changes,
+                origin: Origin::Client(answer),
+            }),
             Request::Unload(answer) => {
                 let result = self.unload();
                 let is_done = result.is_ok();
@@ -163,52 +209,108 @@ impl State {
             return;
         }
         let waiting = std::mem::take(&mut self.waiting);
-        let mut wanted = self.model.clone();
-        let mut touched = std::mem::take(&mut self.stale);
-        let mut accepted = Vec::new();
-        let mut answers = Vec::new();
-        for (changes, answer) in waiting {
-            let also = wanted.touched(&changes);
-            match wanted.apply(&changes) {
-                Ok(()) => {
-                    touched.extend(also);
-                    accepted.push(changes);
-                    answers.push(answer);
-                }
-                Err(error) => {
-                    let _ = answer.send(Err(error));
-                }
+        let stale = std::mem::take(&mut self.stale);
+        let nothing = BTreeSet::new();
+        match self.attempt(&stale, waiting) {
+            Ok(()) => {}
+            Err((error, refused)) if refused.len() + usize::from(!stale.is_empty()) == 1 => {
+                self.give_up(&stale, refused, &error);
             }
-        }
-        let result = self.make_live(wanted, &touched, &accepted);
-        let retry = accepted.len() > 1 && result.is_err();
-        if retry {
-            // One of them is too much: each by itself, then.
-            for (changes, answer) in accepted.into_iter().zip(answers) {
-                let mut wanted = self.model.clone();
-                let touched = wanted.touched(&changes);
-                let result = wanted.apply(&changes).and_then(|()| {
+            // Something of it is too much: each by itself, then.
+            Err((_, refused)) => {
+                if let Err((error, _)) = self.attempt(&stale, Vec::new()) {
+                    self.give_up(&stale, Vec::new(), &error);
+                }
+                for one in refused {
                     self.settle_now();
-                    self.make_live(wanted, &touched, &[changes])
-                });
-                let _ = answer.send(result);
-            }
-        } else {
-            if let Err(error) = &result {
-                error!("a change was not made: {error}");
-                if accepted.is_empty() {
-                    // Nobody asked for it, so nobody asks again.
-                    self.stale.extend(touched);
+                    if let Err((error, one)) = self.attempt(&nothing, vec![one]) {
+                        self.give_up(&nothing, one, &error);
+                    }
                 }
-            }
-            for answer in answers {
-                let _ = answer.send(result.clone());
             }
         }
         if self.compiler.is_unsettled() {
             self.grace = Some(tokio::task::spawn_blocking(dataplane::grace));
         }
         self.follow_servers().await;
+    }
+
+    /// Makes live in one step what waits, and brings stale services up to date. What makes no sense is
+    /// refused at once, and hinders nothing else.
+    ///
+    /// # Errors
+    ///
+    /// Why nothing of the rest was made, and the rest.
+    fn attempt(
+        &mut self,
+        stale: &BTreeSet<ServiceKey>,
+        waiting: Vec<Waiting>,
+    ) -> Result<(), (ApiError, Vec<Waiting>)> {
+        let mut wanted = self.model.clone();
+        let mut touched = stale.clone();
+        let mut accepted = Vec::new();
+        for request in waiting {
+            let also = wanted.touched(&request.changes);
+            match wanted.apply(&request.changes) {
+                Ok(()) => {
+                    touched.extend(also);
+                    accepted.push(request);
+                }
+                Err(error) => self.answer(request.origin, Err(error)),
+            }
+        }
+        if accepted.is_empty() && stale.is_empty() {
+            return Ok(());
+        }
+        let changes: Vec<_> = accepted
+            .iter()
+            .flat_map(|request| request.changes.iter().cloned())
+            .collect();
+        if let Err(error) = self.make_live(wanted, &touched, &changes) {
+            return Err((error, accepted));
+        }
+        if !stale.is_empty() {
+            self.faults.note(STALE, Ok::<_, ApiError>(()));
+        }
+        for request in accepted {
+            self.answer(request.origin, Ok(()));
+        }
+        Ok(())
+    }
+
+    /// Says that something was not made. Stale services stay so: nobody has asked, so nobody asks again.
+    fn give_up(&mut self, stale: &BTreeSet<ServiceKey>, refused: Vec<Waiting>, error: &ApiError) {
+        if !stale.is_empty() {
+            self.faults.note(STALE, Err::<(), _>(error));
+            self.stale.extend(stale);
+        }
+        for request in refused {
+            if let Origin::Client(_) = request.origin {
+                error!("a change was not made: {error}");
+            }
+            self.answer(request.origin, Err(error.clone()));
+        }
+    }
+
+    fn answer(&mut self, origin: Origin, result: Result<(), ApiError>) {
+        match origin {
+            Origin::Client(answer) => {
+                let _ = answer.send(result);
+            }
+            Origin::Drain(done) => {
+                match &result {
+                    Ok(()) => info!("{done}"),
+                    // Somebody else was faster.
+                    Err(error)
+                        if matches!(error.code, ErrorCode::NoSuchServer | ErrorCode::ServiceNotDefined) =>
+                    {
+                        return;
+                    }
+                    Err(_) => {}
+                }
+                self.faults.note(DRAINED, result);
+            }
+        }
     }
 
     fn settle_now(&mut self) {
@@ -224,7 +326,7 @@ impl State {
         &mut self,
         wanted: Model,
         touched: &BTreeSet<ServiceKey>,
-        accepted: &[Vec<Change>],
+        changes: &[Change],
     ) -> Result<(), ApiError> {
         let addresses: BTreeSet<_> = touched
             .iter()
@@ -238,21 +340,22 @@ impl State {
             compiler,
             neighbours,
             held_back,
+            slow_start,
             ..
         } = self;
-        let changes: Vec<_> = accepted.iter().flatten().cloned().collect();
-        let plan = compiler.plan(&wanted, touched, &Model::told(&changes), |_, server| {
-            if is_usable(
-                neighbours.resolution(server.key.address).as_ref(),
-                held_back,
-                server.key.address,
-            ) {
-                server.weight
+        let is_usable = |server: &ServerSpec| {
+            let address = server.key.address;
+            is_usable(neighbours.resolution(address).as_ref(), held_back, address)
+        };
+        let risen = slow_start.next(&wanted, touched, is_usable, Instant::now());
+        let plan = compiler.plan(&wanted, touched, &Model::told(changes), |service, server| {
+            if is_usable(server) {
+                risen.weight(service, server)
             } else {
                 0
             }
         })?;
-        if let Err(cause) = self.journal.append(&changes) {
+        if let Err(cause) = self.journal.append(changes) {
             self.compiler.discard(plan);
             return Err(ApiError::new(
                 ErrorCode::Internal,
@@ -264,6 +367,7 @@ impl State {
         }
         self.dataplane.set_timeouts(wanted.timeouts());
         self.compiler.apply(plan);
+        self.slow_start.adopt(risen);
         self.model = wanted;
         Ok(())
     }
@@ -370,10 +474,13 @@ impl State {
         self.stale.extend(concerned);
     }
 
-    /// The second's work: expired entries, ids that nothing names any more, the journal's size.
+    /// The second's work: expired entries, drained servers, slow starts, ids that nothing names any more, the
+    /// journal's size.
     pub(super) async fn tick(&mut self) {
-        if let Err(error) = self.dataplane.tick() {
-            error!("the kernel's clock cannot be read: {error:#}");
+        let clock = self.dataplane.tick();
+        let is_known = clock.is_ok();
+        self.faults.note("the kernel's clock cannot be read", clock);
+        if !is_known {
             return;
         }
         let tables = Arc::clone(self.dataplane.tables());
@@ -381,139 +488,17 @@ impl State {
             Ok(connections) => self.connections = connections,
             Err(error) => error!("the sweep was broken off: {error}"),
         }
-        if !self.compiler.is_unsettled()
-            && let Err(error) = self.dataplane.reap(&mut self.compiler)
-        {
-            error!("a removed destination's counters cannot be cleared: {error:#}");
+        self.stale.extend(self.slow_start.due(Instant::now()));
+        if !self.compiler.is_unsettled() {
+            self.end_drains();
+            let reaped = self.dataplane.reap(&mut self.compiler);
+            let what = "a removed destination's counters cannot be cleared";
+            self.faults.note(what, reaped);
         }
-        if self.journal.needs_compaction()
-            && let Err(error) = self.journal.compact(&self.model)
-        {
-            error!("the state file cannot be written anew: {error}");
-        }
-    }
-
-    fn services(&self) -> Vec<Service> {
-        self.model
-            .services()
-            .values()
-            .map(|entry| self.service(entry))
-            .collect()
-    }
-
-    fn service(&self, entry: &ServiceEntry) -> Service {
-        let key = &entry.spec.key;
-        let servers: Vec<_> = entry
-            .servers
-            .iter()
-            .map(|server| self.server(key, server))
-            .collect();
-        let leftovers = self
-            .compiler
-            .leftovers(key)
-            .into_iter()
-            .map(|id| self.dataplane.stats(id));
-        let parts = servers.iter().map(|server| server.stats).chain(leftovers);
-        Service {
-            spec: entry.spec.clone(),
-            stats: parts.fold(self.compiler.retired(key), sum),
-            servers,
-        }
-    }
-
-    fn server(&self, service: &ServiceKey, spec: &ServerSpec) -> Server {
-        let id = self.compiler.destination(service, &spec.key);
-        let (active, inactive) = id.map(|id| self.compiler.counts(id)).unwrap_or_default();
-        let (state, mac, interface) = match self.neighbours.resolution(spec.key.address) {
-            Some(Resolution::Ready { mac, interface, .. }) => (
-                ServerState::Ready,
-                Some(dataplane::mac_text(mac)),
-                Some(interface),
-            ),
-            Some(Resolution::Unreachable) => (ServerState::Unreachable, None, None),
-            Some(Resolution::NotOnLink(_)) => (ServerState::NotOnLink, None, None),
-            Some(Resolution::Resolving) | None => (ServerState::Resolving, None, None),
-        };
-        Server {
-            spec: spec.clone(),
-            state,
-            mac,
-            interface,
-            active,
-            inactive,
-            persistent: id.map_or(0, |id| self.compiler.templates(id)),
-            effective_weight: self.compiler.effective_weight(service, &spec.key).unwrap_or(0),
-            stats: id.map(|id| self.dataplane.stats(id)).unwrap_or_default(),
-        }
-    }
-
-    fn list(&mut self) -> Vec<Connection> {
-        if let Err(error) = self.dataplane.tick() {
-            error!("the kernel's clock cannot be read: {error:#}");
-        }
-        self.dataplane
-            .tables()
-            .connections()
-            .filter_map(|listed| {
-                let protocol = match listed.flow.protocol() {
-                    lvs_xdp_common::packet::IpProto::UDP => Protocol::Udp,
-                    _ => Protocol::Tcp,
-                };
-                let ServerKey { address, port } = self.compiler.server(listed.entry.destination())?;
-                Some(Connection {
-                    protocol,
-                    expires: u64::from(listed.expires),
-                    state: listed.entry.state().name().to_owned(),
-                    client: SocketAddr::new(rows::ip(listed.flow.client), listed.flow.client_port()),
-                    virtual_address: SocketAddr::new(rows::ip(listed.flow.address), listed.flow.port()),
-                    destination: SocketAddr::new(address, port),
-                })
-            })
-            .collect()
-    }
-
-    fn status(&self) -> Status {
-        let capacity = self.dataplane.capacity();
-        let generic = self.dataplane.attached().filter_map(|attached| {
-            let reason = attached.reason.as_ref()?;
-            Some(format!(
-                "{} is in generic mode, which is slower: {reason}",
-                attached.name
-            ))
-        });
-        let servers = servers(&self.model).into_iter().filter_map(|address| {
-            let why = match self.neighbours.resolution(address)? {
-                Resolution::Unreachable => "it does not answer ARP: it gets no new connections".to_owned(),
-                Resolution::NotOnLink(why) => format!("direct routing cannot reach it: {why}"),
-                Resolution::Resolving | Resolution::Ready { .. } => return None,
-            };
-            Some(format!("real server {address}: {why}"))
-        });
-        Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            abi: dataplane::LAYOUT,
-            program_id: self.dataplane.program_id().unwrap_or(0),
-            interfaces: self.dataplane.interfaces(),
-            connections: self.connections,
-            connection_capacity: u64::from(capacity.connections),
-            timeouts: self.model.timeouts(),
-            settings: self.model.settings(),
-            services: self.model.services().len() as u64,
-            servers: self
-                .model
-                .services()
-                .values()
-                .map(|entry| entry.servers.len() as u64)
-                .sum(),
-            reasons: self.dataplane.reasons(),
-            warnings: self
-                .warnings
-                .iter()
-                .cloned()
-                .chain(generic)
-                .chain(servers)
-                .collect(),
+        if self.journal.needs_compaction() {
+            let compacted = self.journal.compact(&self.model);
+            let what = "the state file cannot be written anew";
+            self.faults.note(what, compacted);
         }
     }
 }
@@ -536,13 +521,5 @@ fn is_usable(resolution: Option<&Resolution>, held_back: &HashSet<IpAddr>, addre
         Some(Resolution::Ready { .. }) => true,
         Some(Resolution::Unreachable | Resolution::NotOnLink(_)) => false,
         Some(Resolution::Resolving) | None => !held_back.contains(&address),
-    }
-}
-
-fn sum(a: Stats, b: Stats) -> Stats {
-    Stats {
-        connections: a.connections + b.connections,
-        packets: a.packets + b.packets,
-        bytes: a.bytes + b.bytes,
     }
 }

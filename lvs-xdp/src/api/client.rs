@@ -8,20 +8,24 @@ use std::{
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
-    Method, Request,
-    body::Bytes,
+    Method, Request, Response,
+    body::{Bytes, Incoming},
     client::conn::http1,
-    header::{CONTENT_TYPE, HOST},
+    header::{ACCEPT, CONTENT_TYPE, HOST},
 };
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     net::UnixStream,
     runtime::{self, Runtime},
+    task::JoinSet,
     time,
 };
 
-use super::types::{ApiError, Change, Changes, Connection, Service, Status};
+use super::{
+    filter::ConnectionFilter,
+    types::{ApiError, Change, Changes, Connection, Flushed, Service, Status},
+};
 
 /// The environment variable that names the agent's socket.
 pub const SOCKET_VARIABLE: &str = "LVS_XDP_SOCKET";
@@ -29,8 +33,8 @@ pub const SOCKET_VARIABLE: &str = "LVS_XDP_SOCKET";
 /// The agent's socket where neither an option nor [`SOCKET_VARIABLE`] names one.
 pub const DEFAULT_SOCKET: &str = "/run/lvs-xdp/agent.sock";
 
-/// How long an answer may take. Adding a real server waits for its neighbour for up to 200 ms, and
-/// a long list of connections takes a while; an agent that takes longer than this hangs.
+/// How long an answer, or the next piece of a long one, may take. Adding a real server waits for its neighbour
+/// for up to 200 ms, and removing connections reads the whole table; an agent that takes longer than this hangs.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The agent's socket: the option, else [`SOCKET_VARIABLE`] where it is not empty, else [`DEFAULT_SOCKET`].
@@ -83,6 +87,31 @@ fn connect_advice(socket: &Path, error: &io::Error) -> String {
     }
 }
 
+/// The form of a list of connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListForm {
+    /// A JSON array of [`Connection`], one a line.
+    Json,
+    /// Columns of fixed width under a line of titles.
+    Text,
+}
+
+impl ListForm {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::Text => "text/plain",
+        }
+    }
+}
+
+/// An answer on its way; its connection ends with it.
+#[derive(Debug)]
+struct Answer {
+    response: Response<Incoming>,
+    _connection: JoinSet<hyper::Result<()>>,
+}
+
 /// A client of the agent on one socket. It holds no connection between requests, so an agent that
 /// was restarted meanwhile is no fault.
 #[derive(Debug, Clone)]
@@ -111,6 +140,41 @@ impl Client {
         self.get("/v1/connections").await
     }
 
+    /// `GET /v1/connections`: the list of those that `filter` means, in one of its forms, handed on as it comes.
+    /// What `take` fails with ends the list, and is returned.
+    pub async fn list_connections(
+        &self,
+        filter: &ConnectionFilter,
+        form: ListForm,
+        mut take: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<io::Result<()>, ClientError> {
+        let path = self.path_of_connections(filter)?;
+        let mut answer = self.open(Method::GET, &path, form.name(), Bytes::new()).await?;
+        while let Some(piece) = self.piece(&mut answer.response).await? {
+            if let Err(error) = take(&piece) {
+                return Ok(Err(error));
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// `DELETE /v1/connections`: removes the entries that `filter` means; returns how many those were.
+    pub async fn flush_connections(&self, filter: &ConnectionFilter) -> Result<u64, ClientError> {
+        let path = self.path_of_connections(filter)?;
+        let body = self.request(Method::DELETE, &path, Bytes::new()).await?;
+        let Flushed { removed } = self.read(&path, &body)?;
+        Ok(removed)
+    }
+
+    fn path_of_connections(&self, filter: &ConnectionFilter) -> Result<String, ClientError> {
+        let query = serde_urlencoded::to_string(filter).map_err(|error| self.protocol(&error))?;
+        Ok(if query.is_empty() {
+            "/v1/connections".to_owned()
+        } else {
+            format!("/v1/connections?{query}")
+        })
+    }
+
     /// `POST /v1/changes`: applies `changes` in their order, all or none.
     pub async fn change(&self, changes: Vec<Change>) -> Result<(), ClientError> {
         self.post("/v1/changes", &Changes { changes }).await
@@ -128,7 +192,11 @@ impl Client {
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let body = self.request(Method::GET, path, Bytes::new()).await?;
-        serde_json::from_slice(&body).map_err(|error| {
+        self.read(path, &body)
+    }
+
+    fn read<T: DeserializeOwned>(&self, path: &str, body: &[u8]) -> Result<T, ClientError> {
+        serde_json::from_slice(body).map_err(|error| {
             self.protocol(&format!("{path}: {error}; are agent and command of one version?"))
         })
     }
@@ -140,25 +208,48 @@ impl Client {
         Ok(())
     }
 
+    /// The whole body of a good answer.
     async fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
+        let mut answer = self.open(method, path, ListForm::Json.name(), body).await?;
+        let mut whole = Vec::new();
+        while let Some(piece) = self.piece(&mut answer.response).await? {
+            whole.extend_from_slice(&piece);
+        }
+        Ok(whole.into())
+    }
+
+    /// Asks, and comes back with a good answer whose body is still to be read.
+    async fn open(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        body: Bytes,
+    ) -> Result<Answer, ClientError> {
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header(HOST, "localhost")
+            .header(ACCEPT, accept)
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| self.protocol(&error))?;
-        time::timeout(ANSWER_TIMEOUT, self.exchange(request))
-            .await
-            .unwrap_or_else(|_| {
-                Err(self.protocol(&format!(
-                    "none within {} s; see its log",
-                    ANSWER_TIMEOUT.as_secs()
-                )))
-            })
+        let mut answer = self.in_time(self.exchange(request)).await?;
+        let status = answer.response.status();
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let mut body = Vec::new();
+        while let Some(piece) = self.piece(&mut answer.response).await? {
+            body.extend_from_slice(&piece);
+        }
+        match serde_json::from_slice::<ApiError>(&body) {
+            Ok(refusal) => Err(refusal.into()),
+            Err(_) => Err(self.protocol(&format!("HTTP status {status}"))),
+        }
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Bytes, ClientError> {
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, ClientError> {
         let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(|source| ClientError::Connect {
@@ -169,26 +260,42 @@ impl Client {
             .await
             .map_err(|error| self.protocol(&error))?;
         // The connection's own fault shows in the request as well, and is reported from there.
-        let connection = tokio::spawn(connection);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(connection);
         let response = sender
             .send_request(request)
             .await
             .map_err(|error| self.protocol(&error))?;
-        let status = response.status();
-        let body = response
-            .into_body()
-            .collect()
-            .await
-            .map_err(|error| self.protocol(&error))?
-            .to_bytes();
-        connection.abort();
-        if status.is_success() {
-            return Ok(body);
-        }
-        match serde_json::from_slice::<ApiError>(&body) {
-            Ok(refusal) => Err(refusal.into()),
-            Err(_) => Err(self.protocol(&format!("HTTP status {status}"))),
-        }
+        Ok(Answer {
+            response,
+            _connection: tasks,
+        })
+    }
+
+    /// The next piece of an answer's body; nothing at its proper end.
+    async fn piece(&self, response: &mut Response<Incoming>) -> Result<Option<Bytes>, ClientError> {
+        let frame = async {
+            response
+                .frame()
+                .await
+                .transpose()
+                .map_err(|error| self.protocol(&error))
+        };
+        let frame = self.in_time(frame).await?;
+        // A frame that has no data has trailers, and the agent sends none.
+        Ok(frame.map(|frame| frame.into_data().unwrap_or_default()))
+    }
+
+    async fn in_time<T>(
+        &self,
+        answer: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        time::timeout(ANSWER_TIMEOUT, answer).await.unwrap_or_else(|_| {
+            Err(self.protocol(&format!(
+                "none within {} s; see its log",
+                ANSWER_TIMEOUT.as_secs()
+            )))
+        })
     }
 
     fn protocol(&self, reason: &impl ToString) -> ClientError {
@@ -229,6 +336,21 @@ impl BlockingClient {
     /// [`Client::connections`].
     pub fn connections(&mut self) -> Result<Vec<Connection>, ClientError> {
         self.wait(async |client| client.connections().await)
+    }
+
+    /// [`Client::list_connections`].
+    pub fn list_connections(
+        &mut self,
+        filter: &ConnectionFilter,
+        form: ListForm,
+        take: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<io::Result<()>, ClientError> {
+        self.wait(async |client| client.list_connections(filter, form, take).await)
+    }
+
+    /// [`Client::flush_connections`].
+    pub fn flush_connections(&mut self, filter: &ConnectionFilter) -> Result<u64, ClientError> {
+        self.wait(async |client| client.flush_connections(filter).await)
     }
 
     /// [`Client::change`].

@@ -1,5 +1,6 @@
-//! The agent's HTTP/JSON interface on its Unix socket: types, server, client.
+//! The agent's HTTP/JSON interface on its Unix socket: types, filters, server, client.
 
 pub mod client;
+pub mod filter;
 pub(crate) mod server;
 pub mod types;

@@ -4,8 +4,15 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, State, rejection::JsonRejection},
-    http::StatusCode,
+    body::Body,
+    extract::{
+        DefaultBodyLimit, Query, State,
+        rejection::{JsonRejection, QueryRejection},
+    },
+    http::{
+        HeaderMap, StatusCode,
+        header::{ACCEPT, CONTENT_TYPE},
+    },
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -16,9 +23,15 @@ use tokio::{
 };
 use utoipa::OpenApi;
 
-use super::types::{ApiError, Change, Changes, Connection, ErrorCode, Service, Status};
+use super::{
+    filter::ConnectionFilter,
+    types::{ApiError, Change, Changes, Connection, ErrorCode, Flushed, Service, Status},
+};
 use crate::{
-    agent::Request,
+    agent::{
+        Request,
+        connections::{self, Format, Listing},
+    },
     neighbour::{Neighbours, Resolution},
 };
 
@@ -38,7 +51,7 @@ pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, 
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/services", get(services))
-        .route("/v1/connections", get(connections))
+        .route("/v1/connections", get(list).delete(flush))
         .route("/v1/changes", post(changes))
         .route("/v1/unload", post(unload))
         .route("/openapi.json", get(openapi))
@@ -59,7 +72,7 @@ pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, 
 #[derive(OpenApi)]
 #[openapi(
     info(title = "lvs-xdp agent", description = "The agent's API on its Unix socket."),
-    paths(status, services, connections, changes, unload)
+    paths(status, services, list, flush, changes, unload)
 )]
 struct Document;
 
@@ -69,21 +82,117 @@ async fn openapi() -> Json<Value> {
 }
 
 /// Program, interfaces, fill of the tables, what became of packets, what needs attention.
-#[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)))]
+#[utoipa::path(
+    get,
+    path = "/v1/status",
+    responses((status = 200, body = Status), (status = 500, body = ApiError))
+)]
 async fn status(State(api): State<Api>) -> Response {
     answer(api.ask(Request::Status).await)
 }
 
 /// Every service with its real servers, their connections and counters.
-#[utoipa::path(get, path = "/v1/services", responses((status = 200, body = Vec<Service>)))]
+#[utoipa::path(
+    get,
+    path = "/v1/services",
+    responses((status = 200, body = Vec<Service>), (status = 500, body = ApiError))
+)]
 async fn services(State(api): State<Api>) -> Response {
     answer(api.ask(Request::Services).await)
 }
 
-/// Every connection entry.
-#[utoipa::path(get, path = "/v1/connections", responses((status = 200, body = Vec<Connection>)))]
-async fn connections(State(api): State<Api>) -> Response {
-    answer(api.ask(Request::Connections).await)
+/// Connection entries, persistence templates among them, as they are while the list is sent. A list that
+/// does not end as it should (a JSON array with its bracket, a chunked body with its last chunk) is not whole.
+#[utoipa::path(
+    get,
+    path = "/v1/connections",
+    params(
+        ConnectionFilter,
+        ("accept" = Option<String>, Header,
+            description = "`application/json` (the default), or `text/plain`: columns under a line of titles."),
+    ),
+    responses(
+        (status = 200, description = "One entry a line in both forms.",
+            content((Vec<Connection> = "application/json"), (String = "text/plain"))),
+        (status = 400, description = "The query is not understood.", body = ApiError),
+        (status = 404, description = "There is no such service.", body = ApiError),
+        (status = 500, description = "The agent failed.", body = ApiError),
+    )
+)]
+async fn list(
+    State(api): State<Api>,
+    filter: Result<Query<ConnectionFilter>, QueryRejection>,
+    headers: HeaderMap,
+) -> Response {
+    let filter = match filter {
+        Ok(Query(filter)) => filter,
+        Err(error) => return refuse(error.status(), ErrorCode::Invalid, &error.body_text()),
+    };
+    let format = format(&headers);
+    let content_type = match format {
+        Format::Json => "application/json",
+        Format::Text => "text/plain; charset=utf-8",
+    };
+    let listing = (api.ask(Request::Tables).await).and_then(|tables| Listing::new(tables, &filter, format));
+    match listing {
+        Ok(listing) => {
+            let body = Body::from_stream(listing.stream());
+            ([(CONTENT_TYPE, content_type)], body).into_response()
+        }
+        Err(error) => refused(error),
+    }
+}
+
+/// The first of the two forms that the client names; JSON where it names neither.
+fn format(headers: &HeaderMap) -> Format {
+    let accepted = headers.get_all(ACCEPT).into_iter();
+    let mut names = accepted
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.split(';').next());
+    names
+        .find_map(|name| match name.trim() {
+            "application/json" => Some(Format::Json),
+            "text/plain" => Some(Format::Text),
+            _ => None,
+        })
+        .unwrap_or(Format::Json)
+}
+
+/// Removes connection entries: all of them, where there is no filter. The next packet of such a connection
+/// is that of an unknown one.
+#[utoipa::path(
+    delete,
+    path = "/v1/connections",
+    params(ConnectionFilter),
+    responses(
+        (status = 200, body = Flushed),
+        (status = 400, description = "The query is not understood.", body = ApiError),
+        (status = 404, description = "There is no such service.", body = ApiError),
+        (status = 500, description = "The agent failed.", body = ApiError),
+    )
+)]
+async fn flush(State(api): State<Api>, filter: Result<Query<ConnectionFilter>, QueryRejection>) -> Response {
+    let filter = match filter {
+        Ok(Query(filter)) => filter,
+        Err(error) => return refuse(error.status(), ErrorCode::Invalid, &error.body_text()),
+    };
+    let tables = match api.ask(Request::Tables).await {
+        Ok(tables) => tables,
+        Err(error) => return refused(error),
+    };
+    let removed = tokio::task::spawn_blocking(move || connections::flush(&tables, &filter)).await;
+    let broken_off = |_| {
+        Err(ApiError::new(
+            ErrorCode::Internal,
+            "the table was not read to its end",
+        ))
+    };
+    answer(
+        removed
+            .unwrap_or_else(broken_off)
+            .map(|removed| Flushed { removed }),
+    )
 }
 
 /// Applies changes, all or none.
@@ -93,7 +202,12 @@ async fn connections(State(api): State<Api>) -> Response {
     request_body = Changes,
     responses(
         (status = 200, description = "All of them are live and durable."),
-        (status = 409, description = "None of them was made.", body = ApiError),
+        (status = 400, description = "The body is no JSON; none was made.", body = ApiError),
+        (status = 404, description = "A service or real server is not there; none was made.", body = ApiError),
+        (status = 409, description = "Something exists already, has no room or cannot be reached; none was made.",
+            body = ApiError),
+        (status = 422, description = "A value makes no sense; none was made.", body = ApiError),
+        (status = 500, description = "The agent failed; none was made.", body = ApiError),
     )
 )]
 async fn changes(State(api): State<Api>, body: Result<Json<Changes>, JsonRejection>) -> Response {
@@ -174,7 +288,7 @@ fn refused(error: ApiError) -> Response {
         ErrorCode::NoSuchService | ErrorCode::ServiceNotDefined | ErrorCode::NoSuchServer => {
             StatusCode::NOT_FOUND
         }
-        ErrorCode::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
+        ErrorCode::Invalid | ErrorCode::OutOfRange => StatusCode::UNPROCESSABLE_ENTITY,
         ErrorCode::ServiceExists | ErrorCode::ServerExists | ErrorCode::NotOnLink | ErrorCode::Full => {
             StatusCode::CONFLICT
         }
@@ -184,4 +298,61 @@ fn refused(error: ApiError) -> Response {
 
 fn refuse(status: StatusCode, code: ErrorCode, message: &str) -> Response {
     (status, Json(ApiError::new(code, message))).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn lists_are_json_unless_text_is_asked_for() {
+        for (accept, expected) in [
+            (None, Format::Json),
+            (Some("*/*"), Format::Json),
+            (Some("text/plain"), Format::Text),
+            (
+                Some("text/html, text/plain;q=0.5, application/json;q=0.1"),
+                Format::Text,
+            ),
+            (Some("application/json, text/plain"), Format::Json),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.extend(accept.map(|accept| (ACCEPT, HeaderValue::from_static(accept))));
+            assert_eq!(format(&headers), expected, "{accept:?}");
+        }
+    }
+
+    #[test]
+    fn the_description_has_every_page_with_its_refusals() {
+        let document = serde_json::to_value(Document::openapi()).unwrap();
+        let statuses = |path: &str, method: &str| {
+            let responses = &document["paths"][path][method]["responses"];
+            responses
+                .as_object()
+                .map(|responses| responses.keys().cloned().collect::<Vec<_>>())
+        };
+        for (path, method, expected) in [
+            ("/v1/status", "get", &["200", "500"][..]),
+            ("/v1/services", "get", &["200", "500"]),
+            ("/v1/connections", "get", &["200", "400", "404", "500"]),
+            ("/v1/connections", "delete", &["200", "400", "404", "500"]),
+            ("/v1/changes", "post", &["200", "400", "404", "409", "422", "500"]),
+            ("/v1/unload", "post", &["200", "500"]),
+        ] {
+            let found = statuses(path, method).unwrap_or_default();
+            assert_eq!(found, expected, "{method} {path}");
+        }
+        let list = &document["paths"]["/v1/connections"]["get"];
+        let names: Vec<_> = list["parameters"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| &one["name"])
+            .collect();
+        assert_eq!(names, ["client", "service", "server", "state", "accept"]);
+        let content = list["responses"]["200"]["content"].as_object().unwrap();
+        assert!(content.contains_key("application/json") && content.contains_key("text/plain"));
+    }
 }

@@ -371,6 +371,93 @@ impl Default for Settings {
     }
 }
 
+/// One of [`Settings`], by IPVS's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setting {
+    /// [`ServiceSettings::expire_nodest_conn`].
+    ExpireNodestConn,
+    /// [`ServiceSettings::expire_quiescent_template`].
+    ExpireQuiescentTemplate,
+    /// [`ServiceSettings::conn_reuse_mode`].
+    ConnReuseMode,
+    /// [`ServiceSettings::sloppy_tcp`].
+    SloppyTcp,
+    /// [`ServiceSettings::sloppy_sctp`].
+    SloppySctp,
+}
+
+impl Setting {
+    /// Every setting, in the order in which they are listed.
+    pub const ALL: [Self; 5] = [
+        Self::ExpireNodestConn,
+        Self::ExpireQuiescentTemplate,
+        Self::ConnReuseMode,
+        Self::SloppyTcp,
+        Self::SloppySctp,
+    ];
+
+    /// IPVS's name of it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ExpireNodestConn => "expire_nodest_conn",
+            Self::ExpireQuiescentTemplate => "expire_quiescent_template",
+            Self::ConnReuseMode => "conn_reuse_mode",
+            Self::SloppyTcp => "sloppy_tcp",
+            Self::SloppySctp => "sloppy_sctp",
+        }
+    }
+
+    /// Its highest value; the lowest is 0.
+    pub fn most(self) -> u32 {
+        match self {
+            Self::ConnReuseMode => 3,
+            _ => 1,
+        }
+    }
+
+    /// Its value for the whole director.
+    pub fn of(self, settings: &mut Settings) -> &mut u32 {
+        match self {
+            Self::ExpireNodestConn => &mut settings.expire_nodest_conn,
+            Self::ExpireQuiescentTemplate => &mut settings.expire_quiescent_template,
+            Self::ConnReuseMode => &mut settings.conn_reuse_mode,
+            Self::SloppyTcp => &mut settings.sloppy_tcp,
+            Self::SloppySctp => &mut settings.sloppy_sctp,
+        }
+    }
+
+    /// Its value for one service, where the service has one of its own.
+    pub fn of_service(self, settings: &mut ServiceSettings) -> &mut Option<u32> {
+        match self {
+            Self::ExpireNodestConn => &mut settings.expire_nodest_conn,
+            Self::ExpireQuiescentTemplate => &mut settings.expire_quiescent_template,
+            Self::ConnReuseMode => &mut settings.conn_reuse_mode,
+            Self::SloppyTcp => &mut settings.sloppy_tcp,
+            Self::SloppySctp => &mut settings.sloppy_sctp,
+        }
+    }
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Setting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|setting| setting.name() == text)
+            .ok_or_else(|| {
+                let names: Vec<_> = Self::ALL.into_iter().map(Self::name).collect();
+                format!("`{text}` is no setting: use one of {}", names.join(" "))
+            })
+    }
+}
+
 /// A virtual service as configured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ServiceSpec {
@@ -487,17 +574,17 @@ pub enum Change {
     AddServer {
         /// The service.
         service: ServiceKey,
-        /// The real server.
+        /// The real server; its `drain` is not looked at.
         server: ServerSpec,
         /// Refuse a server that is not on-link (true), or take it and name the fault in the status (false).
         #[serde(default)]
         require_on_link: bool,
     },
-    /// `-e`: replaces the settings of a real server.
+    /// `-e`: replaces the settings of a real server, and ends its draining.
     EditServer {
         /// The service.
         service: ServiceKey,
-        /// The server's new settings.
+        /// The server's new settings; its `drain` is not looked at.
         server: ServerSpec,
     },
     /// `-d`: removes a real server.
@@ -577,6 +664,8 @@ pub enum ErrorCode {
     NoSuchServer,
     /// The request's values make no sense together; the message says which.
     Invalid,
+    /// A weight or threshold is out of range, where IPVS answers ERANGE; the message says which.
+    OutOfRange,
     /// The server cannot be reached by its MAC address.
     NotOnLink,
     /// A table is full; the message names the option that enlarges it.
@@ -686,6 +775,13 @@ pub struct Connection {
     /// The real server.
     #[schema(value_type = String)]
     pub destination: SocketAddr,
+}
+
+/// The answer to `DELETE /v1/connections`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Flushed {
+    /// How many entries were removed.
+    pub removed: u64,
 }
 
 /// One interface of the director.

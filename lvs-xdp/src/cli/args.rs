@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    time::Duration,
 };
 
 use clap::{
@@ -11,9 +12,15 @@ use clap::{
 };
 use clap_complete::Shell;
 
-use super::value;
-use crate::agent::XdpMode;
-use crate::api::types::{Protocol, Scheduler, SchedulerFlag};
+use super::value::{self, RemovalChoice, SettingChange, SettingValue};
+use crate::{
+    agent::XdpMode,
+    api::{
+        filter::{Clients, ServiceName, StateName},
+        types::{ClientMask, Protocol, Removal, Scheduler, SchedulerFlag, Setting},
+    },
+    model::{MAX_THRESHOLD, MAX_TIMEOUT, MAX_WEIGHT},
+};
 
 /// LVS Direct Routing in XDP: the agent on the director, and the commands that talk to it
 #[derive(Debug, Parser)]
@@ -50,9 +57,32 @@ pub(super) enum Verb {
     /// Add, edit, delete and list the real servers of a virtual service
     #[command(subcommand)]
     Server(ServerVerb),
-    /// List the connection entries
-    #[command(after_help = "Examples:\n  lvs-xdp connections | head\n  lvs-xdp connections --json")]
-    Connections(ListArgs),
+    /// List the connection entries, or remove them
+    #[command(
+        args_conflicts_with_subcommands = true,
+        after_help = "Examples:\n  \
+            lvs-xdp connections | head\n  \
+            lvs-xdp connections --service tcp/192.168.2.100:80 --state ESTABLISHED\n  \
+            lvs-xdp connections --client 192.168.1.0/24 --json\n  \
+            lvs-xdp connections flush --server 192.168.2.220",
+        group = ArgGroup::new("which").multiple(true)
+    )]
+    Connections(ConnectionsArgs),
+    /// Show and change the settings of the whole director, by IPVS's names
+    #[command(
+        after_help = "A service may have its own: lvs-xdp service edit --set NAME=VALUE\n\nExamples:\n  \
+        lvs-xdp settings\n  lvs-xdp settings sloppy_tcp 1\n  lvs-xdp settings sloppy_tcp default\n  \
+        lvs-xdp settings --json"
+    )]
+    Settings {
+        /// Which setting [default: all]
+        name: Option<Setting>,
+        /// Its new value, or `default`
+        #[arg(value_parser = value::setting_value, conflicts_with = "json")]
+        value: Option<SettingValue>,
+        #[command(flatten)]
+        list: ListArgs,
+    },
     /// Show the counters of every virtual service and real server
     #[command(after_help = "Examples:\n  lvs-xdp stats\n  lvs-xdp stats --json")]
     Stats(ListArgs),
@@ -153,9 +183,93 @@ pub(super) struct ServiceArgs {
     /// The transport protocol
     #[arg(value_parser = protocol(), ignore_case = true)]
     pub(super) protocol: Protocol,
-    /// The virtual address and port, such as 192.168.2.100:80 or [2001:db8::100]:80
+    /// The virtual address and port, such as 192.168.2.100:80 or [2001:db8::100]:80; with port 0 all
+    /// ports of a persistent service that no other service has
     #[arg(value_name = "VIP:PORT", value_parser = value::virtual_address)]
     pub(super) virtual_address: SocketAddr,
+}
+
+/// What a virtual service has beside its name and its scheduler.
+#[derive(Debug, Args)]
+pub(super) struct ServiceOptions {
+    /// A flag of the schedulers sh and mh: hash again when the real server is unusable
+    /// (fallback), hash the client's port too (port). Repeat it for both
+    #[arg(long = "flag", value_name = "FLAG", value_parser = scheduler_flag(), group = "changes")]
+    pub(super) flags: Vec<SchedulerFlag>,
+    /// Keep a client with its real server for so many seconds after its last new connection: 1 to
+    /// 2678400, 360 where none is given
+    #[arg(
+        long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "360",
+        value_parser = in_range(1, MAX_TIMEOUT), group = "changes"
+    )]
+    pub(super) persistent: Option<u32>,
+    /// Keep clients of one network together: an IPv4 netmask such as 255.255.255.0, or an IPv6 prefix
+    /// length [default: each client for itself]
+    #[arg(long, value_name = "MASK", group = "changes")]
+    pub(super) netmask: Option<ClientMask>,
+    /// Schedule each packet of a UDP service by itself
+    #[arg(long, group = "changes")]
+    pub(super) one_packet: bool,
+    /// What becomes of a removed real server's connections: their packets are dropped (drop), scheduled
+    /// anew (reschedule), or, of TCP, answered with a reset (reset); default is what the setting
+    /// expire_nodest_conn says, drop or reschedule
+    #[arg(long, value_name = "POLICY", value_parser = removal(), group = "changes")]
+    pub(super) removal: Option<RemovalChoice>,
+    /// Raise a new or returning real server to its weight within this time, such as 60s or 2m, while
+    /// others take its share; 0s: at once
+    #[arg(long, value_name = "DURATION", value_parser = value::slow_start, group = "changes")]
+    pub(super) slow_start: Option<u32>,
+    /// A setting of this service that takes the place of the director's (see `lvs-xdp settings`), or
+    /// NAME=default for the director's. Repeat it for more
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = value::setting, group = "changes")]
+    pub(super) settings: Vec<SettingChange>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ConnectionsArgs {
+    #[command(subcommand)]
+    pub(super) verb: Option<ConnectionsVerb>,
+    #[command(flatten)]
+    pub(super) filter: FilterArgs,
+    #[command(flatten)]
+    pub(super) list: ListArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConnectionsVerb {
+    /// Remove connection entries: the next packet of such a connection is that of an unknown one
+    #[command(after_help = "Examples:\n  \
+        lvs-xdp connections flush --client 192.168.1.7\n  \
+        lvs-xdp connections flush --service udp/192.168.2.100:53 --server 192.168.2.220\n  \
+        lvs-xdp connections flush --all")]
+    #[command(group = ArgGroup::new("which").required(true).multiple(true))]
+    Flush {
+        #[command(flatten)]
+        filter: FilterArgs,
+        /// Every entry there is
+        #[arg(long, group = "which", conflicts_with_all = ["client", "service", "server", "state"])]
+        all: bool,
+        #[command(flatten)]
+        list: ListArgs,
+    },
+}
+
+/// Which connection entries are meant: those to which all of these apply.
+#[derive(Debug, Args)]
+pub(super) struct FilterArgs {
+    /// Those of a client or a network, such as 192.168.1.7 or 192.168.1.0/24; a persistence template
+    /// stands under its network's address
+    #[arg(long, value_name = "ADDRESS[/PREFIX]", group = "which")]
+    pub(super) client: Option<Clients>,
+    /// Those of a virtual service, such as tcp/192.168.2.100:80
+    #[arg(long, value_name = "PROTOCOL/VIP:PORT", group = "which")]
+    pub(super) service: Option<ServiceName>,
+    /// Those of a real server
+    #[arg(long, value_name = "RIP", value_parser = value::address, group = "which")]
+    pub(super) server: Option<IpAddr>,
+    /// Those in a state, such as ESTABLISHED or UDP
+    #[arg(long, value_name = "NAME", group = "which")]
+    pub(super) state: Option<StateName>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -163,20 +277,25 @@ pub(super) enum ServiceVerb {
     /// Add a virtual service
     #[command(after_help = "Examples:\n  \
         lvs-xdp service add tcp 192.168.2.100:80 --scheduler rr\n  \
-        lvs-xdp service add udp 192.168.2.100:53 --scheduler sh --flag fallback --flag port")]
+        lvs-xdp service add udp 192.168.2.100:53 --scheduler sh --flag fallback --flag port\n  \
+        lvs-xdp service add tcp 192.168.2.100:443 --persistent=600 --netmask 255.255.255.0\n  \
+        lvs-xdp service add tcp 192.168.2.100:0 --persistent\n  \
+        lvs-xdp service add tcp 192.168.2.100:80 --removal reset --slow-start 60s --set sloppy_tcp=1")]
+    #[command(group = ArgGroup::new("changes").multiple(true))]
     Add {
         #[command(flatten)]
         service: ServiceArgs,
-        /// How real servers are picked. (IPVS's default, wlc, is not there yet)
-        #[arg(long, value_parser = scheduler(), default_value = "rr")]
+        /// How real servers are picked
+        #[arg(long, value_parser = scheduler(), default_value_t)]
         scheduler: Scheduler,
-        /// A flag of the schedulers sh and mh: hash again when the real server is unusable
-        /// (fallback), hash the client's port too (port). Repeat it for both
-        #[arg(long = "flag", value_name = "FLAG", value_parser = scheduler_flag())]
-        flags: Vec<SchedulerFlag>,
+        #[command(flatten)]
+        options: ServiceOptions,
     },
     /// Change a virtual service: only what is named changes
-    #[command(after_help = "Example:\n  lvs-xdp service edit tcp 192.168.2.100:80 --scheduler wrr")]
+    #[command(after_help = "Examples:\n  \
+        lvs-xdp service edit tcp 192.168.2.100:80 --scheduler wrr\n  \
+        lvs-xdp service edit tcp 192.168.2.100:80 --no-persistent --slow-start 0s\n  \
+        lvs-xdp service edit tcp 192.168.2.100:80 --removal default --set conn_reuse_mode=default")]
     #[command(group = ArgGroup::new("changes").required(true).multiple(true))]
     Edit {
         #[command(flatten)]
@@ -184,12 +303,17 @@ pub(super) enum ServiceVerb {
         /// How real servers are picked
         #[arg(long, value_parser = scheduler(), group = "changes")]
         scheduler: Option<Scheduler>,
-        /// The scheduler's flags, in place of those it has; repeat it for both
-        #[arg(long = "flag", value_name = "FLAG", value_parser = scheduler_flag(), group = "changes")]
-        flags: Vec<SchedulerFlag>,
+        #[command(flatten)]
+        options: ServiceOptions,
         /// Take the scheduler's flags away
         #[arg(long, conflicts_with = "flags", group = "changes")]
         no_flags: bool,
+        /// Let clients go to another real server with each connection
+        #[arg(long, conflicts_with_all = ["persistent", "netmask"], group = "changes")]
+        no_persistent: bool,
+        /// Let the packets of a UDP flow stay together
+        #[arg(long, conflicts_with = "one_packet", group = "changes")]
+        no_one_packet: bool,
     },
     /// Delete a virtual service and its real servers
     #[command(after_help = "Example:\n  lvs-xdp service delete tcp 192.168.2.100:80")]
@@ -209,12 +333,30 @@ pub(super) struct RealServer {
     pub(super) port: Option<u16>,
 }
 
+/// How many connections a real server may have.
+#[derive(Debug, Args)]
+pub(super) struct ThresholdArgs {
+    /// With so many connections it gets no new ones, 0 to 2147483647; 0: no limit
+    #[arg(
+        long, short = 'x', value_name = "N", value_parser = in_range(0, MAX_THRESHOLD),
+        allow_negative_numbers = true, group = "changes"
+    )]
+    pub(super) upper_threshold: Option<u32>,
+    /// Below so many it gets new ones again, up to the upper one; 0: three quarters of that
+    #[arg(
+        long, short = 'y', value_name = "N", value_parser = in_range(0, MAX_THRESHOLD),
+        allow_negative_numbers = true, group = "changes"
+    )]
+    pub(super) lower_threshold: Option<u32>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum ServerVerb {
     /// Add a real server to a virtual service
     #[command(after_help = "Examples:\n  \
         lvs-xdp server add tcp 192.168.2.100:80 192.168.2.220\n  \
-        lvs-xdp server add tcp 192.168.2.100:80 192.168.2.210 --weight 3")]
+        lvs-xdp server add tcp 192.168.2.100:80 192.168.2.210 --weight 3 -x 1000 -y 800")]
+    #[command(group = ArgGroup::new("changes").multiple(true))]
     Add {
         #[command(flatten)]
         service: ServiceArgs,
@@ -222,17 +364,21 @@ pub(super) enum ServerVerb {
         #[arg(value_name = "RIP", value_parser = value::real_server)]
         server: RealServer,
         /// Its share of new connections, 0 to 2147483647; 0 takes none
-        #[arg(long, default_value_t = 1, value_parser = up_to_max_weight(), allow_negative_numbers = true)]
+        #[arg(long, default_value_t = 1, value_parser = in_range(0, MAX_WEIGHT), allow_negative_numbers = true)]
         weight: u32,
+        #[command(flatten)]
+        thresholds: ThresholdArgs,
         /// Add it even where direct routing cannot reach it: behind a router, or without a route
         #[arg(long)]
         force: bool,
     },
-    /// Change a real server: only what is named changes
+    /// Change a real server: only what is named changes, and its draining ends
     #[command(
-        after_help = "Example: let it finish what it has, and send it nothing new\n  \
-        lvs-xdp server edit tcp 192.168.2.100:80 192.168.2.220 --weight 0"
+        after_help = "Examples: let it finish what it has, and send it nothing new; send it new ones again\n  \
+        lvs-xdp server edit tcp 192.168.2.100:80 192.168.2.220 --weight 0\n  \
+        lvs-xdp server edit tcp 192.168.2.100:80 192.168.2.220 --weight 1"
     )]
+    #[command(group = ArgGroup::new("changes").required(true).multiple(true))]
     Edit {
         #[command(flatten)]
         service: ServiceArgs,
@@ -240,8 +386,34 @@ pub(super) enum ServerVerb {
         #[arg(value_name = "RIP", value_parser = value::real_server)]
         server: RealServer,
         /// Its share of new connections, 0 to 2147483647; 0 takes none
-        #[arg(long, value_parser = up_to_max_weight(), allow_negative_numbers = true)]
-        weight: u32,
+        #[arg(long, value_parser = in_range(0, MAX_WEIGHT), allow_negative_numbers = true, group = "changes")]
+        weight: Option<u32>,
+        #[command(flatten)]
+        thresholds: ThresholdArgs,
+    },
+    /// Take a real server out of service without breaking a connection
+    #[command(
+        after_help = "It gets weight 0, persistent clients go elsewhere, and when its last connection has \
+        ended, or at the deadline, it is removed. `lvs-xdp server edit --weight N` calls it off.\n\nExamples:\n  \
+        lvs-xdp server drain tcp 192.168.2.100:80 192.168.2.220\n  \
+        lvs-xdp server drain tcp 192.168.2.100:80 192.168.2.220 --deadline 10m --wait"
+    )]
+    Drain {
+        #[command(flatten)]
+        service: ServiceArgs,
+        /// The real server's own address
+        #[arg(value_name = "RIP", value_parser = value::real_server)]
+        server: RealServer,
+        /// Remove it after this time, such as 90s or 10m, whatever is left; the service's removal policy says
+        /// what becomes of that [default: wait for the last connection]
+        #[arg(long, value_name = "DURATION", value_parser = value::duration)]
+        deadline: Option<Duration>,
+        /// Say every second how many connections are left, until it is removed
+        #[arg(long)]
+        wait: bool,
+        /// Print JSON, one object each time
+        #[arg(long)]
+        json: bool,
     },
     /// Delete a real server from a virtual service
     #[command(after_help = "Example:\n  lvs-xdp server delete tcp 192.168.2.100:80 192.168.2.220")]
@@ -308,7 +480,7 @@ pub(super) struct IpvsadmArgs {
 }
 
 fn protocol() -> impl TypedValueParser<Value = Protocol> {
-    PossibleValuesParser::new(["tcp", "udp"]).try_map(|name| name.parse())
+    PossibleValuesParser::new(["tcp", "udp", "sctp"]).try_map(|name| name.parse())
 }
 
 fn scheduler() -> impl TypedValueParser<Value = Scheduler> {
@@ -326,8 +498,13 @@ fn up_to(most: i64) -> RangedI64ValueParser<u32> {
     RangedI64ValueParser::new().range(1..=most)
 }
 
-fn up_to_max_weight() -> RangedI64ValueParser<u32> {
-    RangedI64ValueParser::new().range(0..=i64::from(i32::MAX))
+fn in_range(least: u32, most: u32) -> RangedI64ValueParser<u32> {
+    RangedI64ValueParser::new().range(i64::from(least)..=i64::from(most))
+}
+
+fn removal() -> impl TypedValueParser<Value = RemovalChoice> {
+    let names = Removal::ALL.into_iter().map(Removal::name).chain(["default"]);
+    PossibleValuesParser::new(names).map(|name| RemovalChoice(name.parse().ok()))
 }
 
 #[cfg(test)]

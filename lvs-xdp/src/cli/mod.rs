@@ -5,10 +5,13 @@
 
 mod agent;
 mod args;
+mod connections;
 mod documents;
+mod drain;
 mod realserver;
 mod server;
 mod service;
+mod settings;
 mod status;
 mod table;
 mod value;
@@ -84,7 +87,8 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
         Verb::Status(list) => status::status(&client.status()?, &list, out),
         Verb::Service(verb) => service::run(verb, &mut client, out),
         Verb::Server(verb) => server::run(verb, &mut client, out),
-        Verb::Connections(list) => status::connections(&client.connections()?, &list, out),
+        Verb::Connections(args) => connections::run(args, &mut client, out),
+        Verb::Settings { name, value, list } => settings::run(name, value, &list, &mut client, out),
         Verb::Stats(list) => status::stats(&client.services()?, &list, out),
         Verb::Unload { pin_dir } => unload(&mut client, pin_dir.as_deref()),
         Verb::Realserver(verb) => realserver::run(verb, out),
@@ -185,17 +189,91 @@ mod tests {
                 "lvs-xdp service add tcp 10.0.0.1:70000",
                 "port 70000 is out of range: use 1 to 65535",
             ),
-            ("lvs-xdp service add tcp 10.0.0.1:0", "port 0 is none"),
             ("lvs-xdp service add tcp 10.0.0.1", "it has no port"),
             (
-                "lvs-xdp service add sctp 10.0.0.1:80",
-                "[possible values: tcp, udp]",
+                "lvs-xdp service add icmp 10.0.0.1:80",
+                "[possible values: tcp, udp, sctp]",
             ),
             (
-                "lvs-xdp service add tcp 10.0.0.1:80 --scheduler wlc",
-                "[possible values: rr, wrr, fo, sh, dh, mh]",
+                "lvs-xdp service add tcp 10.0.0.1:80 --scheduler random",
+                "[possible values: rr, wrr, lc, wlc, lblc, lblcr, dh, sh, sed, nq, fo, ovf, mh]",
             ),
-            ("lvs-xdp service edit tcp 10.0.0.1:80", "--scheduler"),
+            (
+                "lvs-xdp service add tcp 10.0.0.1:80 --persistent=0",
+                "1..=2678400",
+            ),
+            (
+                "lvs-xdp service add tcp 10.0.0.1:80 --persistent 360",
+                "unexpected argument '360'",
+            ),
+            (
+                "lvs-xdp service add tcp 10.0.0.1:80 --persistent --netmask 129",
+                "an IPv6 prefix length from 1 to 128",
+            ),
+            (
+                "lvs-xdp service add tcp 10.0.0.1:80 --removal forget",
+                "[possible values: drop, reschedule, reset, default]",
+            ),
+            (
+                "lvs-xdp service add tcp 10.0.0.1:80 --slow-start 60",
+                "write one such as 90s or 10m",
+            ),
+            (
+                "lvs-xdp service edit tcp 10.0.0.1:80 --slow-start 2days",
+                "a day is the most",
+            ),
+            (
+                "lvs-xdp service edit tcp 10.0.0.1:80 --set sloppy_tcp=2",
+                "use a value from 0 to 1",
+            ),
+            (
+                "lvs-xdp service edit tcp 10.0.0.1:80 --set sloppy=1",
+                "`sloppy` is no setting: use one of expire_nodest_conn",
+            ),
+            (
+                "lvs-xdp service edit tcp 10.0.0.1:80 --no-persistent --netmask 255.0.0.0",
+                "cannot be used with",
+            ),
+            (
+                "lvs-xdp service edit tcp 10.0.0.1:80 --no-one-packet --one-packet",
+                "cannot be used with",
+            ),
+            (
+                "lvs-xdp server add tcp 10.0.0.1:80 10.0.0.2 -x -1",
+                "--upper-threshold",
+            ),
+            (
+                "lvs-xdp server add tcp 10.0.0.1:80 10.0.0.2 -y 2147483648",
+                "0..=2147483647",
+            ),
+            ("lvs-xdp server edit tcp 10.0.0.1:80 10.0.0.2", "--weight"),
+            (
+                "lvs-xdp server drain tcp 10.0.0.1:80 10.0.0.2 --deadline soon",
+                "write one such as 90s or 10m",
+            ),
+            ("lvs-xdp settings sloppy", "`sloppy` is no setting: use one of"),
+            ("lvs-xdp settings sloppy_tcp on", "use a number, or `default`"),
+            (
+                "lvs-xdp connections --client 10.0.0.1:80",
+                "is no address or network",
+            ),
+            (
+                "lvs-xdp connections --service 10.0.0.1:80",
+                "such as tcp/192.168.2.100:80",
+            ),
+            (
+                "lvs-xdp connections --state OPEN",
+                "`OPEN` is no state: use one of",
+            ),
+            ("lvs-xdp connections flush", "--all"),
+            (
+                "lvs-xdp connections flush --all --state UDP",
+                "cannot be used with",
+            ),
+            (
+                "lvs-xdp service edit tcp 10.0.0.1:80",
+                "--scheduler <SCHEDULER>|--flag <FLAG>|--persistent",
+            ),
             ("lvs-xdp server add tcp 10.0.0.1:80", "<RIP>"),
             (
                 "lvs-xdp server add tcp 10.0.0.1:80 10.0.0.2 --weight -1",

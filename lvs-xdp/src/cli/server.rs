@@ -6,83 +6,105 @@ use serde::Serialize;
 
 use super::{
     Failure,
-    args::{RealServer, ServerVerb, ServiceArgs},
+    args::{RealServer, ServerVerb, ServiceArgs, ThresholdArgs},
+    drain,
     service::{endpoint, find},
     table::Table,
     write_json,
 };
 use crate::api::{
     client::BlockingClient,
-    types::{Change, Server, ServerKey, ServerSpec, ServerState, Service, ServiceKey},
+    types::{Change, Drain, Server, ServerKey, ServerSpec, ServerState, Service, ServiceKey},
 };
 
 pub(super) fn run(verb: ServerVerb, client: &mut BlockingClient, out: &mut dyn Write) -> Result<(), Failure> {
-    let change =
-        match verb {
-            ServerVerb::List {
-                protocol,
-                virtual_address,
-                list,
-            } => {
-                let mut services = client.services()?;
-                // The definition of the arguments lets neither come alone.
-                if let (Some(protocol), Some(virtual_address)) = (protocol, virtual_address) {
-                    services = vec![find(
-                        services,
-                        ServiceArgs {
-                            protocol,
-                            virtual_address,
-                        }
-                        .key(),
-                    )?];
-                }
-                return print(&services, list.json, out);
+    let change = match verb {
+        ServerVerb::List {
+            protocol,
+            virtual_address,
+            list,
+        } => {
+            let mut services = client.services()?;
+            // The definition of the arguments lets neither come alone.
+            if let (Some(protocol), Some(virtual_address)) = (protocol, virtual_address) {
+                services = vec![find(
+                    services,
+                    ServiceArgs {
+                        protocol,
+                        virtual_address,
+                    }
+                    .key(),
+                )?];
             }
-            ServerVerb::Add {
+            return print(&services, list.json, out);
+        }
+        ServerVerb::Add {
+            service,
+            server,
+            weight,
+            thresholds,
+            force,
+        } => {
+            let service = service.key();
+            let key = key(server, service)?;
+            let mut server = ServerSpec::new(key, weight);
+            thresholds.apply_to(&mut server);
+            Change::AddServer {
                 service,
                 server,
-                weight,
-                force,
-            } => {
-                let service = service.key();
-                let key = key(server, service)?;
-                let server = ServerSpec::new(key, weight);
-                Change::AddServer {
-                    service,
-                    server,
-                    require_on_link: !force,
-                }
+                require_on_link: !force,
             }
-            ServerVerb::Edit {
+        }
+        ServerVerb::Edit {
+            service,
+            server,
+            weight,
+            thresholds,
+        } => {
+            let service = service.key();
+            let key = key(server, service)?;
+            let found = find(client.services()?, service)?.servers.into_iter();
+            let mut server = found
+                .map(|server| server.spec)
+                .find(|spec| spec.key == key)
+                .ok_or_else(|| {
+                    Failure::Refused(format!(
+                        "no such real server: {key} in {service}; `lvs-xdp server list` shows what there is"
+                    ))
+                })?;
+            server.weight = weight.unwrap_or(server.weight);
+            server.drain = None;
+            thresholds.apply_to(&mut server);
+            Change::EditServer { service, server }
+        }
+        ServerVerb::Drain {
+            service,
+            server,
+            deadline,
+            wait,
+            json,
+        } => {
+            let service = service.key();
+            let key = key(server, service)?;
+            return drain::run(service, key, deadline, wait, json, client, out);
+        }
+        ServerVerb::Delete { service, server } => {
+            let service = service.key();
+            Change::DeleteServer {
                 service,
-                server,
-                weight,
-            } => {
-                let service = service.key();
-                let key = key(server, service)?;
-                let found = find(client.services()?, service)?;
-                let server = found.servers.into_iter().find(|server| server.spec.key == key).ok_or_else(|| {
-                Failure::Refused(format!(
-                    "no such real server: {key} in {service}; `lvs-xdp server list` shows what there is"
-                ))
-            })?;
-                Change::EditServer {
-                    service,
-                    server: ServerSpec {
-                        weight,
-                        ..server.spec
-                    },
-                }
+                server: key(server, service)?,
             }
-            ServerVerb::Delete { service, server } => {
-                let service = service.key();
-                Change::DeleteServer {
-                    service,
-                    server: key(server, service)?,
-                }
-            }
-        };
+        }
+    };
     Ok(client.change(vec![change])?)
+}
+
+impl ThresholdArgs {
+    /// Puts what was typed in place of what the server had.
+    fn apply_to(&self, server: &mut ServerSpec) {
+        server.upper_threshold = self.upper_threshold.unwrap_or(server.upper_threshold);
+        server.lower_threshold = self.lower_threshold.unwrap_or(server.lower_threshold);
+    }
 }
 
 /// The real server as the agent knows it: with direct routing its port is the service's.
@@ -123,11 +145,15 @@ fn print(services: &[Service], json: bool, out: &mut dyn Write) -> Result<(), Fa
         "VIRTUAL",
         "REAL SERVER",
         " WEIGHT",
+        " EFFECTIVE",
         "STATE",
         "MAC",
         "INTERFACE",
         " ACTIVE",
         " INACTIVE",
+        " PERSISTENT",
+        "THRESHOLDS",
+        "DRAINING",
     ]);
     for Listed { service, server } in servers {
         table.row([
@@ -135,14 +161,46 @@ fn print(services: &[Service], json: bool, out: &mut dyn Write) -> Result<(), Fa
             endpoint(&service),
             server.spec.key.to_string(),
             server.spec.weight.to_string(),
+            effective(server),
             state(server.state).to_owned(),
             server.mac.clone().unwrap_or_default(),
             server.interface.clone().unwrap_or_default(),
             server.active.to_string(),
             server.inactive.to_string(),
+            server.persistent.to_string(),
+            thresholds(&server.spec),
+            draining(server.spec.drain, drain::seconds_since_1970()),
         ]);
     }
     Ok(table.write(out)?)
+}
+
+/// The effective weight, where it is not the configured one.
+fn effective(server: &Server) -> String {
+    if server.effective_weight == server.spec.weight {
+        return String::new();
+    }
+    server.effective_weight.to_string()
+}
+
+/// The upper and the lower threshold, where there are any.
+fn thresholds(spec: &ServerSpec) -> String {
+    match (spec.upper_threshold, spec.lower_threshold) {
+        (0, _) => String::new(),
+        (upper, 0) => upper.to_string(),
+        (upper, lower) => format!("{upper},{lower}"),
+    }
+}
+
+/// Whether it is being drained, and how long that may go on.
+fn draining(drain: Option<Drain>, now: u64) -> String {
+    match drain {
+        None => String::new(),
+        Some(Drain { deadline: None }) => "yes".to_owned(),
+        Some(Drain {
+            deadline: Some(deadline),
+        }) => format!("yes,{}s", deadline.saturating_sub(now)),
+    }
 }
 
 fn state(state: ServerState) -> &'static str {

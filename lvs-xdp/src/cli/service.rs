@@ -4,13 +4,14 @@ use std::{io::Write, net::SocketAddr};
 
 use super::{
     Failure,
-    args::{ListArgs, ServiceArgs, ServiceVerb},
+    args::{ListArgs, ServiceArgs, ServiceOptions, ServiceVerb},
     table::Table,
+    value::SettingChange,
     write_json,
 };
 use crate::api::{
     client::BlockingClient,
-    types::{Change, SchedulerFlag, Service, ServiceKey, ServiceSpec},
+    types::{Change, Persistence, SchedulerFlag, Service, ServiceKey, ServiceSpec, Setting},
 };
 
 pub(super) fn run(
@@ -23,24 +24,41 @@ pub(super) fn run(
         ServiceVerb::Add {
             service,
             scheduler,
-            flags,
-        } => Change::AddService {
-            service: ServiceSpec {
-                flags: normal(flags),
-                ..ServiceSpec::new(service.key(), scheduler)
-            },
-        },
+            options,
+        } => {
+            let key = service.key();
+            if options.netmask.is_some() && options.persistent.is_none() {
+                return Err(Failure::Usage("--netmask takes --persistent".to_owned()));
+            }
+            if key.port == 0 && options.persistent.is_none() {
+                return Err(Failure::Usage(
+                    "port 0 stands for all ports and takes --persistent: add it, or use a port from 1 to 65535"
+                        .to_owned(),
+                ));
+            }
+            let service = options.apply_to(ServiceSpec::new(key, scheduler))?;
+            Change::AddService { service }
+        }
         ServiceVerb::Edit {
             service,
             scheduler,
-            flags,
+            options,
             no_flags,
+            no_persistent,
+            no_one_packet,
         } => {
             let mut service = find(client.services()?, service.key())?.spec;
             service.scheduler = scheduler.unwrap_or(service.scheduler);
-            if no_flags || !flags.is_empty() {
-                service.flags = normal(flags);
+            if no_flags {
+                service.flags.clear();
             }
+            if no_persistent {
+                service.persistence = None;
+            }
+            if no_one_packet {
+                service.one_packet = false;
+            }
+            let service = options.apply_to(service)?;
             Change::EditService { service }
         }
         ServiceVerb::Delete { service } => Change::DeleteService {
@@ -61,6 +79,46 @@ impl ServiceArgs {
             address: virtual_address.ip(),
             port: virtual_address.port(),
         }
+    }
+}
+
+impl ServiceOptions {
+    /// The service with what was typed in place of what it had.
+    fn apply_to(self, mut service: ServiceSpec) -> Result<ServiceSpec, Failure> {
+        let Self {
+            flags,
+            persistent,
+            netmask,
+            one_packet,
+            removal,
+            slow_start,
+            settings,
+        } = self;
+        if !flags.is_empty() {
+            service.flags = normal(flags);
+        }
+        if let Some(timeout) = persistent {
+            let mask = service.persistence.and_then(|before| before.mask);
+            service.persistence = Some(Persistence { timeout, mask });
+        }
+        if netmask.is_some() {
+            match &mut service.persistence {
+                Some(persistence) => persistence.mask = netmask,
+                None => {
+                    return Err(Failure::Refused(format!(
+                        "service {} is not persistent: --netmask takes --persistent",
+                        service.key
+                    )));
+                }
+            }
+        }
+        service.one_packet |= one_packet;
+        service.removal = removal.map_or(service.removal, |choice| choice.0);
+        service.slow_start = slow_start.unwrap_or(service.slow_start);
+        for SettingChange { setting, value } in settings {
+            *setting.of_service(&mut service.settings) = value.0;
+        }
+        Ok(service)
     }
 }
 
@@ -87,24 +145,42 @@ fn print(services: &[Service], list: &ListArgs, out: &mut dyn Write) -> Result<(
     if list.json {
         return write_json(services, out);
     }
-    let mut table = Table::new(["PROTOCOL", "VIRTUAL", "SCHEDULER", "FLAGS", " SERVERS"]);
+    let mut table = Table::new(["PROTOCOL", "VIRTUAL", "SCHEDULER", "FLAGS", " SERVERS", "OPTIONS"]);
     for service in services {
-        let ServiceSpec {
-            key,
-            scheduler,
-            flags,
-            ..
-        } = &service.spec;
-        let flags: Vec<_> = flags.iter().map(|&flag| flag_name(flag)).collect();
+        let spec = &service.spec;
+        let flags: Vec<_> = spec.flags.iter().map(|&flag| flag_name(flag)).collect();
         table.row([
-            key.protocol.to_string(),
-            endpoint(key),
-            scheduler.to_string(),
+            spec.key.protocol.to_string(),
+            endpoint(&spec.key),
+            spec.scheduler.to_string(),
             flags.join(","),
             service.servers.len().to_string(),
+            options(spec),
         ]);
     }
     Ok(table.write(out)?)
+}
+
+/// What a service has that others have not, by the names of the options.
+fn options(spec: &ServiceSpec) -> String {
+    let mut options = Vec::new();
+    if let Some(Persistence { timeout, mask }) = spec.persistence {
+        options.push(format!("persistent={timeout}"));
+        options.extend(mask.map(|mask| format!("netmask={mask}")));
+    }
+    if spec.one_packet {
+        options.push("one-packet".to_owned());
+    }
+    options.extend(spec.removal.map(|removal| format!("removal={removal}")));
+    if spec.slow_start > 0 {
+        options.push(format!("slow-start={}s", spec.slow_start));
+    }
+    let mut settings = spec.settings;
+    for setting in Setting::ALL {
+        let value = setting.of_service(&mut settings);
+        options.extend(value.map(|value| format!("{setting}={value}")));
+    }
+    options.join(" ")
 }
 
 /// The service's address and port, as they are typed.

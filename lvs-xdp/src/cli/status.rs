@@ -1,11 +1,11 @@
-//! What is only looked at: `lvs-xdp status`, `lvs-xdp stats` and `lvs-xdp connections`.
+//! What is only looked at: `lvs-xdp status` and `lvs-xdp stats`.
 
 use std::io::Write;
 
 use serde::Serialize;
 
 use super::{Failure, args::ListArgs, service::endpoint, table::Table, write_json};
-use crate::api::types::{Connection, InterfaceStatus, ServerKey, Service, ServiceKey, Stats, Status};
+use crate::api::types::{InterfaceStatus, ServerKey, Service, ServiceKey, Stats, Status};
 
 pub(super) fn status(status: &Status, list: &ListArgs, out: &mut dyn Write) -> Result<(), Failure> {
     if list.json {
@@ -129,36 +129,6 @@ pub(super) fn stats(services: &[Service], list: &ListArgs, out: &mut dyn Write) 
         for server in &service.servers {
             row(&server.spec.key.to_string(), server.stats);
         }
-    }
-    Ok(table.write(out)?)
-}
-
-pub(super) fn connections(
-    connections: &[Connection],
-    list: &ListArgs,
-    out: &mut dyn Write,
-) -> Result<(), Failure> {
-    if list.json {
-        return write_json(connections, out);
-    }
-    let mut table = Table::new([
-        "PROTOCOL",
-        " EXPIRES",
-        "STATE",
-        "CLIENT",
-        "VIRTUAL",
-        "DESTINATION",
-    ]);
-    for connection in connections {
-        table.row([
-            connection.protocol.to_string(),
-            // Minutes and seconds, as ipvsadm shows them.
-            format!("{:02}:{:02}", connection.expires / 60, connection.expires % 60),
-            connection.state.clone(),
-            connection.client.to_string(),
-            connection.virtual_address.to_string(),
-            connection.destination.to_string(),
-        ]);
     }
     Ok(table.write(out)?)
 }

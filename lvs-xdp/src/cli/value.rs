@@ -1,11 +1,86 @@
 //! Reads the values of options and arguments; each error says what is wrong and how to write it.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use super::args::RealServer;
+use crate::{
+    api::types::{Removal, Setting},
+    model::MAX_SLOW_START,
+};
 
 /// The kernel's limit of an interface name: IFNAMSIZ, less the terminating NUL.
 const MAX_INTERFACE_NAME: usize = 15;
+
+/// A removal policy, or `default`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RemovalChoice(pub(super) Option<Removal>);
+
+/// A setting's value, or `default`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SettingValue(pub(super) Option<u32>);
+
+/// `NAME=VALUE`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SettingChange {
+    pub(super) setting: Setting,
+    pub(super) value: SettingValue,
+}
+
+/// `NAME=VALUE`, `NAME=default` or `NAME=`.
+pub(super) fn setting(text: &str) -> Result<SettingChange, String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or("it is no NAME=VALUE: write one such as sloppy_tcp=1")?;
+    let setting = name.parse()?;
+    let value = match value {
+        "" => SettingValue(None),
+        value => setting_value(value)?,
+    };
+    check_setting(setting, value)?;
+    Ok(SettingChange { setting, value })
+}
+
+/// A number, or `default`.
+pub(super) fn setting_value(text: &str) -> Result<SettingValue, String> {
+    match text {
+        "default" => Ok(SettingValue(None)),
+        _ => match text.parse() {
+            Ok(value) => Ok(SettingValue(Some(value))),
+            Err(_) => Err(format!("`{text}` is no value: use a number, or `default`")),
+        },
+    }
+}
+
+/// Refuses a value that a setting cannot have.
+pub(super) fn check_setting(setting: Setting, value: SettingValue) -> Result<(), String> {
+    let most = setting.most();
+    match value.0 {
+        Some(value) if value > most => Err(format!(
+            "{setting} cannot be {value}: use a value from 0 to {most}, or `default`"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// A time of whole seconds, such as `90s` or `1h 30m`.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(time) if time.subsec_nanos() == 0 => Ok(time),
+        Ok(_) => Err("it is no whole number of seconds".to_owned()),
+        Err(_) => Err("it is no time: write one such as 90s or 10m".to_owned()),
+    }
+}
+
+/// The length of a slow start, in seconds.
+pub(super) fn slow_start(text: &str) -> Result<u32, String> {
+    match u32::try_from(duration(text)?.as_secs()) {
+        Ok(seconds) if seconds <= MAX_SLOW_START => Ok(seconds),
+        _ => Err("it is too long: a day is the most".to_owned()),
+    }
+}
 
 /// `VIP:PORT`, `[VIP]:PORT` for IPv6.
 pub(super) fn virtual_address(text: &str) -> Result<SocketAddr, String> {
@@ -82,7 +157,6 @@ fn split(text: &str) -> Result<(IpAddr, Option<u16>), String> {
 fn port(text: &str) -> Result<u16, String> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     match text.parse() {
-        Ok(0) => Err("port 0 is none: use 1 to 65535".to_owned()),
         Ok(port) if digits => Ok(port),
         _ if digits => Err(format!("port {text} is out of range: use 1 to 65535")),
         _ => Err(format!("`{text}` is no port: use 1 to 65535")),
@@ -104,7 +178,7 @@ mod tests {
             ("[2001:db8::100:80", "it lacks a `]`"),
             ("[2001:db8::100]80", "after `]` comes `:`"),
             ("[192.168.2.100]:80", "`192.168.2.100` is no IPv6 address"),
-            ("192.168.2.100:0", "port 0 is none"),
+            ("192.168.2.100:0", "192.168.2.100:0"),
             ("192.168.2.100:65536", "port 65536 is out of range"),
             (
                 "192.168.2.100:99999999999999999999",
@@ -155,6 +229,41 @@ mod tests {
                 port: Some(80)
             })
         );
+    }
+
+    #[test]
+    fn settings_are_name_and_value() {
+        for (text, expected) in [
+            ("sloppy_tcp=1", Some(1)),
+            ("conn_reuse_mode=3", Some(3)),
+            ("sloppy_tcp=default", None),
+            ("sloppy_tcp=", None),
+        ] {
+            assert_eq!(setting(text).map(|change| change.value.0), Ok(expected), "{text}");
+        }
+        for (text, part) in [
+            ("sloppy_tcp", "no NAME=VALUE"),
+            ("sloppy=1", "use one of expire_nodest_conn "),
+            ("sloppy_tcp=2", "use a value from 0 to 1"),
+            ("conn_reuse_mode=4", "use a value from 0 to 3"),
+            ("sloppy_tcp=-1", "`-1` is no value"),
+            ("sloppy_tcp=on", "`on` is no value"),
+        ] {
+            let error = setting(text).unwrap_err();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn times_are_whole_seconds() {
+        for (text, seconds) in [("60s", 60), ("2m", 120), ("1h 30m", 5400), ("0s", 0)] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for bad in ["60", "", "s", "-1s", "1500ms", "1x"] {
+            assert!(duration(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(slow_start("1day"), Ok(86_400));
+        assert!(slow_start("86401s").is_err() && slow_start("10000years").is_err());
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! The program knows an expired entry by itself; the sweep only makes counts and lists exact, and
 //! frees destinations that were removed, when no packet comes by to do it.
 
+use std::ops::Range;
+
 use lvs_xdp_common::{
     atomic::Word,
     connection::Entry,
@@ -11,7 +13,7 @@ use lvs_xdp_common::{
     table::{self, Place},
 };
 
-use super::tables::Tables;
+use super::{rows::length, tables::Tables};
 
 /// Seconds after which a claim is one that nobody will finish: its CPU takes nanoseconds, but an agent
 /// that was moving entries may have been killed.
@@ -57,11 +59,36 @@ impl Tables {
 
     /// Every live entry, as it is while this goes on.
     pub fn connections(&self) -> impl Iterator<Item = Listed> + '_ {
+        self.connections_in(0..self.buckets())
+    }
+
+    /// Every live entry of a range of buckets: for those who list the table piece by piece.
+    pub fn connections_in(&self, buckets: Range<u32>) -> impl Iterator<Item = Listed> + '_ {
         let now = self.now();
-        let words = self.hot.iter().flat_map(|bucket| &bucket.0);
-        (0..)
-            .zip(words)
+        buckets
+            .filter_map(|index| Some((index, self.bucket(index)?)))
+            .flat_map(|(index, bucket)| (index * 8..).zip(&bucket.0))
             .filter_map(move |(index, word)| self.listed(index, word, now))
+    }
+
+    /// How many buckets the connection table has.
+    pub fn buckets(&self) -> u32 {
+        length(&self.hot)
+    }
+
+    /// Takes out every live entry that `matches`; returns how many those were.
+    pub fn flush(&self, matches: impl Fn(&Listed) -> bool) -> u64 {
+        let now = self.now();
+        let mut removed = 0;
+        for (index, word) in (0..).zip(self.hot.iter().flat_map(|bucket| &bucket.0)) {
+            // Packets may change its word meanwhile; it is gone when somebody has taken it out.
+            while let Some(listed) = self.listed(index, word, now).filter(&matches) {
+                if table::remove(self, word, listed.entry) {
+                    removed += 1;
+                }
+            }
+        }
+        removed
     }
 
     fn listed(&self, index: u32, word: &Word, now: u32) -> Option<Listed> {

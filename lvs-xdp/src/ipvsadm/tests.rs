@@ -63,6 +63,8 @@ impl Memory {
                     interface,
                     active: 0,
                     inactive: 0,
+                    persistent: 0,
+                    effective_weight: 1,
                     stats,
                 };
                 service.servers.insert(0, server);
@@ -96,6 +98,9 @@ impl Memory {
                     tcp_fin: keep(timeouts.tcp_fin, self.timeouts.tcp_fin),
                     udp: keep(timeouts.udp, self.timeouts.udp),
                 };
+            }
+            Change::DrainServer { .. } | Change::SetSettings { .. } => {
+                unreachable!("ipvsadm has no words for it")
             }
         }
         Ok(())

@@ -10,7 +10,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     api::types::{
-        ForwardingMethod, Protocol, Scheduler, SchedulerFlag, ServerKey, ServerSpec, ServiceKey, ServiceSpec,
+        Protocol, Scheduler, SchedulerFlag, ServerKey, ServerSpec, ServiceKey, ServiceSpec, Settings,
+        Timeouts,
     },
     model::tests::any_change,
 };
@@ -293,6 +294,31 @@ fn a_file_of_another_version_is_left_alone() {
     );
     assert_eq!(fs::read(dir.path().join(FILE)).unwrap(), bytes);
     assert_eq!(names(dir.path()), ["lock", "state"]);
+}
+
+/// As the first version wrote it, which knew nothing of persistence, thresholds, draining and settings.
+#[test]
+fn a_file_from_before_there_were_options_is_read() {
+    let before = r#"5157aa74 lvs-xdp state 1
+c9d0dbc9 [{"change":"set-timeouts","timeouts":{"tcp":600,"tcp_fin":0,"udp":30}}]
+900e9963 [{"change":"add-service","service":{"protocol":"udp","address":"192.0.2.1","port":53,"scheduler":"mh","flags":["fallback","port"]}},{"change":"add-server","service":{"protocol":"udp","address":"192.0.2.1","port":53},"server":{"address":"198.51.100.1","port":53,"weight":10,"method":"dr"},"require_on_link":true},{"change":"add-server","service":{"protocol":"udp","address":"192.0.2.1","port":53},"server":{"address":"198.51.100.2","port":53,"weight":10,"method":"dr"},"require_on_link":false}]
+43f1da4b [{"change":"edit-server","service":{"protocol":"udp","address":"192.0.2.1","port":53},"server":{"address":"198.51.100.1","port":53,"weight":0,"method":"dr"}}]
+"#;
+    let dir = directory(before.as_bytes());
+    let timeouts = Timeouts {
+        tcp: 600,
+        tcp_fin: 0,
+        udp: 30,
+    };
+    let edit = Change::EditServer {
+        service: key(53),
+        server: server(53, 1, 0),
+    };
+    let expected = model(&[vec![Change::SetTimeouts { timeouts }], whole(53), vec![edit]]);
+    let read = reopen(dir.path());
+    assert_eq!(read, expected);
+    assert_eq!(read.settings(), Settings::default());
+    assert_eq!(fs::read(dir.path().join(FILE)).unwrap(), before.as_bytes());
 }
 
 #[test]

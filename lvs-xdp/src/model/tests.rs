@@ -1,10 +1,11 @@
 use proptest::{
     collection::{btree_set, vec},
+    option,
     prelude::*,
 };
 
 use super::*;
-use crate::api::types::{Protocol, SchedulerFlag};
+use crate::api::types::{Drain, Removal, SchedulerFlag, ServiceSettings};
 
 fn service_key(address: &str, port: u16) -> ServiceKey {
     ServiceKey {
@@ -125,7 +126,7 @@ fn what_must_or_must_not_exist() {
 fn unfit_services() {
     let (model, _) = with_service();
     for (address, port, words) in [
-        ("192.0.2.1", 0, "port 0"),
+        ("192.0.2.1", 0, "port 0 stands for all ports"),
         ("0.0.0.0", 80, "unspecified"),
         ("239.1.2.3", 80, "multicast"),
         ("255.255.255.255", 80, "broadcast"),
@@ -148,11 +149,10 @@ fn unfit_services() {
 
 #[test]
 fn unfit_servers() {
-    let (mut model, key) = with_service();
+    let (model, key) = with_service();
     for (address, port, weight, words) in [
         ("198.51.100.1", 81, 1, "use the service's port 80"),
         ("198.51.100.1", 0, 1, "use the service's port 80"),
-        ("198.51.100.1", 80, MAX_WEIGHT + 1, "from 0 to 2147483647"),
         ("0.0.0.0", 80, 1, "unspecified"),
         ("224.0.0.1", 80, 1, "multicast"),
         ("255.255.255.255", 80, 1, "broadcast"),
@@ -166,14 +166,190 @@ fn unfit_servers() {
             words,
         );
     }
-    model
-        .apply(&[add_server(key, server("198.51.100.1", 80, MAX_WEIGHT))])
-        .unwrap();
+}
+
+#[test]
+fn weights_and_thresholds_are_in_the_kernels_range() {
+    let (mut model, key) = with_service();
+    let with = |weight, upper_threshold, lower_threshold| ServerSpec {
+        upper_threshold,
+        lower_threshold,
+        ..server("198.51.100.1", 80, weight)
+    };
+    let bad = [
+        (with(MAX_WEIGHT + 1, 0, 0), "from 0 to 2147483647"),
+        (with(1, MAX_THRESHOLD + 1, 0), "from 0 to 2147483647"),
+        (with(1, u32::MAX, u32::MAX), "from 0 to 2147483647"),
+        (with(1, 10, 11), "lower threshold 11 is above the upper one, 10"),
+        (with(1, 0, 5), "lower threshold 5 is above the upper one, 0"),
+    ];
+    let edit = |server: &ServerSpec| Change::EditServer {
+        service: key,
+        server: server.clone(),
+    };
+    for (server, words) in &bad {
+        let add = add_server(key, server.clone());
+        refused(&model, add, ErrorCode::OutOfRange, words);
+        // Before the kernel looks whether there is such a server.
+        refused(&model, edit(server), ErrorCode::OutOfRange, words);
+    }
+    let most = with(MAX_WEIGHT, MAX_THRESHOLD, MAX_THRESHOLD);
+    model.apply(&[add_server(key, most.clone())]).unwrap();
+    assert_eq!(model.services()[&key].servers, [most]);
+    for (server, words) in &bad {
+        let add = add_server(key, server.clone());
+        refused(&model, add, ErrorCode::OutOfRange, words);
+        refused(&model, edit(server), ErrorCode::OutOfRange, words);
+    }
+    let undefined = add_server(service_key(VIP, 81), bad[0].0.clone());
+    refused(&model, undefined, ErrorCode::ServiceNotDefined, "not defined");
+}
+
+fn persistent(key: ServiceKey, timeout: u32, mask: Option<ClientMask>) -> ServiceSpec {
+    ServiceSpec {
+        persistence: Some(Persistence { timeout, mask }),
+        ..service(key, Scheduler::Rr, &[])
+    }
+}
+
+#[test]
+fn persistence_has_ipvs_limits() {
+    let (mut model, key) = with_service();
+    let edit = |service| Change::EditService { service };
+    let netmask = |text: &str| Some(text.parse().unwrap());
+    for (timeout, mask, words) in [
+        (0, None, "use 1 to 2678400 s"),
+        (MAX_TIMEOUT + 1, None, "use 1 to 2678400 s"),
+        (360, netmask("64"), "64 is no mask for IPv4"),
+    ] {
+        let spec = persistent(key, timeout, mask);
+        refused(&model, edit(spec), ErrorCode::Invalid, words);
+    }
+    // As in the kernel: any bits, and those of one address are as good as none.
+    for (given, kept) in [
+        (netmask("255.255.255.0"), netmask("255.255.255.0")),
+        (netmask("255.0.255.0"), netmask("255.0.255.0")),
+        (netmask("0.0.0.0"), netmask("0.0.0.0")),
+        (netmask("255.255.255.255"), None),
+    ] {
+        model.apply(&[edit(persistent(key, MAX_TIMEOUT, given))]).unwrap();
+        assert_eq!(
+            model.services()[&key].spec.persistence,
+            Some(Persistence {
+                timeout: MAX_TIMEOUT,
+                mask: kept
+            })
+        );
+    }
+    model.apply(&[edit(service(key, Scheduler::Rr, &[]))]).unwrap();
+    assert_eq!(model.services()[&key].spec.persistence, None);
+}
+
+#[test]
+fn an_all_port_service_is_persistent_and_so_are_its_servers_ports() {
+    let (mut model, _) = with_service();
+    let key = service_key(VIP, 0);
+    let words = "make it persistent, or use a port from 1 to 65535";
+    refused(&model, add(VIP, 0), ErrorCode::Invalid, words);
+    let service_spec = persistent(key, 1, None);
+    let add = Change::AddService {
+        service: service_spec,
+    };
+    model.apply(&[add]).unwrap();
+    let edit = Change::EditService {
+        service: service(key, Scheduler::Rr, &[]),
+    };
+    refused(&model, edit, ErrorCode::Invalid, words);
+    let wrong = add_server(key, server("198.51.100.1", 80, 1));
+    refused(&model, wrong, ErrorCode::Invalid, "use the service's port 0");
+    let right = server("198.51.100.1", 0, 1);
+    model.apply(&[add_server(key, right.clone())]).unwrap();
+    assert_eq!(model.services()[&key].servers, [right]);
+}
+
+#[test]
+fn unfit_options_of_a_service() {
+    let (mut model, key) = with_service();
+    let with = |change: &dyn Fn(&mut ServiceSpec)| {
+        let mut spec = service(key, Scheduler::Rr, &[]);
+        change(&mut spec);
+        Change::EditService { service: spec }
+    };
+    let too_long = with(&|spec| spec.slow_start = MAX_SLOW_START + 1);
+    refused(&model, too_long, ErrorCode::Invalid, "86400 s (a day)");
+    for protocol in [Protocol::Tcp, Protocol::Sctp] {
+        let add = with(&|spec| (spec.key.port, spec.key.protocol, spec.one_packet) = (1, protocol, true));
+        let Change::EditService { service } = add else {
+            unreachable!("made above")
+        };
+        refused(
+            &model,
+            Change::AddService { service },
+            ErrorCode::Invalid,
+            "UDP only",
+        );
+    }
+    for setting in Setting::ALL {
+        let set = |value| with(&|spec| *setting.of_service(&mut spec.settings) = Some(value));
+        let most = setting.most();
+        let words = format!("{setting} cannot be {}: use a value from 0 to {most}", most + 1);
+        refused(&model, set(most + 1), ErrorCode::Invalid, &words);
+        let mut settings = Settings::default();
+        *setting.of(&mut settings) = most + 1;
+        refused(
+            &model,
+            Change::SetSettings { settings },
+            ErrorCode::Invalid,
+            &words,
+        );
+        model.apply(&[set(most)]).unwrap();
+        *setting.of(&mut settings) = most;
+        model.apply(&[Change::SetSettings { settings }]).unwrap();
+        assert_eq!(model.settings(), settings);
+    }
+    let sctp = ServiceKey {
+        protocol: Protocol::Sctp,
+        ..key
+    };
+    let service = ServiceSpec {
+        slow_start: MAX_SLOW_START,
+        ..service(sctp, Scheduler::Wlc, &[])
+    };
+    model.apply(&[Change::AddService { service }]).unwrap();
+}
+
+#[test]
+fn draining_sets_the_weight_to_0_until_an_edit() {
+    let (mut model, key) = with_service();
+    let rs = server("198.51.100.1", 80, 5);
+    let drain = |address: &str, deadline| Change::DrainServer {
+        service: key,
+        server: server(address, 80, 0).key,
+        drain: Drain { deadline },
+    };
+    let missing = drain("198.51.100.2", None);
+    refused(&model, missing, ErrorCode::NoSuchServer, "198.51.100.2:80");
+    model.apply(&[add_server(key, rs.clone())]).unwrap();
+    for deadline in [Some(1_800_000_000), Some(1_900_000_000), None] {
+        model.apply(&[drain("198.51.100.1", deadline)]).unwrap();
+        let drained = ServerSpec {
+            weight: 0,
+            drain: Some(Drain { deadline }),
+            ..rs.clone()
+        };
+        assert_eq!(model.services()[&key].servers, [drained]);
+    }
+    // What is sent back as it was listed is an edit like any other.
+    let edited = ServerSpec {
+        drain: Some(Drain::default()),
+        ..rs.clone()
+    };
     let edit = Change::EditServer {
         service: key,
-        server: server("198.51.100.1", 80, MAX_WEIGHT + 1),
+        server: edited,
     };
-    refused(&model, edit, ErrorCode::Invalid, "from 0 to 2147483647");
+    model.apply(&[edit]).unwrap();
+    assert_eq!(model.services()[&key].servers, [rs]);
 }
 
 #[test]
@@ -203,7 +379,11 @@ fn a_service_has_room_for_4096_servers() {
 
 /// The rules of order and replacement once more, as plainly as can be; it trusts its input to be valid.
 #[derive(Default, Clone)]
-struct Plain(Vec<(ServiceSpec, Vec<ServerSpec>)>, [Option<u32>; 3]);
+struct Plain(
+    Vec<(ServiceSpec, Vec<ServerSpec>)>,
+    [Option<u32>; 3],
+    Option<Settings>,
+);
 
 impl Plain {
     fn service(&mut self, key: &ServiceKey) -> Option<&mut (ServiceSpec, Vec<ServerSpec>)> {
@@ -242,7 +422,22 @@ impl Plain {
                     return None;
                 }
             }
+            Change::DrainServer {
+                service,
+                server,
+                drain,
+            } => {
+                let (_, servers) = self.service(service)?;
+                let server = servers.iter_mut().find(|other| other.key == *server)?;
+                (server.weight, server.drain) = (0, Some(*drain));
+            }
             Change::Clear => self.0.clear(),
+            Change::SetSettings { settings } => {
+                if settings.conn_reuse_mode > 3 {
+                    return None;
+                }
+                self.2 = Some(*settings);
+            }
             Change::SetTimeouts { timeouts } => {
                 if timeouts.tcp.max(timeouts.tcp_fin).max(timeouts.udp) > 2_678_400 {
                     return None;
@@ -268,6 +463,7 @@ impl Plain {
             udp: udp.unwrap_or(300),
         };
         assert_eq!(timeouts, model.timeouts());
+        assert_eq!(self.2.unwrap_or_default(), model.settings());
         for (spec, servers) in &self.0 {
             let entry = &model.services()[&spec.key];
             assert_eq!((spec, servers), (&entry.spec, &entry.servers));
@@ -282,18 +478,54 @@ pub(crate) fn any_change() -> impl Strategy<Value = Change> {
         prop_oneof![Just(SchedulerFlag::Fallback), Just(SchedulerFlag::Port)],
         0..=2,
     );
-    let spec = (key.clone(), flags)
-        .prop_map(|(key, flags)| service(key, Scheduler::Sh, &flags.into_iter().collect::<Vec<_>>()));
-    let pair = (key.clone(), 1u8..=4, 0u32..3)
-        .prop_map(|(key, host, weight)| (key, server(&format!("198.51.100.{host}"), key.port, weight)));
+    let persistence = option::of((1u32..3).prop_map(|timeout| {
+        Persistence {
+            timeout,
+            mask: timeout
+                .is_power_of_two()
+                .then(|| ClientMask::V4([255, 255, 255, 0].into())),
+        }
+    }));
+    let removal = option::of(prop_oneof![Just(Removal::Drop), Just(Removal::Reset)]);
+    let conn_reuse_mode = option::of(0u32..2);
+    let spec = (key.clone(), flags, persistence, removal, 0u32..2, conn_reuse_mode).prop_map(
+        |(key, flags, persistence, removal, slow_start, conn_reuse_mode)| ServiceSpec {
+            persistence,
+            removal,
+            slow_start,
+            settings: ServiceSettings {
+                conn_reuse_mode,
+                ..ServiceSettings::default()
+            },
+            ..service(key, Scheduler::Sh, &flags.into_iter().collect::<Vec<_>>())
+        },
+    );
+    let pair = (key.clone(), 1u8..=4, 0u32..3).prop_map(|(key, host, weight)| {
+        let server = ServerSpec {
+            upper_threshold: weight * 2,
+            lower_threshold: weight,
+            ..server(&format!("198.51.100.{host}"), key.port, weight)
+        };
+        (key, server)
+    });
+    let drain = option::of(0u64..3).prop_map(|deadline| Drain { deadline });
+    let settings = (0u32..2, 0u32..5).prop_map(|(sloppy_tcp, conn_reuse_mode)| Settings {
+        sloppy_tcp,
+        conn_reuse_mode,
+        ..Settings::default()
+    });
     prop_oneof![
         3 => spec.clone().prop_map(|service| Change::AddService { service }),
         1 => spec.prop_map(|service| Change::EditService { service }),
         1 => key.prop_map(|service| Change::DeleteService { service }),
         8 => pair.clone().prop_map(|(service, server)| add_server(service, server)),
         3 => pair.clone().prop_map(|(service, server)| Change::EditServer { service, server }),
+        2 => (pair.clone(), drain).prop_map(|((service, server), drain)| {
+            Change::DrainServer { service, server: server.key, drain }
+        }),
         3 => pair.prop_map(|(service, server)| Change::DeleteServer { service, server: server.key }),
         1 => Just(Change::Clear),
+        1 => settings.prop_map(|settings| Change::SetSettings { settings }),
         1 => (0..3u32, 0..3u32, 2_678_399..2_678_402u32)
             .prop_map(|(tcp, tcp_fin, udp)| Change::SetTimeouts { timeouts: Timeouts { tcp, tcp_fin, udp } }),
     ]
@@ -321,9 +553,10 @@ proptest! {
             }
 
             let rebuild = model.changes();
-            let servers: usize = model.services().values().map(|entry| entry.servers.len()).sum();
+            let servers = || model.services().values().flat_map(|entry| &entry.servers);
+            let drains = servers().filter(|server| server.drain.is_some()).count();
             let settings = model.setting_changes().count();
-            prop_assert_eq!(rebuild.len(), settings + model.services().len() + servers);
+            prop_assert_eq!(rebuild.len(), settings + model.services().len() + servers().count() + drains);
             let mut rebuilt = Model::default();
             rebuilt.apply(&rebuild).unwrap();
             prop_assert_eq!(&rebuilt, &model);

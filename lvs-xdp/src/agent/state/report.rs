@@ -1,0 +1,118 @@
+//! What the agent says of its state: services with their real servers, and the status.
+
+use super::{State, servers};
+use crate::{
+    api::types::{Server, ServerSpec, ServerState, Service, ServiceKey, Stats, Status},
+    dataplane,
+    model::ServiceEntry,
+    neighbour::Resolution,
+};
+
+impl State {
+    pub(super) fn services(&self) -> Vec<Service> {
+        self.model
+            .services()
+            .values()
+            .map(|entry| self.service(entry))
+            .collect()
+    }
+
+    fn service(&self, entry: &ServiceEntry) -> Service {
+        let key = &entry.spec.key;
+        let servers: Vec<_> = entry
+            .servers
+            .iter()
+            .map(|server| self.server(key, server))
+            .collect();
+        let leftovers = self
+            .compiler
+            .leftovers(key)
+            .into_iter()
+            .map(|id| self.dataplane.stats(id));
+        let parts = servers.iter().map(|server| server.stats).chain(leftovers);
+        Service {
+            spec: entry.spec.clone(),
+            stats: parts.fold(self.compiler.retired(key), sum),
+            servers,
+        }
+    }
+
+    fn server(&self, service: &ServiceKey, spec: &ServerSpec) -> Server {
+        let id = self.compiler.destination(service, &spec.key);
+        let (active, inactive) = id.map(|id| self.compiler.counts(id)).unwrap_or_default();
+        let (state, mac, interface) = match self.neighbours.resolution(spec.key.address) {
+            Some(Resolution::Ready { mac, interface, .. }) => (
+                ServerState::Ready,
+                Some(dataplane::mac_text(mac)),
+                Some(interface),
+            ),
+            Some(Resolution::Unreachable) => (ServerState::Unreachable, None, None),
+            Some(Resolution::NotOnLink(_)) => (ServerState::NotOnLink, None, None),
+            Some(Resolution::Resolving) | None => (ServerState::Resolving, None, None),
+        };
+        Server {
+            spec: spec.clone(),
+            state,
+            mac,
+            interface,
+            active,
+            inactive,
+            persistent: id.map_or(0, |id| self.compiler.templates(id)),
+            effective_weight: self.compiler.effective_weight(service, &spec.key).unwrap_or(0),
+            stats: id.map(|id| self.dataplane.stats(id)).unwrap_or_default(),
+        }
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let capacity = self.dataplane.capacity();
+        let generic = self.dataplane.attached().filter_map(|attached| {
+            let reason = attached.reason.as_ref()?;
+            Some(format!(
+                "{} is in generic mode, which is slower: {reason}",
+                attached.name
+            ))
+        });
+        let servers = servers(&self.model).into_iter().filter_map(|address| {
+            let why = match self.neighbours.resolution(address)? {
+                Resolution::Unreachable => "it does not answer ARP: it gets no new connections".to_owned(),
+                Resolution::NotOnLink(why) => format!("direct routing cannot reach it: {why}"),
+                Resolution::Resolving | Resolution::Ready { .. } => return None,
+            };
+            Some(format!("real server {address}: {why}"))
+        });
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            abi: dataplane::LAYOUT,
+            program_id: self.dataplane.program_id().unwrap_or(0),
+            interfaces: self.dataplane.interfaces(),
+            connections: self.connections,
+            connection_capacity: u64::from(capacity.connections),
+            timeouts: self.model.timeouts(),
+            settings: self.model.settings(),
+            services: self.model.services().len() as u64,
+            servers: self
+                .model
+                .services()
+                .values()
+                .map(|entry| entry.servers.len() as u64)
+                .sum(),
+            reasons: self.dataplane.reasons(),
+            warnings: self
+                .warnings
+                .iter()
+                .cloned()
+                .chain(generic)
+                .chain(servers)
+                .collect(),
+        }
+    }
+}
+
+fn sum(a: Stats, b: Stats) -> Stats {
+    Stats {
+        connections: a.connections + b.connections,
+        packets: a.packets + b.packets,
+        bytes: a.bytes + b.bytes,
+    }
+}
