@@ -83,7 +83,7 @@ impl Tables {
         for (index, word) in (0..).zip(self.hot.iter().flat_map(|bucket| &bucket.0)) {
             // Packets may change its word meanwhile; it is gone when somebody has taken it out.
             while let Some(listed) = self.listed(index, word, now).filter(&matches) {
-                if table::remove(self, word, listed.entry) {
+                if table::remove(self, Place { word, index }, listed.entry) {
                     removed += 1;
                 }
             }
@@ -108,19 +108,5 @@ impl Tables {
             flow,
             expires: table::timeout(self, after).saturating_sub(after.age(now)),
         })
-    }
-
-    /// Takes out the live entries that match, templates among them; how many these were.
-    pub fn flush(&self, matches: impl Fn(&Listed) -> bool) -> u64 {
-        let matching = self.connections().filter(matches);
-        let removed = matching.filter(|listed| {
-            let word = &self.hot[(listed.index / 8) as usize].0[(listed.index % 8) as usize];
-            let place = Place {
-                word,
-                index: listed.index,
-            };
-            table::remove(self, place, listed.entry)
-        });
-        removed.fold(0, |count, _| count + 1)
     }
 }
