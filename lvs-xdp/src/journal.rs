@@ -4,7 +4,7 @@
 //! line is one transaction; every line begins with the CRC-32 of its rest, so that damage anywhere is seen:
 //!
 //! ```text
-//! 1f2e3d4c lvs-xdp state 1
+//! 1f2e3d4c lvs-xdp state 2
 //! 5b6a7988 [{"change":"add-service","service":{...}},{"change":"add-server",...}]
 //! ```
 //!
@@ -26,8 +26,12 @@ use anyhow::{Context as _, bail};
 
 use crate::{api::types::Change, model::Model};
 
-/// The version of the file's format; a change that older agents would misread needs a new one.
-const VERSION: u32 = 1;
+/// The version of the file's format; a change that older agents would misread needs a new one. Version 2 added
+/// draining, settings, and what services and servers have beside scheduler and weight.
+const VERSION: u32 = 2;
+
+/// The oldest version that is read. What it lacks has its default; the file is written anew when it is opened.
+const OLDEST: u32 = 1;
 
 /// What stands before the version in the first line.
 const FORMAT: &[u8] = b"lvs-xdp state ";
@@ -99,10 +103,11 @@ impl Journal {
             length,
             torn,
             faults,
+            is_old,
         } = match contents.transpose() {
             Ok(contents) => contents.unwrap_or_default(),
             Err(UnknownVersion(version)) => bail!(
-                "the state file {} has format version {version}, this lvs-xdp knows version {VERSION} only: \
+                "the state file {} has format version {version}, this lvs-xdp knows versions {OLDEST} to {VERSION}: \
                  use the lvs-xdp that wrote it, or another --state-dir",
                 path.display()
             ),
@@ -110,7 +115,14 @@ impl Journal {
 
         let mut warnings = Vec::new();
         let compact_length = snapshot(&model)?.len() as u64;
-        let fresh = !existed || !faults.is_empty();
+        let fresh = !existed || !faults.is_empty() || is_old;
+        if torn && faults.is_empty() {
+            warnings.push(format!(
+                "the last line of the state file {} was cut short while it was written: the change was \
+                 never acknowledged and is left out",
+                path.display()
+            ));
+        }
         let (file, length) = if fresh {
             // Written before the old file gets its second name, so that starting again and again on a full
             // disk does not give it one name after the other.
@@ -128,13 +140,6 @@ impl Journal {
             put_into_place(&dir).with_context(|| cannot("write"))?;
             new
         } else {
-            if torn {
-                warnings.push(format!(
-                    "the last line of the state file {} was cut short while it was written: the change was \
-                     never acknowledged and is left out",
-                    path.display()
-                ));
-            }
             let file = OpenOptions::new()
                 .write(true)
                 .open(&path)
@@ -246,6 +251,8 @@ struct Contents {
     torn: bool,
     /// What is damaged, other than by being torn.
     faults: Vec<String>,
+    /// It is of a version before this one.
+    is_old: bool,
 }
 
 /// The file is intact, but of this version.
@@ -273,8 +280,12 @@ fn read(bytes: &[u8]) -> Result<Contents, UnknownVersion> {
     }
 
     let first = lines.first().and_then(|line| payload(line));
+    let mut is_old = false;
     let headed = match first.map(version) {
-        Some(Some(VERSION)) => 1,
+        Some(Some(version @ OLDEST..=VERSION)) => {
+            is_old = version < VERSION;
+            1
+        }
         Some(Some(version)) => return Err(UnknownVersion(version)),
         Some(None) => {
             faults.push("the line that names the format is missing".to_owned());
@@ -312,6 +323,7 @@ fn read(bytes: &[u8]) -> Result<Contents, UnknownVersion> {
         length: length as u64,
         torn: !rest.is_empty() && !rest_is_line,
         faults,
+        is_old,
     })
 }
 

@@ -253,10 +253,11 @@ impl Model {
                 server.drain = Some(*drain);
             }
             Change::SetSettings { settings } => {
+                let mut settings = *settings;
                 for setting in Setting::ALL {
-                    check_setting(setting, *setting.of(&mut { *settings }))?;
+                    check_setting(setting, *setting.of(&mut settings))?;
                 }
-                self.settings = *settings;
+                self.settings = settings;
             }
             Change::DeleteServer { service, server } => {
                 let entry = self.defined(service)?;

@@ -4,7 +4,6 @@
 //! agent's task nor a thread while its reader is slow.
 
 use std::{
-    convert::Infallible,
     io::Write as _,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::Range,
@@ -18,6 +17,7 @@ use lvs_xdp_common::{
     maps::Maps as _,
     packet::{Address, IpProto},
 };
+use tokio::task::JoinError;
 
 use crate::{
     api::{
@@ -164,14 +164,15 @@ impl Listing {
         })
     }
 
-    /// The list in pieces, each of which is made when it is asked for.
-    pub(crate) fn stream(self) -> impl Stream<Item = Result<Bytes, Infallible>> {
+    /// The list in pieces, each of which is made when it is asked for. Where that is broken off, the last one
+    /// is an error, so that the reader sees that the list is not whole.
+    pub(crate) fn stream(self) -> impl Stream<Item = Result<Bytes, JoinError>> {
         stream::unfold(Some(self), async |listing| {
             let mut listing = listing?;
-            let work = tokio::task::spawn_blocking(move || (listing.piece(), listing));
-            // Cut short where the work was broken off: the reader sees that the end is missing.
-            let (piece, listing) = work.await.ok()?;
-            piece.map(|piece| (Ok(piece), Some(listing)))
+            match tokio::task::spawn_blocking(move || (listing.piece(), listing)).await {
+                Ok((piece, listing)) => piece.map(|piece| (Ok(piece), Some(listing))),
+                Err(error) => Some((Err(error), None)),
+            }
         })
     }
 
