@@ -2,7 +2,7 @@
 
 use crate::{
     abi::{
-        Bucket, ColdRow, Control, Counts, DestinationRow, IndexBucket, InterfaceRow, Kind, ListWord,
+        Bucket, ColdRow, Control, Counts, Cursor, DestinationRow, IndexBucket, InterfaceRow, Kind, ListWord,
         RingWord, ServiceRow,
     },
     atomic::Word,
@@ -86,12 +86,12 @@ pub trait Maps {
     {
         scheduler::least(self, list, kind as u32)
     }
-    /// [`scheduler::heaviest`]; in the program a function of its own, too.
-    fn heaviest(&self, list: ListWord) -> u32
+    /// [`scheduler::turn`]; in the program a function of its own, too.
+    fn turn(&self, list: ListWord, cursor: Cursor) -> Cursor
     where
         Self: Sized,
     {
-        scheduler::heaviest(self, list)
+        scheduler::turn(self, list, cursor)
     }
     /// [`scheduler::is_any_idle`]; in the program a function of its own, too.
     fn is_any_idle(&self, list: ListWord) -> bool

@@ -17,7 +17,7 @@ use crate::{
 
 pub use self::{
     hashed::{HASH_SLOTS, choose as by_hash},
-    least::{choose as least, heaviest, is_any_idle},
+    least::{choose as least, is_any_idle},
     local::{lblc, lblcr},
 };
 
@@ -62,7 +62,7 @@ pub fn in_turn<M: Maps>(maps: &M, service: u64, list: ListWord) -> u32 {
     let Some(word) = maps.cursor(service as u32) else {
         return NONE;
     };
-    let mut chosen = NONE;
+    let mut turned = Cursor::default();
     let mut tries = 0;
     while tries < TRIES {
         tries += 1;
@@ -70,13 +70,19 @@ pub fn in_turn<M: Maps>(maps: &M, service: u64, list: ListWord) -> u32 {
         // Where the cursor is in a newer list than this packet sees, the choice must come from this list,
         // and must not move the other's mark.
         let carried = carry_over(maps, list, Cursor::from_word(old));
-        let (next, id) = turn(maps, list, carried.unwrap_or_default());
-        chosen = id;
+        turned = maps.turn(list, carried.unwrap_or_default());
+        let next = Cursor {
+            generation: list.generation(),
+            ..turned
+        };
         if carried.is_none() || next.word() == old || word.swap(old, next.word()) {
             break;
         }
     }
-    chosen
+    if turned.generation != CHOSEN {
+        return NONE;
+    }
+    entry(maps, list, u32::from(turned.position).wrapping_sub(1)).id()
 }
 
 /// The cursor as it stands in `list`: moved there from the generation before, where it is still in
@@ -135,19 +141,29 @@ pub const fn after_change(current: u32, di: u32, mw: u32) -> u32 {
 
 /// The cursor after the next turn, and whose turn it is.
 ///
+/// What stands in the place of a cursor's generation where it is at the destination whose turn it is.
+const CHOSEN: u16 = 1;
+
+/// The cursor after the next turn: at the destination whose turn it is, or, with another generation than
+/// [`CHOSEN`], where the search for one has ended.
+///
 /// rr: the next usable one after the cursor, round the list once. wrr: the next one after the cursor whose
 /// weight reaches the current weight; at the list's end the current weight falls by `di`, and below 1 starts
 /// again from `mw`.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "the parts are wanted")]
-fn turn<M: Maps>(maps: &M, list: ListWord, mut cursor: Cursor) -> (Cursor, u32) {
+pub fn turn<M: Maps>(maps: &M, list: ListWord, cursor: Cursor) -> Cursor {
+    let mut cursor = Cursor {
+        generation: !CHOSEN,
+        ..cursor
+    };
     let length = list.length();
     let is_weighted = matches!(list.kind(), Kind::Wrr);
     let header = maps.list(list.offset()).map_or(0, Word::load);
     let (di, mw) = (header as u32, (header >> 32) as u32);
     if length == 0 || mw == 0 || di == 0 {
         // What follows the header of an empty list is no destination.
-        return (cursor, NONE);
+        return cursor;
     }
     let start = u32::from(cursor.position);
     let mut search = Search {
@@ -171,9 +187,9 @@ fn turn<M: Maps>(maps: &M, list: ListWord, mut cursor: Cursor) -> (Cursor, u32) 
         maps.repeat(rounds, &mut search);
     }
     if search.found.0 == NONE && is_weighted {
-        let heaviest = maps.heaviest(list);
+        let heaviest = least::heaviest(maps, list);
         if heaviest == 0 {
-            return (after_refusal(cursor, di, mw), NONE);
+            return after_refusal(cursor, di, mw);
         }
         // The kernel goes down step by step, a pass over the list each; the steps that no usable
         // destination's weight reaches are left out.
@@ -186,12 +202,11 @@ fn turn<M: Maps>(maps: &M, list: ListWord, mut cursor: Cursor) -> (Cursor, u32) 
         search.threshold.0 = current;
         maps.repeat(length, &mut search);
     }
-    if search.found.0 == NONE {
-        return (cursor, NONE);
+    if search.found.0 != NONE {
+        cursor.generation = CHOSEN;
+        cursor.position = search.found.0 as u16 + 1;
     }
-    cursor.generation = list.generation();
-    cursor.position = search.found.0 as u16 + 1;
-    (cursor, entry(maps, list, search.found.0).id())
+    cursor
 }
 
 /// Where wrr stands when it has found every destination overloaded (`ip_vs_wrr_schedule`, err_over): at the

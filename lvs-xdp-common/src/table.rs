@@ -241,94 +241,91 @@ pub enum Changed {
 /// Moves the entry at a place on to what follows a packet.
 #[inline(always)]
 pub fn change<M: Maps>(maps: &M, place: Place<'_>, entry: Entry, flow: &Flow, signal: Signal) -> Changed {
-    match maps.change(place.index, entry.tag(), flow, u32::from(signal.0)) {
-        0 => Changed::Kept,
-        2 => Changed::Over,
-        3 => Changed::Dropped,
-        4 => Changed::Reset,
-        _ => Changed::Foreign,
-    }
-}
-
-/// The longer part of [`change`]; says what became of the entry as a number.
-#[inline(always)]
-pub fn change_state<M: Maps>(maps: &M, index: u32, tag: u32, flow: &Flow, signal: u32) -> u32 {
-    #[expect(clippy::cast_possible_truncation, reason = "it was an octet")]
-    let signal = Signal(signal as u8);
-    try_change(maps, index, tag, flow, signal) as u32
-}
-
-/// In the order of the kernel's `ip_vs_in_hook`: first whether what opens a connection is scheduled anew,
-/// then whether the destination is still there, then the state machine.
-#[inline(always)]
-fn try_change<M: Maps>(maps: &M, index: u32, tag: u32, flow: &Flow, signal: Signal) -> Changed {
-    let (Some(word), Some(cold)) = (word_at(maps, index), maps.cold(index)) else {
-        return Changed::Foreign;
-    };
-    if !flow.is(cold) {
-        return Changed::Foreign;
-    }
-    let place = Place { word, index };
-    let control = cold.control.load();
-    let protocol = flow.protocol();
-    let now = maps.now();
     let mut tries = 0;
     while tries < TRIES {
         tries += 1;
-        let entry = Entry(word.load());
-        if entry.tag() != tag || !entry.is_live() {
-            return Changed::Foreign;
-        }
-        let Some(destination) = maps.destination(entry.destination()) else {
-            return Changed::Foreign;
-        };
-        let state = entry.state();
-        let options = options_of(maps, destination.service());
-        let opens = signal.opens(protocol);
-        let is_removed = destination.towards.load() & destination_flag::REMOVED != 0;
-        let is_anew = opens && may_start_anew(options, state, control, destination.weight.load());
-        if is_anew || is_removed && options.has(Options::RESCHEDULE) {
-            if remove(maps, place, entry) {
-                return Changed::Over;
-            }
-            continue;
-        }
-        if is_removed {
-            if !options.has(Options::RESET) {
-                // Without restarting its time, as the kernel does.
-                return Changed::Dropped;
-            }
-            if protocol != IpProto::TCP || opens {
-                if remove(maps, place, entry) {
-                    return Changed::Over;
-                }
-                continue;
-            }
-            // The entry stays for as long as one that was reset, so that every packet that is still on its
-            // way is answered, and goes then.
-            let closed = entry.seen(State::Close, now, timeout_of(maps, State::Close));
-            if !matches!(state, State::Close) && word.swap(entry.0, closed.0) {
-                maps.recount(entry.destination(), state as u32, State::Close as u32);
-            }
-            return Changed::Reset;
-        }
-        let next = state.next(signal.event(protocol));
-        let fresh = entry.seen(next, now, timeout_of(maps, next));
-        if fresh.0 == entry.0 {
-            break;
-        }
-        if word.swap(entry.0, fresh.0) {
-            if next as u64 != state as u64 {
-                maps.recount(entry.destination(), state as u32, next as u32);
-                if next.is_established() {
-                    template::assure(maps, control);
-                }
-            }
-            break;
+        match maps.change(place.index, entry.tag(), flow, u32::from(signal.0)) {
+            0 => return Changed::Kept,
+            1 => return Changed::Foreign,
+            2 => return Changed::Over,
+            3 => return Changed::Dropped,
+            4 => return Changed::Reset,
+            _ => {}
         }
     }
     // After this many tries others have changed it again and again: it is there, and fresh.
     Changed::Kept
+}
+
+/// What [`change_state`] says where the entry's word has changed meanwhile.
+const AGAIN: u32 = 5;
+
+/// One try of [`change`]; says what became of the entry as a number.
+#[inline(always)]
+pub fn change_state<M: Maps>(maps: &M, index: u32, tag: u32, flow: &Flow, signal: u32) -> u32 {
+    #[expect(clippy::cast_possible_truncation, reason = "it was an octet")]
+    let signal = Signal(signal as u8);
+    try_change(maps, index, tag, flow, signal).map_or(AGAIN, |changed| changed as u32)
+}
+
+/// In the order of the kernel's `ip_vs_in_hook`: first whether what opens a connection is scheduled anew,
+/// then whether the destination is still there, then the state machine. `None` where another CPU was quicker.
+#[inline(always)]
+fn try_change<M: Maps>(maps: &M, index: u32, tag: u32, flow: &Flow, signal: Signal) -> Option<Changed> {
+    let (Some(word), Some(cold)) = (word_at(maps, index), maps.cold(index)) else {
+        return Some(Changed::Foreign);
+    };
+    let place = Place { word, index };
+    let entry = Entry(word.load());
+    if !flow.is(cold) || entry.tag() != tag || !entry.is_live() {
+        return Some(Changed::Foreign);
+    }
+    let Some(destination) = maps.destination(entry.destination()) else {
+        return Some(Changed::Foreign);
+    };
+    let control = cold.control.load();
+    let protocol = flow.protocol();
+    let now = maps.now();
+    let state = entry.state();
+    let options = options_of(maps, destination.service());
+    let opens = signal.opens(protocol);
+    let is_removed = destination.towards.load() & destination_flag::REMOVED != 0;
+    if is_removed && !opens && !options.has(Options::RESCHEDULE | Options::RESET) {
+        // Without restarting its time, as the kernel does.
+        return Some(Changed::Dropped);
+    }
+    if is_removed && options.has(Options::RESET) && !opens && protocol == IpProto::TCP {
+        // The entry stays for as long as one that was reset, so that every packet that is still on its
+        // way is answered, and goes then.
+        let closed = entry.seen(State::Close, now, timeout_of(maps, State::Close));
+        if !matches!(state, State::Close) && word.swap(entry.0, closed.0) {
+            maps.recount(entry.destination(), state as u32, State::Close as u32);
+        }
+        return Some(Changed::Reset);
+    }
+    if is_removed && options.has(Options::RESCHEDULE | Options::RESET)
+        || opens && may_start_anew(options, state, control, destination.weight.load())
+    {
+        return remove(maps, place, entry).then_some(Changed::Over);
+    }
+    if is_removed {
+        return Some(Changed::Dropped);
+    }
+    let next = state.next(signal.event(protocol));
+    let fresh = entry.seen(next, now, timeout_of(maps, next));
+    if fresh.0 == entry.0 {
+        return Some(Changed::Kept);
+    }
+    if !word.swap(entry.0, fresh.0) {
+        return None;
+    }
+    if next as u64 != state as u64 {
+        maps.recount(entry.destination(), state as u32, next as u32);
+        if next.is_established() {
+            template::assure(maps, control);
+        }
+    }
+    Some(Changed::Kept)
 }
 
 /// Whether what opens a connection is scheduled anew although it has an entry: of a destination of weight 0

@@ -9,7 +9,7 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use lvs_xdp_common::{
     abi::{
-        Bucket, COUNTER_WORDS, ColdRow, Control, Counts, DestinationRow, INTERFACE_ROWS, IndexBucket,
+        Bucket, COUNTER_WORDS, ColdRow, Control, Counts, Cursor, DestinationRow, INTERFACE_ROWS, IndexBucket,
         InterfaceRow, Kind, ListWord, RingWord, ServiceRow,
     },
     atomic::Word,
@@ -216,8 +216,8 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
-    fn heaviest(&self, list: ListWord) -> u32 {
-        heaviest(list.0)
+    fn turn(&self, list: ListWord, cursor: Cursor) -> Cursor {
+        Cursor::from_word(turn(list.0, cursor.word()))
     }
 
     #[inline(always)]
@@ -343,11 +343,13 @@ extern "C" fn least(list: u64, kind: u32) -> u32 {
     })
 }
 
-/// [`scheduler::heaviest`].
+/// [`scheduler::turn`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn heaviest(list: u64) -> u32 {
-    Kernel::new().map_or(0, |kernel| scheduler::heaviest(&kernel, ListWord(list)))
+extern "C" fn turn(list: u64, cursor: u64) -> u64 {
+    Kernel::new().map_or(0, |kernel| {
+        scheduler::turn(&kernel, ListWord(list), Cursor::from_word(cursor)).word()
+    })
 }
 
 /// [`scheduler::is_any_idle`].

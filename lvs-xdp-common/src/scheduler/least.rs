@@ -133,7 +133,7 @@ impl<M: Maps> Step<M> for Least {
 
 /// The highest weight of a usable destination; 0 where there is none.
 #[inline(always)]
-pub fn heaviest<M: Maps>(maps: &M, list: ListWord) -> u32 {
+pub(super) fn heaviest<M: Maps>(maps: &M, list: ListWord) -> u32 {
     let mut heaviest = Heaviest {
         list,
         weight: Alone(0),
