@@ -18,6 +18,7 @@ use lvs_xdp_tests::{
     lab::{BIG_SIZE, CLIENT, Lab, LabConfig, VIP, real_server_address},
     load::{Load, Report},
     process::{COMMAND_LIMIT, Process, output},
+    trace::Traced,
 };
 use serde::de::DeserializeOwned;
 
@@ -114,18 +115,19 @@ fn drops(lab: &Lab) -> Result<Vec<(String, u64)>> {
         .collect())
 }
 
-fn agent_files(agent: &Agent, directory: &str) -> Result<Vec<PathBuf>> {
+/// The one directory of pins below the agent's: that of the layout's version.
+fn version_directory(agent: &Agent) -> Result<PathBuf> {
     let Some(version) = fs::read_dir(agent.pin_dir())?.next() else {
         bail!("nothing is pinned in {}", agent.pin_dir().display());
     };
-    fs::read_dir(version?.path().join(directory))?
-        .map(|entry| Ok(entry?.path()))
-        .collect()
+    Ok(version?.path())
 }
 
 /// The kernel's ids of the pinned link and of the program that it runs.
 fn link(lab: &Lab) -> Result<(u32, u32)> {
-    let pins = agent_files(lab.agent()?, "links")?;
+    let pins = fs::read_dir(version_directory(lab.agent()?)?.join("links"))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<_>>>()?;
     let [pin] = pins.as_slice() else {
         bail!("one link should be pinned, not {pins:?}");
     };
@@ -426,6 +428,71 @@ fn nothing_is_lost_when_the_tables_grow() -> Result<()> {
     // The new tables can be filled to their new size, not only be asked for it.
     lab.cli(["service", "add", "udp", "192.168.2.100:53"])?;
     assert_eq!(lab.fetch("/")?.get(..2), Some("rs"));
+    Ok(())
+}
+
+/// `BPF_LINK_UPDATE` of linux/bpf.h: the program of a link is replaced.
+const BPF_LINK_UPDATE: u64 = 29;
+
+#[test]
+fn nothing_is_lost_when_the_agent_is_killed_while_the_tables_grow() -> Result<()> {
+    let mut lab = lab(2, "rr")?;
+    let sized = |connections| AgentConfig {
+        connections: Some(connections),
+        ..agent_config()
+    };
+    let listed = |lab: &Lab, client: SocketAddr| -> Result<Connection> {
+        let connections: Vec<Connection> = json(lab, &["connections"])?;
+        connections
+            .into_iter()
+            .find(|connection| connection.client == client)
+            .with_context(|| format!("there is no connection of {client}"))
+    };
+    let (link_before, program_before) = link(&lab)?;
+    let opened = Instant::now();
+    let mut early = OpenConnection::new(&lab)?;
+    let closing = OpenConnection::new(&lab)?;
+    // The director's clock begins with the tables: it has to be past the time by which an entry may
+    // seem to come from the future, or wrong ages would look right.
+    std::thread::sleep(Duration::from_secs(18));
+
+    lab.agent_mut()?.kill()?;
+    let mut mover = Traced::spawn(lab.agent()?.command(&sized(2 * CAPACITY)))?;
+    mover.run_to(libc::SYS_bpf, Some(BPF_LINK_UPDATE))?;
+    // All that is there was carried over; what comes now is in the old tables only.
+    assert_eq!(link(&lab)?, (link_before, program_before));
+    let mut between = OpenConnection::new(&lab)?;
+    let closed = closing.client()?;
+    drop(closing);
+    std::thread::sleep(Duration::from_millis(200));
+    mover.run_to(libc::SYS_membarrier, None)?;
+    // The new program runs, and the old tables are about to be looked through again.
+    mover.kill()?;
+    let (link_killed, program_killed) = link(&lab)?;
+    assert_eq!(link_killed, link_before);
+    assert_ne!(program_killed, program_before);
+    between.send()?;
+    between.expect_silence(Duration::from_millis(500))?;
+    let mut late = OpenConnection::new(&lab)?;
+
+    lab.agent_mut()?.launch(&sized(4 * CAPACITY))?;
+    let status = status(&lab)?;
+    assert_eq!(status.connection_capacity, u64::from(4 * CAPACITY));
+    let idle = listed(&lab, early.client()?)?;
+    let age = 900_u64.saturating_sub(idle.expires);
+    let expected = opened.elapsed().as_secs();
+    assert!(expected.abs_diff(age) <= 2, "{idle:?} should be {expected} s old");
+    assert_eq!(listed(&lab, closed)?.state, "FIN_WAIT");
+    assert_eq!(between.receive()?, between.server);
+    for open in [&mut early, &mut between, &mut late] {
+        assert_eq!(open.ask()?, open.server);
+    }
+    let active: u64 = servers(&lab)?.iter().map(|server| server.active).sum();
+    assert_eq!(active, 3);
+    assert_eq!(link(&lab)?.0, link_before);
+    // What the killed agent has left is gone.
+    let generations = fs::read_dir(version_directory(lab.agent()?)?)?.count();
+    assert_eq!(generations, 2, "one generation and the links");
     Ok(())
 }
 
