@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
-use lvs_xdp_tests::agent::Agent;
+use anyhow::{Context as _, Result};
+use aya::programs::loaded_programs;
+use lvs_xdp_tests::{
+    agent::{Agent, find_rebuilt_binary},
+    lab::Lab,
+};
 
 use crate::{
     agent_config,
@@ -11,8 +15,19 @@ use crate::{
     counted_connections, destinations, drops, lab, lab_counts, link, status,
 };
 
-/// Ends the agent one way or another in the middle of transfers and a request loop, and starts it again.
-fn restart_under_load(what: &str, end: impl FnOnce(&mut Agent) -> Result<()>) -> Result<()> {
+/// The tag of the program that runs: the kernel's hash of its instructions.
+fn tag(lab: &Lab) -> Result<u64> {
+    let (_, id) = link(lab)?;
+    let program = loaded_programs()
+        .filter_map(Result::ok)
+        .find(|program| program.id() == id)
+        .context("the program of the link is not loaded")?;
+    Ok(program.tag())
+}
+
+/// Ends the agent one way or another in the middle of transfers and a request loop, and starts it again;
+/// returns the tags of the program before and after.
+fn restart_under_load(what: &str, end: impl FnOnce(&mut Agent) -> Result<()>) -> Result<[u64; 2]> {
     let mut lab = lab(2, "rr")?;
     let mut open = OpenConnection::new(&lab)?;
     let client = open.client()?;
@@ -20,6 +35,7 @@ fn restart_under_load(what: &str, end: impl FnOnce(&mut Agent) -> Result<()>) ->
     assert!(going_to.is_some());
     let (link_before, program_before) = link(&lab)?;
     assert_eq!(status(&lab)?.program_id, program_before);
+    let tag_before = tag(&lab)?;
 
     let mut transfers = Transfers::start(&lab)?;
     let load = request_loop().start(lab.client())?;
@@ -58,21 +74,37 @@ fn restart_under_load(what: &str, end: impl FnOnce(&mut Agent) -> Result<()>) ->
     let counts = lab_counts(&lab)?;
     assert_eq!(counts, LOOP_REQUESTS as u64 + 3, "{what}");
     assert_eq!(drops(&lab)?, [], "{what}");
-    Ok(())
+    Ok([tag_before, tag(&lab)?])
 }
 
 #[test]
 fn nothing_is_lost_when_the_agent_is_killed() -> Result<()> {
-    restart_under_load("kill -9", Agent::kill)
+    let [before, after] = restart_under_load("kill -9", Agent::kill)?;
+    assert_eq!(before, after, "the program was not built again");
+    Ok(())
 }
 
 #[test]
 fn nothing_is_lost_when_the_agent_ends_and_another_takes_over() -> Result<()> {
-    restart_under_load("SIGTERM", |agent| {
+    let [before, after] = restart_under_load("SIGTERM", |agent| {
         let socket = agent.socket();
         let ended = agent.terminate()?;
         assert_eq!(ended.code(), Some(0));
         assert!(!socket.exists());
         Ok(())
-    })
+    })?;
+    assert_eq!(before, after, "the program was not built again");
+    Ok(())
+}
+
+#[test]
+fn nothing_is_lost_when_a_newly_built_program_takes_over() -> Result<()> {
+    let rebuilt = find_rebuilt_binary()?;
+    let [before, after] = restart_under_load("an upgrade", |agent| {
+        agent.terminate()?;
+        agent.replace_binary(rebuilt);
+        Ok(())
+    })?;
+    assert_ne!(before, after, "the two programs do not differ");
+    Ok(())
 }
