@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Where the kernel's BPF file system is mounted.
-pub(crate) const BPFFS: &str = "/sys/fs/bpf";
+pub const BPFFS: &str = "/sys/fs/bpf";
 
 /// How long the agent may take until its socket answers.
 const START_LIMIT: Duration = Duration::from_secs(10);

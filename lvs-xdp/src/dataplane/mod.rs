@@ -42,12 +42,15 @@ use lvs_xdp_common::{
 };
 use nix::net::if_::if_indextoname;
 
-pub use self::tables::{Capacity, Tables};
 use self::{
     compile::Compiler,
     migrate::Plan,
     object::{OBJECT, director, is_busy, load, load_program, refused, why},
     pins::{LinkPin, Pins, open_map},
+};
+pub use self::{
+    object::require_bpf,
+    tables::{Capacity, Tables},
 };
 use crate::api::types::{InterfaceStatus, ReasonCount, Stats, Timeouts};
 
