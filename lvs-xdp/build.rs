@@ -70,6 +70,10 @@ fn build(toolchain: &ebpf::Toolchain, object: &Path) -> Result<()> {
     let endian = variable("CARGO_CFG_TARGET_ENDIAN")?;
     let mut cargo = toolchain.command(["cargo", "build"], &arch, &endian);
     cargo.arg("--quiet");
+    if env::var_os("CARGO_FEATURE_REBUILT_EBPF").is_some() {
+        // Of the last crate alone: bpf-linker optimizes the whole by it, and core stays as it is.
+        cargo.args(["--config", "profile.release.package.lvs-xdp-ebpf.opt-level=2"]);
+    }
     let output = cargo
         .output()
         .with_context(|| format!("cannot run {:?}", cargo.get_program()))?;

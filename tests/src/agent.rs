@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Where the kernel's BPF file system is mounted.
-pub(crate) const BPFFS: &str = "/sys/fs/bpf";
+pub const BPFFS: &str = "/sys/fs/bpf";
 
 /// How long the agent may take until its socket answers.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -288,6 +288,11 @@ impl Agent {
         &self.binary
     }
 
+    /// Names another binary, to be run from the next [`Agent::launch`] or command on.
+    pub fn replace_binary(&mut self, binary: PathBuf) {
+        self.binary = binary;
+    }
+
     fn log_path(&self) -> PathBuf {
         self.directory.path().join("agent.log")
     }
@@ -337,6 +342,21 @@ pub fn find_binary() -> Result<PathBuf> {
     ensure!(
         path.is_file(),
         "there is no {}: build it with `cargo build -p lvs-xdp`, or name it in LVS_XDP_BIN",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// The binary under test with another eBPF program in it: `lvs-xdp-rebuilt` beside [`find_binary`]'s.
+///
+/// # Errors
+///
+/// When there is none.
+pub fn find_rebuilt_binary() -> Result<PathBuf> {
+    let path = find_binary()?.with_file_name("lvs-xdp-rebuilt");
+    ensure!(
+        path.is_file(),
+        "there is no {}: `cargo xtask test` builds it",
         path.display()
     );
     Ok(path)

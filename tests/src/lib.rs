@@ -16,6 +16,7 @@ pub mod packet;
 pub mod process;
 mod stale;
 pub mod topology;
+pub mod trace;
 pub mod trial;
 pub mod web;
 pub mod xdp_pass;

@@ -1,8 +1,8 @@
 //! `cargo xtask test`: every test of the workspace, those that need a kernel and root among them.
 
-use std::process::ExitCode;
+use std::{fs, path::PathBuf, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::{
     command,
@@ -18,8 +18,7 @@ use crate::{
 pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, options: &[String]) -> Result<ExitCode> {
     require_root("test")?;
     setup(workspace, Needs::Everything)?;
-    // The tests start the agent as a program of its own.
-    workspace.build(Profile::Dev, &["--package", "lvs-xdp", "--bin", "lvs-xdp"])?;
+    let binary = build_agents(workspace)?;
     let mut cargo = workspace.cargo();
     cargo
         // The eBPF crate is no program of the host; lvs-xdp's build script has built it.
@@ -33,6 +32,23 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, options: &[String
         .args(filter)
         .arg("--")
         .args(options)
-        .env(BINARY_VARIABLE, workspace.binary(Profile::Dev, "lvs-xdp"));
+        .env(BINARY_VARIABLE, binary);
     Ok(command::exit_code(command::status(&mut cargo)?))
+}
+
+/// Builds the agent, which the tests start as a program of its own, and beside it `lvs-xdp-rebuilt`: the same
+/// with another eBPF program, to which the test of an upgrade goes over. Returns the path of the first.
+fn build_agents(workspace: &Workspace) -> Result<PathBuf> {
+    let agent = ["--package", "lvs-xdp", "--bin", "lvs-xdp"];
+    let binary = workspace.binary(Profile::Dev, "lvs-xdp");
+    let rebuilt = workspace.binary(Profile::Dev, "lvs-xdp-rebuilt");
+    // Cargo keeps what both are made of, but has one name for the two.
+    workspace.build(
+        Profile::Dev,
+        &[&agent[..], &["--features", "rebuilt-ebpf"]].concat(),
+    )?;
+    fs::rename(&binary, &rebuilt)
+        .with_context(|| format!("cannot move {} to {}", binary.display(), rebuilt.display()))?;
+    workspace.build(Profile::Dev, &agent)?;
+    Ok(binary)
 }

@@ -129,6 +129,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     for name in &config.interfaces {
         dataplane::interface_index(name)?;
     }
+    dataplane::require_bpf(&config.pin_dir)?;
     let Opened {
         journal,
         model,

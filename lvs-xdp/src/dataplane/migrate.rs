@@ -6,12 +6,12 @@
 //! milliseconds later its entry is there. A kill at any moment leaves the old maps in use, or the new
 //! ones with that flag, which makes the next agent finish.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 use anyhow::{Context as _, bail};
 use aya::maps::{MapData, PerCpuArray, PerCpuValues};
 use lvs_xdp_common::{
-    abi::{COUNTER_WORDS, control_flag, destination_flag, name},
+    abi::{COUNTER_WORDS, Control, control_flag, destination_flag, name},
     atomic::Word,
     flow::Flow,
     hash,
@@ -21,10 +21,11 @@ use lvs_xdp_common::{
 
 use super::{
     Dataplane,
+    object::running_program,
     pins::{LinkPin, Pins, open_map},
     rows::enter_index,
     sweep::Listed,
-    tables::{Capacity, Tables},
+    tables::{Capacity, Shared, Tables},
 };
 
 type Counters = PerCpuArray<MapData, [u64; COUNTER_WORDS]>;
@@ -38,6 +39,9 @@ pub(super) struct Plan {
     pub(super) generation: u32,
     /// The generation that is there; the same one where nothing has to move.
     pub(super) from: Option<u32>,
+    /// The sizes of that generation, where an agent was killed while it moved there and others are
+    /// wanted now: that move is finished, on those sizes, before there is another plan.
+    pub(super) unfinished: Option<Capacity>,
 }
 
 /// Maps that are made anew when any size changes: the connection table, what is counted of it, and
@@ -45,26 +49,32 @@ pub(super) struct Plan {
 const MOVED: [&str; 4] = [name::CONTROL, name::HOT, name::COLD, name::COUNTS];
 
 /// Finds what is pinned and prepares the directory of a new generation where sizes have changed.
-pub(super) fn plan(pins: &Pins, running: Option<u32>, capacity: Capacity) -> anyhow::Result<Plan> {
+pub(super) fn plan(pins: &Pins, capacity: Capacity) -> anyhow::Result<Plan> {
     let shapes = capacity.shapes();
     let generations = pins.generations()?;
     let next = generations.last().map_or(1, |last| last + 1);
-    let Some(live) = pins.live(running)? else {
+    let Some(live) = pins.live(running_program(&pins.links()?)?)? else {
         pins.keep_only(None)?;
         std::fs::create_dir_all(pins.generation(next)).context("cannot make a directory for the maps")?;
         return Ok(Plan {
             generation: next,
             from: None,
+            unfinished: None,
         });
     };
     let differing = pins.differing(live, &shapes)?;
-    if differing.is_empty() {
+    let unfinished = if differing.is_empty() {
+        None
+    } else {
+        unfinished(&pins.generation(live))?
+    };
+    if differing.is_empty() || unfinished.is_some() {
         return Ok(Plan {
             generation: live,
             from: Some(live),
+            unfinished,
         });
     }
-    finish_first(pins, live)?;
     pins.keep_only(Some(live))?;
     std::fs::create_dir_all(pins.generation(next)).context("cannot make a directory for the maps")?;
     for shape in &shapes {
@@ -76,21 +86,27 @@ pub(super) fn plan(pins: &Pins, running: Option<u32>, capacity: Capacity) -> any
     Ok(Plan {
         generation: next,
         from: Some(live),
+        unfinished: None,
     })
 }
 
-/// Finishes the move of a killed agent before another one starts.
-fn finish_first(pins: &Pins, live: u32) -> anyhow::Result<()> {
-    let tables = Tables::open(&pins.generation(live))?;
-    finish(pins, live, &tables)
+/// The sizes of a generation, where an agent was killed while it moved there.
+fn unfinished(directory: &Path) -> anyhow::Result<Option<Capacity>> {
+    let control: Shared<Control> = Shared::open(directory, name::CONTROL)?;
+    if control[0].flags.load() & control_flag::MIGRATING == 0 {
+        return Ok(None);
+    }
+    Capacity::pinned(directory).map(Some)
 }
 
-/// Where a move to `live` was not finished: brings over what the generation before has.
+/// Where a move to `live` was not finished: brings over what the generation before has, as soon as no
+/// packet is in its program any more. The clock of `tables` is set.
 fn finish(pins: &Pins, live: u32, tables: &Tables) -> anyhow::Result<()> {
     let flags = &tables.control[0].flags;
     if flags.load() & control_flag::MIGRATING == 0 {
         return Ok(());
     }
+    super::grace().context("cannot wait for the old program's last packet")?;
     let before = pins
         .generations()?
         .into_iter()
@@ -142,7 +158,6 @@ impl Dataplane {
         old.set_now(now);
         copy_connections(&old, &new);
         self.take_over(links)?;
-        super::grace().context("cannot wait for the old program's last packet")?;
         finish(&self.pins, self.generation, &new)?;
         if let Some(counters) = &counters {
             self.carry_counters(&old, counters, &mut carried)?;

@@ -42,11 +42,15 @@ use lvs_xdp_common::{
 };
 use nix::net::if_::if_indextoname;
 
-pub use self::tables::{Capacity, Tables};
 use self::{
     compile::Compiler,
-    object::{OBJECT, director, is_busy, load, load_program, refused, running_program, why},
+    migrate::Plan,
+    object::{OBJECT, director, is_busy, load, load_program, refused, why},
     pins::{LinkPin, Pins, open_map},
+};
+pub use self::{
+    object::require_bpf,
+    tables::{Capacity, Tables},
 };
 use crate::api::types::{InterfaceStatus, ReasonCount, Stats, Timeouts};
 
@@ -143,9 +147,22 @@ impl Dataplane {
         }
         require_root()?;
         let pins = Pins::open(&options.pin_directory)?;
+        let mut plan = migrate::plan(&pins, options.capacity)?;
+        if let Some(capacity) = plan.unfinished {
+            // As any move is: by a program that runs on every link, and with the clock set.
+            let sizes_there = Options {
+                capacity,
+                ..options.clone()
+            };
+            Self::follow(&plan, pins.clone(), &sizes_there)?;
+            plan = migrate::plan(&pins, options.capacity)?;
+        }
+        Self::follow(&plan, pins, options)
+    }
+
+    /// Loads the program with the maps of the generation that was chosen, and moves there.
+    fn follow(plan: &Plan, pins: Pins, options: &Options) -> anyhow::Result<Self> {
         let links = pins.links()?;
-        let running = running_program(&links)?;
-        let plan = migrate::plan(&pins, running, options.capacity)?;
         let directory = pins.generation(plan.generation);
         let mut ebpf = load(&directory, options)?;
         let tables = Arc::new(Tables::open(&directory)?);

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use aya::{
     Ebpf, EbpfLoader,
+    maps::{Array, MapData, MapError},
     programs::{
         ProgramError, Xdp,
         links::{FdLink, PinnedLink},
@@ -12,10 +13,37 @@ use aya::{
 };
 use lvs_xdp_common::abi::name;
 
-use super::{Mode, Options, pins::LinkPin};
+use super::{
+    Mode, Options,
+    pins::{LinkPin, mount_if_missing},
+};
 
 /// The object file; empty where the program could not be built (see build.rs).
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/director"));
+
+/// Refuses a kernel, or a sandbox on it, in which there is no BPF; makes nothing that stays, but for the
+/// BPF file system, which is mounted where nobody has.
+///
+/// # Errors
+///
+/// Where bpf(2) is refused, or there is no BPF file system for the pins.
+pub fn require_bpf(pin_directory: &Path) -> anyhow::Result<()> {
+    if let Err(error) = Array::<MapData, u32>::create(1, 0) {
+        let MapError::CreateError { io_error, .. } = error else {
+            bail!("cannot make a BPF map: {}", chain(&error));
+        };
+        match io_error.raw_os_error() {
+            Some(libc::ENOSYS) => bail!(
+                "this kernel has no BPF: lvs-xdp needs Linux 6.1 or newer with CONFIG_BPF_SYSCALL ({io_error})"
+            ),
+            Some(libc::EPERM | libc::EACCES) => bail!(
+                "BPF is refused to this process: give it CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN, and in a                  container let its seccomp profile allow bpf(2) ({io_error})"
+            ),
+            _ => bail!("cannot make a BPF map: {io_error}"),
+        }
+    }
+    mount_if_missing(pin_directory)
+}
 
 pub(super) fn director(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
     Ok(ebpf

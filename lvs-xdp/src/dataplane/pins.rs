@@ -268,7 +268,8 @@ fn lock(root: &Path) -> anyhow::Result<File> {
     }
 }
 
-fn mount_if_missing(root: &Path) -> anyhow::Result<()> {
+/// Mounts the BPF file system where nobody has, if the directory is to be there.
+pub(super) fn mount_if_missing(root: &Path) -> anyhow::Result<()> {
     let existing = root
         .ancestors()
         .find(|path| path.exists())
@@ -291,5 +292,10 @@ fn mount_if_missing(root: &Path) -> anyhow::Result<()> {
         MsFlags::empty(),
         Some("mode=0700"),
     )
-    .with_context(|| format!("cannot mount the BPF file system at {BPF_FS}: are you root?"))
+    .with_context(|| {
+        format!(
+            "cannot mount the BPF file system at {BPF_FS}: the kernel must have CONFIG_BPF_SYSCALL, and a \
+             container must be given the mount by its host"
+        )
+    })
 }

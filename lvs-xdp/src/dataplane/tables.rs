@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use aya::maps::MapData;
+use aya::maps::{MapData, MapInfo};
 use lvs_xdp_common::{
     abi::{
         Bucket, COUNTER_WORDS, ColdRow, Control, Counts, DestinationRow, INTERFACE_ROWS, IndexBucket,
@@ -41,6 +41,20 @@ pub(super) struct Shape {
 }
 
 impl Capacity {
+    /// The capacity that the maps pinned in a generation's directory were made for.
+    pub(super) fn pinned(directory: &Path) -> anyhow::Result<Self> {
+        let entries = |name| -> anyhow::Result<u32> {
+            let info = MapInfo::from_pin(directory.join(name))
+                .with_context(|| format!("cannot open the map {name}"))?;
+            Ok(info.max_entries())
+        };
+        Ok(Self {
+            connections: entries(name::COLD)?,
+            services: (entries(name::SERVICES)? - 1) / 2,
+            destinations: entries(name::DESTINATIONS)? - 1,
+        })
+    }
+
     /// The shapes of all maps for this capacity. REDIRECT is not among them: its value's size is the
     /// kernel's own business.
     pub(super) fn shapes(self) -> Vec<Shape> {
@@ -124,7 +138,7 @@ unsafe impl Row for ColdRow {}
 unsafe impl Row for InterfaceRow {}
 
 impl<T: Row> Shared<T> {
-    fn open(directory: &Path, name: &str) -> anyhow::Result<Self> {
+    pub(super) fn open(directory: &Path, name: &str) -> anyhow::Result<Self> {
         let map =
             MapData::from_pin(directory.join(name)).with_context(|| format!("cannot open the map {name}"))?;
         let length = map.info()?.max_entries() as usize;

@@ -52,6 +52,11 @@ const TOOLS: &[Tool] = &[
         command: "nsenter",
         packages: &["util-linux"],
     },
+    // To check the units in README.md; it needs no systemd that runs.
+    Tool {
+        command: "systemd-analyze",
+        packages: &["systemd"],
+    },
 ];
 
 /// Installs the packages of programs that are missing.

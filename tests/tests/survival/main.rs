@@ -1,0 +1,154 @@
+//! What must go on: forwarding without the agent, connections over every change, state over a reboot.
+
+mod capacities;
+mod clients;
+mod neighbours;
+mod restart;
+mod services;
+mod unload;
+
+use std::{
+    collections::HashMap,
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::programs::links::{FdLink, PinnedLink};
+use lvs_xdp::api::types::{Connection, Server, ServerState, Service, Status};
+use lvs_xdp_tests::{
+    agent::{Agent, AgentConfig, XdpMode},
+    lab::{Lab, LabConfig, real_server_address},
+};
+use serde::de::DeserializeOwned;
+
+/// The connection table's capacity, in entries.
+pub(crate) const CAPACITY: u32 = 65_536;
+/// How long whatever is waited for may take on a busy machine.
+pub(crate) const LIMIT: Duration = Duration::from_secs(15);
+
+pub(crate) fn agent_config() -> AgentConfig {
+    AgentConfig {
+        xdp_mode: XdpMode::Native,
+        connections: Some(CAPACITY),
+        arguments: Vec::new(),
+    }
+}
+
+/// A lab in native mode with the service of the reference case, its real servers resolved.
+pub(crate) fn lab(real_servers: usize, scheduler: &str) -> Result<Lab> {
+    let lab = Lab::start(LabConfig {
+        real_servers,
+        agent: agent_config(),
+        binary: None,
+    })?;
+    lab.add_service(scheduler)?;
+    wait_for("real servers that answer ARP", || {
+        Ok(servers(&lab)?
+            .iter()
+            .all(|server| server.state == ServerState::Ready))
+    })?;
+    Ok(lab)
+}
+
+pub(crate) fn json<T: DeserializeOwned>(lab: &Lab, verb: &[&str]) -> Result<T> {
+    let text = lab.cli(verb.iter().chain(&["--json"]))?;
+    serde_json::from_str(&text).with_context(|| format!("reading what `{}` wrote", verb.join(" ")))
+}
+
+pub(crate) fn status(lab: &Lab) -> Result<Status> {
+    json(lab, &["status"])
+}
+
+pub(crate) fn services(lab: &Lab) -> Result<Vec<Service>> {
+    json(lab, &["service", "list"])
+}
+
+/// The real servers of all services.
+pub(crate) fn servers(lab: &Lab) -> Result<Vec<Server>> {
+    Ok(services(lab)?
+        .into_iter()
+        .flat_map(|service| service.servers)
+        .collect())
+}
+
+/// Real server `number` in the only service.
+pub(crate) fn server(lab: &Lab, number: usize) -> Result<Server> {
+    let address = IpAddr::V4(real_server_address(number));
+    servers(lab)?
+        .into_iter()
+        .find(|server| server.spec.key.address == address)
+        .with_context(|| format!("there is no real server {address}"))
+}
+
+/// Where each client's connection goes.
+pub(crate) fn destinations(lab: &Lab) -> Result<HashMap<SocketAddr, SocketAddr>> {
+    let connections: Vec<Connection> = json(lab, &["connections"])?;
+    Ok(connections
+        .iter()
+        .map(|connection| (connection.client, connection.destination))
+        .collect())
+}
+
+/// Connections that the only service was asked for, as its counters have it.
+pub(crate) fn counted_connections(lab: &Lab) -> Result<u64> {
+    Ok(services(lab)?
+        .first()
+        .context("there is no service")?
+        .stats
+        .connections)
+}
+
+/// Connections counted by the only service's real servers, added up.
+pub(crate) fn lab_counts(lab: &Lab) -> Result<u64> {
+    let sum = servers(lab)?.iter().map(|server| server.stats.connections).sum();
+    assert_eq!(counted_connections(lab)?, sum);
+    Ok(sum)
+}
+
+/// Packets that the program has dropped, by reason.
+pub(crate) fn drops(lab: &Lab) -> Result<Vec<(String, u64)>> {
+    let reasons = status(lab)?.reasons;
+    Ok(reasons
+        .into_iter()
+        .filter(|reason| reason.verdict == "drop" && reason.packets > 0)
+        .map(|reason| (reason.name, reason.packets))
+        .collect())
+}
+
+/// The one directory of pins below the agent's: that of the layout's version.
+pub(crate) fn version_directory(agent: &Agent) -> Result<PathBuf> {
+    let Some(version) = fs::read_dir(agent.pin_dir())?.next() else {
+        bail!("nothing is pinned in {}", agent.pin_dir().display());
+    };
+    Ok(version?.path())
+}
+
+/// The kernel's ids of the pinned link and of the program that it runs.
+pub(crate) fn link(lab: &Lab) -> Result<(u32, u32)> {
+    let pins = fs::read_dir(version_directory(lab.agent()?)?.join("links"))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<_>>>()?;
+    let [pin] = pins.as_slice() else {
+        bail!("one link should be pinned, not {pins:?}");
+    };
+    let link = FdLink::from(PinnedLink::from_pin(pin)?);
+    let info = link.info()?;
+    Ok((info.id(), info.program_id()))
+}
+
+/// Waits until something is so; returns how long that took.
+pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<Duration> {
+    let started = Instant::now();
+    while !is_so()? {
+        ensure!(
+            started.elapsed() < LIMIT,
+            "waited {} s for {what}",
+            LIMIT.as_secs()
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(started.elapsed())
+}
