@@ -105,7 +105,7 @@ impl Wanted {
         let is_service = |ids: &Vec<u64>| ids.contains(&listed.flow.service);
         let is_server = |address: &IpAddr| {
             let row = tables.destination(listed.entry.destination());
-            row.is_some_and(|row| destination(row).ip() == *address)
+            row.is_some_and(|row| address_of(row) == *address)
         };
         let is_state = |state: &StateName| state.name() == listed.entry.state().name();
         self.services.as_ref().is_none_or(is_service)
@@ -115,13 +115,8 @@ impl Wanted {
     }
 }
 
-fn destination(row: &DestinationRow) -> SocketAddr {
-    let address = Address::from_halves(row.address[0].load(), row.address[1].load());
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the port is in the lowest 16 bits"
-    )]
-    SocketAddr::new(rows::ip(address), row.port.load() as u16)
+fn address_of(row: &DestinationRow) -> IpAddr {
+    rows::ip(Address::from_halves(row.address[0].load(), row.address[1].load()))
 }
 
 /// Removes the entries that are meant; returns how many those were. It takes as long as it takes to read the
@@ -192,7 +187,9 @@ impl Listing {
                 if wanted.takes(tables, &listed)
                     && let Some(row) = tables.destination(listed.entry.destination())
                 {
-                    writer.entry(&mut out, &listed, || destination(row));
+                    // Direct routing changes no port: the client's is also the real server's.
+                    let port = listed.flow.port();
+                    writer.entry(&mut out, &listed, || SocketAddr::new(address_of(row), port));
                 }
             }
         }
@@ -369,7 +366,7 @@ mod tests {
         abi::ColdRow,
         atomic::Word,
         connection::{Entry, State},
-        table::Flow,
+        flow::Flow,
     };
 
     use super::*;
@@ -393,6 +390,7 @@ mod tests {
             ..ColdRow::default()
         };
         Listed {
+            index: 0,
             entry: Entry::new(1, 3, state, 1_000, 900),
             flow: Flow::read(&row),
             expires,

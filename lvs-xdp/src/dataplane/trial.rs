@@ -44,7 +44,8 @@ impl Dataplane {
             rx_queue_index: 0,
             egress_ifindex: 0,
         };
-        let mut out = vec![0; frame.len()];
+        // An answer may be longer than what it answers.
+        let mut out = vec![0; frame.len() + 64];
         let result = director(&mut self.ebpf)?
             .test_run(TestRunOptions {
                 data_in: Some(frame),
