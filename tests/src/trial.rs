@@ -90,7 +90,7 @@ pub struct Director {
     pub compiler: Compiler,
     model: Model,
     reasons: Vec<u64>,
-    _pins: PinDirectory,
+    pins: PinDirectory,
 }
 
 impl fmt::Debug for Director {
@@ -127,10 +127,15 @@ impl Director {
             compiler,
             model: Model::default(),
             reasons: Vec::new(),
-            _pins: pins,
+            pins,
         };
         director.reasons = director.count_reasons();
         Ok(director)
+    }
+
+    /// The directory of its pins.
+    pub fn pins(&self) -> &Path {
+        &self.pins.0
     }
 
     /// Sets the secret of the flow hash. Only before there is any service or connection.

@@ -11,7 +11,7 @@ use crate::{
 /// Times a claim of another CPU is looked at while waiting for it to become an entry or to go.
 const PATIENCE: u32 = 8;
 /// With this many live entries in the primary bucket a new one goes to the emptier of the two.
-const CROWDED: u64 = 7;
+const CROWDED: u64 = 6;
 
 /// A flow to be entered, of which [`find`] has found no live entry. Whole words, without padding.
 #[repr(C)]
@@ -75,6 +75,14 @@ const TAKEN: u64 = 3;
 #[derive(Clone, Copy)]
 struct Survey(u64);
 
+/// Of half-open entries of one age, any may be the one that goes: which one is left to the newcomer's tag.
+/// Were it always the first, in a flood each would displace the one that came just before it.
+#[inline(always)]
+const fn turn_of(score: u64, tag: u32) -> u64 {
+    let is_half_open = score >> (RANK_SHIFT + 1) & 1;
+    tag as u64 & is_half_open.wrapping_neg() & 7
+}
+
 const LIVE_SHIFT: u32 = 60;
 const RANK_SHIFT: u32 = 35;
 const ORDER_SHIFT: u32 = 3;
@@ -90,9 +98,10 @@ impl Survey {
         self.0 >> RANK_SHIFT & 3
     }
 
+    /// The place, for a flow of this tag.
     #[inline(always)]
-    const fn slot(self) -> u64 {
-        self.0 & 7
+    const fn slot(self, tag: u32) -> u64 {
+        self.0 & 7 ^ turn_of(self.0, tag)
     }
 }
 
@@ -144,7 +153,8 @@ pub fn survey<M: Maps>(maps: &M, bucket: u32, tag: u32, now: u32) -> u64 {
     let mut live = 0;
     let mut slot = 0;
     while slot < 8 {
-        let score = score(maps, Entry(bucket.0[slot].load()), tag, now) | slot as u64;
+        let score = score(maps, Entry(bucket.0[slot].load()), tag, now);
+        let score = score | slot as u64 ^ turn_of(score, tag);
         // Half open and taken, 2 and 3, are the live ones.
         live += score >> (RANK_SHIFT + 1) & 1;
         let difference = score.wrapping_sub(best);
@@ -201,7 +211,7 @@ pub fn claim<M: Maps>(maps: &M, new: &New, destination: u32) -> u64 {
             return FAILED | Inserted::Full.pack();
         }
         #[expect(clippy::cast_possible_truncation, reason = "below 8")]
-        let index = bucket * 8 + chosen.slot() as u32;
+        let index = bucket * 8 + chosen.slot(key.tag) as u32;
         let (Some(word), Some(cold)) = (word_at(maps, index), maps.cold(index)) else {
             return FAILED | Inserted::Full.pack();
         };

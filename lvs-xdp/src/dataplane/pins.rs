@@ -38,6 +38,25 @@ pub(super) struct Pins {
     _lock: Arc<File>,
 }
 
+fn generations(directory: &Path) -> anyhow::Result<Vec<u32>> {
+    let mut numbers: Vec<u32> = entries(directory)?
+        .into_iter()
+        .filter_map(|name| name.strip_prefix('g').and_then(|number| number.parse().ok()))
+        .collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// The pinned program of the newest generation, whoever has loaded it, without a claim to the pins.
+pub(super) fn newest_program(root: &Path) -> anyhow::Result<PathBuf> {
+    let directory = root.join(format!("v{ABI_VERSION}"));
+    let newest = generations(&directory)?
+        .last()
+        .copied()
+        .with_context(|| format!("no program is pinned in {}", root.display()))?;
+    Ok(directory.join(format!("g{newest}")).join("program"))
+}
+
 /// The mode in which a link was attached, kept in the pin's name: the kernel does not tell it of a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LinkPin {
@@ -98,12 +117,7 @@ impl Pins {
 
     /// Numbers of the generations that there are, complete or not.
     pub(super) fn generations(&self) -> anyhow::Result<Vec<u32>> {
-        let mut numbers: Vec<u32> = entries(&self.root)?
-            .into_iter()
-            .filter_map(|name| name.strip_prefix('g').and_then(|number| number.parse().ok()))
-            .collect();
-        numbers.sort_unstable();
-        Ok(numbers)
+        generations(&self.root)
     }
 
     /// The pinned links.

@@ -1,9 +1,12 @@
 //! The program on a frame that came from nowhere and goes nowhere: the kernel's BPF_PROG_TEST_RUN.
 
-use anyhow::Context as _;
-use aya::programs::{TestRun as _, TestRunOptions};
+use std::path::Path;
 
-use super::{Dataplane, object::director};
+use anyhow::Context as _;
+use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use aya_obj::programs::XdpAttachType;
+
+use super::{Dataplane, object::director, pins::newest_program};
 
 /// What became of a frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,5 +67,37 @@ impl Dataplane {
             action: result.return_value,
             frame: out,
         })
+    }
+}
+
+/// The program that is pinned, for trials by the million: as many handles as there are threads.
+#[derive(Debug)]
+pub struct Trials(Xdp);
+
+impl Trials {
+    /// The program of the newest generation in a directory of pins, whoever has loaded it.
+    ///
+    /// # Errors
+    ///
+    /// Where there is none.
+    pub fn open(pin_directory: &Path) -> anyhow::Result<Self> {
+        let program = Xdp::from_pin(newest_program(pin_directory)?, XdpAttachType::Interface)
+            .context("cannot open the pinned program")?;
+        Ok(Self(program))
+    }
+
+    /// Runs the program on a frame as [`Dataplane::trial`] does, as if it came from the loopback interface;
+    /// the program's answer. `out` takes the frame as it was left, and must have room for it.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses the frame.
+    pub fn run(&self, frame: &[u8], out: &mut [u8]) -> anyhow::Result<u32> {
+        let result = self.0.test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(out),
+            ..TestRunOptions::new()
+        })?;
+        Ok(result.return_value)
     }
 }
