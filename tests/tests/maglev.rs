@@ -1,0 +1,126 @@
+//! mh keeps clients with their servers when one of them leaves and comes back: as many as the kernel's own
+//! table does, computed here a second time, from the formula and another crate's SipHash.
+
+use std::{collections::BTreeMap, hash::Hasher as _, net::Ipv4Addr};
+
+use lvs_xdp::api::types::{Protocol, Scheduler, ServiceKey};
+use lvs_xdp_tests::{
+    frame::{Frame, tcp},
+    trial::{Director, add_server, add_service, delete_server, service_key},
+};
+use siphasher::sip::SipHasher13;
+
+const CLIENTS: u32 = 10_000;
+const SLOTS: u32 = 4093;
+const VIP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 100);
+
+fn server(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 9, 0, 10 + number)
+}
+
+fn client(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(0x0a09_4000 + number)
+}
+
+/// hsiphash of one 32-bit number, as the kernel has it on 64 bits.
+fn hash(value: u32, key: u64) -> u32 {
+    let mut hasher = SipHasher13::new_with_keys(key, key);
+    hasher.write(&value.to_le_bytes());
+    (hasher.finish() & 0xffff_ffff) as u32
+}
+
+/// The kernel's table for these servers, in the order of its list, all of weight 1.
+fn table(servers: &[Ipv4Addr]) -> Vec<Ipv4Addr> {
+    const FIRST: u64 = 2_654_435_761;
+    const SECOND: u64 = 2_654_446_892;
+    let mut table = vec![None; SLOTS as usize];
+    let mut next: Vec<(u32, u32)> = servers
+        .iter()
+        .map(|server| {
+            let what = server.to_bits() + 80;
+            (hash(what, FIRST) % SLOTS, hash(what, SECOND) % (SLOTS - 1) + 1)
+        })
+        .collect();
+    let mut filled = 0;
+    while filled < SLOTS {
+        for (server, (offset, skip)) in servers.iter().zip(&mut next) {
+            if filled == SLOTS {
+                break;
+            }
+            while table[*offset as usize].is_some() {
+                *offset = (*offset + *skip) % SLOTS;
+            }
+            table[*offset as usize] = Some(*server);
+            filled += 1;
+        }
+    }
+    let expected = table.into_iter().flatten().collect::<Vec<_>>();
+    assert_eq!(expected.len(), SLOTS as usize);
+    expected
+}
+
+/// Where every client goes by a table.
+fn expected(servers: &[Ipv4Addr]) -> Vec<Ipv4Addr> {
+    let table = table(servers);
+    let slot = |number| hash(client(number).to_bits(), 2_654_435_761) % SLOTS;
+    (0..CLIENTS).map(|number| table[slot(number) as usize]).collect()
+}
+
+/// Where every client is sent; `port` makes new connections of them.
+fn seen(director: &mut Director, port: u16) -> Vec<Ipv4Addr> {
+    let sent = (0..CLIENTS).map(|number| {
+        let frame = Frame::tcp((client(number), port), (VIP, 80), tcp::SYN).bytes();
+        let seen = director.send(&frame).expect("a trial");
+        let [_, _, a, b, c, d, ..] = seen.frame[..] else {
+            panic!("a short frame")
+        };
+        Ipv4Addr::new(a, b, c, d)
+    });
+    sent.collect()
+}
+
+fn moved(before: &[Ipv4Addr], after: &[Ipv4Addr]) -> usize {
+    before.iter().zip(after).filter(|(before, after)| before != after).count()
+}
+
+#[test]
+fn as_many_clients_move_as_with_the_kernels_table() {
+    let mut director = Director::new(1 << 16).expect("a director");
+    let key: ServiceKey = service_key(Protocol::Tcp, VIP, 80);
+    let mut changes = vec![add_service(key, Scheduler::Mh, &[])];
+    for number in 1..=10 {
+        director.resolve(server(number));
+        changes.push(add_server(key, server(number), 1));
+    }
+    director.change(&changes).expect("the servers");
+    // The one that was added last is the first of the list.
+    let all: Vec<_> = (1..=10).rev().map(server).collect();
+    let gone = server(4);
+    let nine: Vec<_> = all.iter().copied().filter(|server| *server != gone).collect();
+    let back: Vec<_> = [gone].into_iter().chain(nine.iter().copied()).collect();
+
+    let with_all = seen(&mut director, 1);
+    assert_eq!(with_all, expected(&all));
+    director.change(&[delete_server(key, gone)]).expect("-d");
+    let with_nine = seen(&mut director, 2);
+    assert_eq!(with_nine, expected(&nine));
+    director.change(&[add_server(key, gone, 1)]).expect("-a");
+    let with_it_back = seen(&mut director, 3);
+    assert_eq!(with_it_back, expected(&back));
+
+    let of_the_gone = with_all.iter().filter(|server| **server == gone).count();
+    let left = moved(&with_all, &with_nine);
+    let returned = moved(&with_nine, &with_it_back);
+    println!(
+        "of {CLIENTS} clients {of_the_gone} were at the server that left; {left} moved when it left, \
+         {returned} when it came back"
+    );
+    // Those of the server itself, and few others.
+    assert!(left >= of_the_gone && left < of_the_gone * 3);
+    let shares = with_all.iter().fold(BTreeMap::new(), |mut shares, server| {
+        *shares.entry(server).or_insert(0u32) += 1;
+        shares
+    });
+    assert_eq!(shares.len(), 10);
+    assert!(shares.values().all(|share| (850..=1150).contains(share)), "{shares:?}");
+}
