@@ -395,8 +395,9 @@ fn sctp_signal<F: Frame + ?Sized>(frame: &F, transport: usize, room: usize) -> S
     };
     if kind == COOKIE_ECHO || kind == COOKIE_ACK {
         // At most what fits into one packet of any link: the verifier wants a bound.
-        let length = usize::from(u16::from_be_bytes([high, low]) & 0x3fff).next_multiple_of(4);
-        if length >= CHUNK_HEADER && chunk(SCTP_HEADER + length).is_some_and(|next| next[0] == ABORT) {
+        let length = usize::from(u16::from_be_bytes([high, low]) & 0x3fff);
+        let next = SCTP_HEADER + length.next_multiple_of(4);
+        if length >= CHUNK_HEADER && chunk(next).is_some_and(|next| next[0] == ABORT) {
             return Signal(ABORT);
         }
     }

@@ -8,6 +8,7 @@ use crate::{
         NoConnectionPassed, NoDestination, NotForUs, NotIp, NotUnicast, OtherHost, OtherProtocol, TableFull,
         TagCollision, Unresolved, Untracked,
     },
+    ring,
     table::find,
 };
 
@@ -37,7 +38,10 @@ fn director(kind: Kind, protocol: IpProto) -> Memory {
             .store(destination_flag::USED | destination_flag::RESOLVED | mac(id).0);
         row.from.store(Mac::from_octets(DIRECTOR).0);
         row.place.store(u64::from(SERVICE) << 32 | u64::from(INGRESS));
+        row.weight.store(1);
     }
+    // As by default.
+    set_options(&maps, Options::REUSE, 0, u32::MAX);
     enter_service(&maps, SERVICE, 80, protocol);
     list(&maps, kind, &[(1, READY), (1, NEXT)]);
     maps.interfaces[INGRESS as usize]
@@ -45,6 +49,14 @@ fn director(kind: Kind, protocol: IpProto) -> Memory {
         .store(u64::from(INGRESS));
     maps.interfaces[INGRESS as usize].macs[6].store(Mac::from_octets(DIRECTOR).0);
     maps
+}
+
+/// What the service says in both configurations.
+fn set_options(maps: &Memory, flags: u64, timeout: u32, mask: u32) {
+    let options = &maps.services[SERVICE as usize].options;
+    options
+        .iter()
+        .for_each(|word| word.store(Options::new(flags, timeout, mask).0));
 }
 
 fn enter_service(maps: &Memory, id: u32, port: u16, protocol: IpProto) {
@@ -61,6 +73,8 @@ fn enter_service(maps: &Memory, id: u32, port: u16, protocol: IpProto) {
 
 /// Makes a list, weight and id by place, the service's; a ring of its first destination comes with it.
 fn list(maps: &Memory, kind: Kind, entries: &[(u32, u32)]) {
+    let (di, mw) = ring::weighted_marks(entries.iter().map(|(weight, _)| *weight));
+    maps.lists[0].store(u64::from(mw) << 32 | u64::from(di));
     for (word, (weight, id)) in maps.lists[1..].iter().zip(entries) {
         word.store(ListEntry::new(*weight, *id, false).0);
     }
@@ -312,14 +326,30 @@ fn a_deleted_services_connections_are_dropped() {
 }
 
 #[test]
-fn an_entry_of_another_service_is_no_hit() {
+fn an_entry_of_another_services_flow_is_no_hit() {
     let maps = director(Kind::Rr, IpProto::TCP);
     assert_eq!(send(&maps, 1, SYN).reason, NewConnection);
     // The same tag, as of another service's flow.
     maps.destinations[READY as usize]
         .place
         .store(2 << 32 | u64::from(INGRESS));
+    let row = maps.cold.iter().find(|row| row.ports.load() != 0).expect("a row");
+    row.address[1].store(row.address[1].load() ^ 1);
     assert_eq!(send(&maps, 1, ACK).reason, NoConnection);
+}
+
+/// As of a service for all ports, beside which one for this port was added later.
+#[test]
+fn a_connection_stays_where_it_began_when_another_service_takes_its_packets() {
+    let maps = director(Kind::Rr, IpProto::TCP);
+    assert_eq!(send(&maps, 1, SYN).reason, NewConnection);
+    maps.destinations[READY as usize]
+        .place
+        .store(2 << 32 | u64::from(INGRESS));
+    for flags in [ACK, SYN, FIN, ACK] {
+        let verdict = send(&maps, 1, flags);
+        assert_eq!((verdict.reason, verdict.destination), (Connection, READY));
+    }
 }
 
 #[test]
@@ -393,7 +423,7 @@ fn a_flow_keeps_its_destination() {
             step = step.wrapping_mul(0x9E37_79B1) ^ 1;
             let flags = [SYN, ACK, FIN, ACK | 8][step as usize >> 20 & 3];
             let packet = packet::parse(&frame(IpProto::TCP, port, flags)[..]).expect("a packet");
-            let hash = hash::flow(maps.control.key(), &packet);
+            let hash = hash::flow(maps.control.key(), &Flow::new(&packet, SERVICE));
             let state =
                 find(&maps, Key::new(hash, maps.control.bucket_mask.load())).map(|(_, entry)| entry.state());
             let verdict = send(&maps, port, flags);

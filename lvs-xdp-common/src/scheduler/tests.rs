@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    abi::ListEntry,
+    hash,
     maps::memory::Memory,
     packet::{Address, Packet},
     ring::{self, MH_SLOTS, Member},
@@ -97,6 +97,7 @@ impl Service {
                 port: 80,
                 weight: destination.weight,
                 last_weight: destination.last_weight,
+                is_limited: false,
             })
             .collect();
         let ids: Vec<_> = destinations.iter().map(|destination| destination.id).collect();

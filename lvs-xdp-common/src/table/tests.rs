@@ -4,13 +4,28 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use proptest::prelude::*;
 
 use super::*;
-use crate::maps::memory::Memory;
+use crate::{
+    maps::memory::Memory,
+    packet::{Address, Packet},
+};
 
 extern crate std;
 
 /// Two buckets, each the other's partner, whatever the tag.
 const PAIR: u32 = 16;
 const BUCKET: [u64; 2] = [0, 1];
+
+/// Tables of so many entries with one service, as it is by default, and destinations of it.
+fn tables(connections: u32) -> Memory {
+    let maps = Memory::new(connections, 2, 16);
+    maps.services[1].options[0].store(Options::new(Options::REUSE, 0, u32::MAX).0);
+    for row in &maps.destinations {
+        row.towards.store(destination_flag::USED);
+        row.place.store(1 << 32);
+        row.weight.store(1);
+    }
+    maps
+}
 
 /// The `client`-th client's flow with a hash of this tag and primary bucket.
 fn new(tag: u64, bucket: u64, client: u32) -> New {
@@ -29,7 +44,8 @@ fn key(maps: &Memory, new: &New) -> Key {
 }
 
 fn enter_in(maps: &Memory, new: &New, destination: u32, state: State) -> Inserted {
-    insert(maps, new, destination, state, maps.now())
+    let entry = Entry::new(0, destination, state, maps.now(), timeout_of(maps, state));
+    insert(maps, new, entry, 0)
 }
 
 /// Fills a bucket with entries of other tags, from `first` on, all for destination 9.
@@ -41,8 +57,13 @@ fn fill(maps: &Memory, bucket: usize, first: u32, state: State) {
 
 /// Puts an entry at a place of its own, counted.
 fn put(maps: &Memory, bucket: usize, slot: usize, entry: Entry) {
-    recount(maps, entry.destination(), State::Empty, entry.state());
+    count(maps, entry.destination(), State::Empty, entry.state());
     maps.hot[bucket].0[slot].store(entry.0);
+}
+
+/// Counts an entry that goes from one state to another.
+fn count(maps: &Memory, destination: u32, from: State, to: State) {
+    recount(maps, destination, from as u32, to as u32);
 }
 
 fn state_of(maps: &Memory, new: &New) -> Option<State> {
@@ -58,7 +79,7 @@ fn counts(maps: &Memory, destination: usize) -> (u64, u64) {
 /// A packet of a flow whose entry is there.
 fn packet(maps: &Memory, new: &New, flags: u8) -> Changed {
     let (place, entry) = find(maps, key(maps, new)).expect("the entry is there");
-    change(maps, place, entry, &new.flow, TcpFlags(flags))
+    change(maps, place, entry, &new.flow, Signal(flags))
 }
 
 const FIN: u8 = 0x01;
@@ -68,7 +89,7 @@ const ACK: u8 = 0x10;
 
 #[test]
 fn what_is_entered_is_found() {
-    let maps = Memory::new(1024, 2, 16);
+    let maps = tables(1024);
     for client in 1..200 {
         let new = new(u64::from(client), u64::from(client), client);
         assert!(find(&maps, key(&maps, &new)).is_none());
@@ -86,7 +107,7 @@ fn what_is_entered_is_found() {
 
 #[test]
 fn a_tag_is_never_0() {
-    let maps = Memory::new(PAIR, 2, 16);
+    let maps = tables(PAIR);
     let zero = new(0, 0, 1);
     assert!(find(&maps, key(&maps, &zero)).is_none(), "free words have tag 0");
     assert_eq!(enter_in(&maps, &zero, 3, State::Udp), Inserted::Done);
@@ -96,12 +117,12 @@ fn a_tag_is_never_0() {
 #[test]
 fn an_expired_entry_is_displaced_and_its_count_settled() {
     for bucket in BUCKET {
-        let maps = Memory::new(PAIR, 2, 16);
+        let maps = tables(PAIR);
         fill(&maps, 0, 100, State::Established);
         fill(&maps, 1, 200, State::Established);
         assert_eq!(counts(&maps, 9), (16, 0));
         let expired = Entry::new(77, 5, State::Close, maps.now() - 11, 0);
-        recount(&maps, 9, State::Established, State::Empty);
+        count(&maps, 9, State::Established, State::Empty);
         let place = if bucket == 0 { 12 } else { 3 };
         put(&maps, place / 8, place % 8, expired);
         assert_eq!(counts(&maps, 5), (0, 1));
@@ -118,7 +139,7 @@ fn an_expired_entry_is_displaced_and_its_count_settled() {
 
 #[test]
 fn an_entry_lives_to_the_second_of_its_time_out() {
-    let maps = Memory::new(PAIR, 2, 16);
+    let maps = tables(PAIR);
     let new = new(3, 0, 1);
     assert_eq!(enter_in(&maps, &new, 4, State::SynRecv), Inserted::Done);
     let (_, entry) = find(&maps, key(&maps, &new)).expect("it was entered");
@@ -131,7 +152,7 @@ fn an_entry_lives_to_the_second_of_its_time_out() {
 #[test]
 fn an_expired_entry_of_the_same_tag_gives_way_wherever_it_is() {
     for (at, bucket) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-        let maps = Memory::new(PAIR, 2, 16);
+        let maps = tables(PAIR);
         put(&maps, at, 6, Entry::new(3, 5, State::SynRecv, maps.now() - 61, 0));
         let new = new(3, bucket, 1);
         assert_eq!(enter_in(&maps, &new, 4, State::SynRecv), Inserted::Done);
@@ -145,7 +166,7 @@ fn an_expired_entry_of_the_same_tag_gives_way_wherever_it_is() {
 fn two_live_entries_of_a_pair_never_share_a_tag() {
     for state in [State::SynRecv, State::Established, State::Udp, State::TimeWait] {
         for (first, second) in [(0, 0), (0, 1), (1, 0)] {
-            let maps = Memory::new(PAIR, 2, 16);
+            let maps = tables(PAIR);
             let there = new(3, first, 1);
             assert_eq!(enter_in(&maps, &there, 4, state), Inserted::Done);
             let before: Vec<_> = words(&maps);
@@ -167,7 +188,7 @@ fn words(maps: &Memory) -> Vec<u64> {
 #[test]
 fn a_claim_of_the_same_tag_that_is_not_finished_is_a_race() {
     for slot in [0, 7] {
-        let maps = Memory::new(PAIR, 2, 16);
+        let maps = tables(PAIR);
         let claim = Entry::new(3, 4, State::Claimed, maps.now(), 0);
         maps.hot[1].0[slot].store(claim.0);
         assert_eq!(enter_in(&maps, &new(3, 0, 1), 5, State::SynRecv), Inserted::Race);
@@ -183,7 +204,7 @@ fn a_claim_of_the_same_tag_that_is_not_finished_is_a_race() {
 fn nothing_is_displaced_while_there_is_room() {
     for bucket in BUCKET {
         for free in 0..16 {
-            let maps = Memory::new(PAIR, 2, 16);
+            let maps = tables(PAIR);
             fill(&maps, 0, 100, State::SynRecv);
             fill(&maps, 1, 200, State::SynRecv);
             maps.hot[free / 8].0[free % 8].store(0);
@@ -200,13 +221,13 @@ fn nothing_is_displaced_while_there_is_room() {
 #[test]
 fn without_room_the_oldest_half_open_entry_gives_way() {
     for bucket in BUCKET {
-        let maps = Memory::new(PAIR, 2, 16);
+        let maps = tables(PAIR);
         fill(&maps, 0, 100, State::Established);
         fill(&maps, 1, 200, State::Established);
         // In the primary bucket, which goes first where both have half-open ones.
         let at = usize::try_from(bucket).expect("0 or 1");
         for (slot, age) in [(2, 5), (5, 40), (6, 20)] {
-            recount(&maps, 9, State::Established, State::Empty);
+            count(&maps, 9, State::Established, State::Empty);
             put(
                 &maps,
                 at,
@@ -233,7 +254,7 @@ fn without_room_the_oldest_half_open_entry_gives_way() {
 
 #[test]
 fn a_half_open_entry_of_the_partner_gives_way_where_the_primary_has_none() {
-    let maps = Memory::new(PAIR, 2, 16);
+    let maps = tables(PAIR);
     fill(&maps, 0, 100, State::Established);
     fill(&maps, 1, 200, State::SynRecv);
     let new = new(3, 0, 1);
@@ -252,7 +273,7 @@ fn nothing_else_gives_way() {
         State::TimeWait,
         State::Close,
     ] {
-        let maps = Memory::new(PAIR, 2, 16);
+        let maps = tables(PAIR);
         fill(&maps, 0, 100, state);
         fill(&maps, 1, 200, state);
         let before = words(&maps);
@@ -264,7 +285,7 @@ fn nothing_else_gives_way() {
 
 #[test]
 fn a_claim_never_grows_so_old_that_it_gives_way() {
-    let maps = Memory::new(PAIR, 2, 16);
+    let maps = tables(PAIR);
     fill(&maps, 0, 100, State::Claimed);
     fill(&maps, 1, 200, State::Claimed);
     for _ in 0..10 {
@@ -284,7 +305,7 @@ fn the_emptier_bucket_is_taken_when_the_first_holds_7() {
         (7, 8, 0),
         (8, 7, 1),
     ] {
-        let maps = Memory::new(PAIR, 2, 16);
+        let maps = tables(PAIR);
         for (bucket, number) in [(0, in_first), (1, in_second)] {
             for slot in 0..number {
                 let tag = u32::try_from(100 + bucket * 10 + slot).expect("small");
@@ -305,7 +326,7 @@ fn the_emptier_bucket_is_taken_when_the_first_holds_7() {
 
 #[test]
 fn counts_follow_the_states() {
-    let maps = Memory::new(PAIR, 2, 16);
+    let maps = tables(PAIR);
     let new = new(3, 0, 1);
     assert_eq!(enter_in(&maps, &new, 4, State::SynRecv), Inserted::Done);
     assert_eq!(counts(&maps, 4), (1, 0));
@@ -331,21 +352,21 @@ fn counts_follow_the_states() {
 
 #[test]
 fn templates_are_counted_as_such() {
-    let maps = Memory::new(PAIR, 2, 16);
+    let maps = tables(PAIR);
     let new = new(3, 0, 1);
     assert_eq!(enter_in(&maps, &new, 4, State::Template), Inserted::Done);
     assert_eq!((counts(&maps, 4), maps.counts[4].templates.load()), ((0, 0), 1));
     let (place, entry) = find(&maps, key(&maps, &new)).expect("it was entered");
-    assert!(remove(&maps, place.word, entry));
+    assert!(remove(&maps, place, entry));
     assert_eq!(maps.counts[4].templates.load(), 0);
-    assert!(!remove(&maps, place.word, entry), "it was taken out already");
+    assert!(!remove(&maps, place, entry), "it was taken out already");
     assert_eq!(maps.counts[4].templates.load(), 0);
 }
 
 #[test]
 fn a_syn_on_a_connection_that_is_over_starts_anew() {
     for state in [State::TimeWait, State::Close] {
-        let maps = Memory::new(PAIR, 2, 16);
+        let maps = tables(PAIR);
         let new = new(3, 0, 1);
         assert_eq!(enter_in(&maps, &new, 4, state), Inserted::Done);
         // What opens a connection is the SYN alone, whatever comes with it.
@@ -367,7 +388,7 @@ fn another_flow_of_the_same_tag_changes_nothing() {
         (State::TimeWait, SYN),
         (State::Close, SYN),
     ] {
-        let maps = Memory::new(PAIR, 2, 16);
+        let maps = tables(PAIR);
         let there = new(3, 0, 1);
         assert_eq!(enter_in(&maps, &there, 4, state), Inserted::Done);
         maps.pass_time(5);
@@ -393,7 +414,7 @@ fn another_flow_of_the_same_tag_changes_nothing() {
             });
         }
         for other in &others {
-            assert!(!is_plain(state, TcpFlags(flags).telling()));
+            assert!(!is_plain(state, Signal(flags)));
             assert_eq!(packet(&maps, other, flags), Changed::Foreign);
             assert_eq!(words(&maps), before);
         }
@@ -402,7 +423,7 @@ fn another_flow_of_the_same_tag_changes_nothing() {
 
 #[test]
 fn a_plain_packet_only_restarts_the_time_and_writes_once_a_second() {
-    let maps = Memory::new(PAIR, 2, 16);
+    let maps = tables(PAIR);
     let new = new(3, 0, 1);
     assert_eq!(enter_in(&maps, &new, 4, State::Established), Inserted::Done);
     let (place, before) = find(&maps, key(&maps, &new)).expect("it was entered");
@@ -436,16 +457,15 @@ proptest! {
     /// Any sequence of packets against a plain list of what is there: tags, destinations, states, counts.
     #[test]
     fn the_table_is_a_map(steps in proptest::collection::vec((0..24u32, 0..5usize, 0..70u32), 1..300)) {
-        let maps = Memory::new(PAIR * 2, 2, 16);
+        let maps = tables(PAIR * 2);
         let mut model = std::collections::HashMap::<u32, (u32, State, u32)>::new();
         for (client, flag, seconds) in steps {
             maps.pass_time(seconds / 10);
             let now = maps.now();
             // Few tags for many clients, so that tags collide.
             let new = new(u64::from(client % 17) + 1, u64::from(client), client);
-            let flags = TcpFlags([SYN, ACK, FIN, RST, SYN][flag]);
-            let limit = |state: State| u32::try_from(maps.control.timeouts[state as usize].load()).unwrap_or(0);
-            model.retain(|_, (_, state, seen)| now - *seen <= limit(*state));
+            let flags = Signal([SYN, ACK, FIN, RST, SYN][flag]);
+            model.retain(|_, (_, state, seen)| now - *seen <= timeout_of(&maps, *state));
             let found = find(&maps, key(&maps, &new))
                 .filter(|(place, entry)| !is_expired(&maps, *entry, now) && is_flow(&maps, *place, &new.flow));
             prop_assert_eq!(
@@ -455,16 +475,16 @@ proptest! {
             if let Some((place, entry)) = found {
                 match change(&maps, place, entry, &new.flow, flags) {
                     Changed::Kept => {
-                        let next = entry.state().next(flags.telling());
+                        let next = entry.state().next(flags.event(IpProto::TCP));
                         model.insert(client, (entry.destination(), next, now));
                     }
                     Changed::Over => {
-                        prop_assert!(flags.opens() && entry.state().is_over());
+                        prop_assert!(flags.opens(IpProto::TCP) && entry.state().is_over());
                         model.remove(&client);
                     }
-                    Changed::Foreign => prop_assert!(false, "it was this flow's"),
+                    other => prop_assert!(false, "it was this flow's, and its destination is there: {:?}", other),
                 }
-            } else if flags.opens() {
+            } else if flags.opens(IpProto::TCP) {
                 let destination = client % 5 + 1;
                 let before = words(&maps);
                 match enter_in(&maps, &new, destination, State::SynRecv) {
@@ -520,7 +540,7 @@ impl Random {
 fn many_cpus_at_once_never_mix_up_flows_and_lose_no_count() {
     const CLIENTS: u32 = 96;
     const OPERATIONS: u32 = 60_000;
-    let maps = Memory::new(64, 2, 16);
+    let maps = tables(64);
     let destination = |client: u32| client % 11 + 1;
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -531,7 +551,7 @@ fn many_cpus_at_once_never_mix_up_flows_and_lose_no_count() {
                     let mut random = Random(cpu.wrapping_mul(0x9E37_79B9_7F4A_7C15));
                     for _ in 0..OPERATIONS {
                         let client = random.below(CLIENTS);
-                        let flags = TcpFlags([SYN, SYN, ACK, ACK, ACK, FIN, RST][random.below(7) as usize]);
+                        let flags = Signal([SYN, SYN, ACK, ACK, ACK, FIN, RST][random.below(7) as usize]);
                         one_packet(maps, client, destination(client), flags);
                     }
                 })
@@ -559,10 +579,10 @@ fn many_cpus_at_once_never_mix_up_flows_and_lose_no_count() {
         }
     }
     maps.pass_time(1000);
-    for word in maps.hot.iter().flat_map(|bucket| &bucket.0) {
+    for (index, word) in (0..).zip(maps.hot.iter().flat_map(|bucket| &bucket.0)) {
         let entry = Entry(word.load());
         if entry.is_live() {
-            assert!(is_expired(&maps, entry, maps.now()) && remove(&maps, word, entry));
+            assert!(is_expired(&maps, entry, maps.now()) && remove(&maps, Place { word, index }, entry));
         }
     }
     for counts in &maps.counts {
@@ -571,7 +591,7 @@ fn many_cpus_at_once_never_mix_up_flows_and_lose_no_count() {
 }
 
 /// What the director does for a packet, with a check of every answer of the table.
-fn one_packet(maps: &Memory, client: u32, destination: u32, flags: TcpFlags) {
+fn one_packet(maps: &Memory, client: u32, destination: u32, flags: Signal) {
     // 40 tags for 96 clients: more than half share theirs with another.
     let new = new(u64::from(client % 40) + 1, u64::from(client / 40), client);
     let now = maps.now();
@@ -583,7 +603,7 @@ fn one_packet(maps: &Memory, client: u32, destination: u32, flags: TcpFlags) {
         if own && place.word.load() == entry.0 {
             assert_eq!(entry.destination(), destination);
         }
-        if is_plain(entry.state(), flags.telling()) {
+        if is_plain(entry.state(), flags) {
             refresh(maps, place, entry, now);
             return;
         }
@@ -591,7 +611,7 @@ fn one_packet(maps: &Memory, client: u32, destination: u32, flags: TcpFlags) {
             return;
         }
     }
-    if flags.opens()
+    if flags.opens(IpProto::TCP)
         && let Inserted::Exists(other) = enter_in(maps, &new, destination, State::SynRecv)
     {
         assert_eq!(other, destination);
