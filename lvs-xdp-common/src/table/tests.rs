@@ -295,11 +295,13 @@ fn a_claim_never_grows_so_old_that_it_gives_way() {
 }
 
 #[test]
-fn the_emptier_bucket_is_taken_when_the_first_holds_7() {
+fn the_emptier_bucket_is_taken_when_the_first_holds_6() {
     for (in_first, in_second, expected) in [
         (0, 0, 0),
-        (6, 0, 0),
-        (7, 0, 1),
+        (5, 0, 0),
+        (6, 0, 1),
+        (6, 5, 1),
+        (6, 6, 0),
         (7, 6, 1),
         (7, 7, 0),
         (7, 8, 0),
