@@ -80,7 +80,11 @@ fn seen(director: &mut Director, port: u16) -> Vec<Ipv4Addr> {
 }
 
 fn moved(before: &[Ipv4Addr], after: &[Ipv4Addr]) -> usize {
-    before.iter().zip(after).filter(|(before, after)| before != after).count()
+    before
+        .iter()
+        .zip(after)
+        .filter(|(before, after)| before != after)
+        .count()
 }
 
 #[test]
@@ -122,5 +126,8 @@ fn as_many_clients_move_as_with_the_kernels_table() {
         shares
     });
     assert_eq!(shares.len(), 10);
-    assert!(shares.values().all(|share| (850..=1150).contains(share)), "{shares:?}");
+    assert!(
+        shares.values().all(|share| (850..=1150).contains(share)),
+        "{shares:?}"
+    );
 }
