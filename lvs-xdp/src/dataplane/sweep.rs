@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use lvs_xdp_common::{
+    abi::destination_flag,
     atomic::Word,
     connection::Entry,
     flow::Flow,
@@ -33,7 +34,8 @@ pub struct Listed {
 }
 
 impl Tables {
-    /// Takes out every expired entry; returns how many are left.
+    /// Takes out every expired entry, and the templates of destinations that are being drained, which no
+    /// client follows any more; returns how many are left.
     pub fn sweep(&self) -> u64 {
         let now = self.now();
         let mut live = 0;
@@ -50,11 +52,19 @@ impl Tables {
                 continue;
             }
             let place = Place { word, index };
-            if !(table::is_expired(self, entry, now) && table::expire(self, place, entry, now)) {
-                live += 1;
-            }
+            let is_gone = if table::is_expired(self, entry, now) {
+                table::expire(self, place, entry, now)
+            } else {
+                entry.state().is_template() && self.is_draining(entry) && table::remove(self, place, entry)
+            };
+            live += u64::from(!is_gone);
         }
         live
+    }
+
+    fn is_draining(&self, entry: Entry) -> bool {
+        self.destination(entry.destination())
+            .is_some_and(|row| row.towards.load() & destination_flag::DRAINING != 0)
     }
 
     /// Every live entry, as it is while this goes on.
