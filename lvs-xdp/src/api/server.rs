@@ -174,7 +174,7 @@ fn refused(error: ApiError) -> Response {
         ErrorCode::NoSuchService | ErrorCode::ServiceNotDefined | ErrorCode::NoSuchServer => {
             StatusCode::NOT_FOUND
         }
-        ErrorCode::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
+        ErrorCode::Invalid | ErrorCode::OutOfRange => StatusCode::UNPROCESSABLE_ENTITY,
         ErrorCode::ServiceExists | ErrorCode::ServerExists | ErrorCode::NotOnLink | ErrorCode::Full => {
             StatusCode::CONFLICT
         }

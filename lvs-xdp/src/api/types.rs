@@ -577,6 +577,8 @@ pub enum ErrorCode {
     NoSuchServer,
     /// The request's values make no sense together; the message says which.
     Invalid,
+    /// A weight or threshold is out of range, where IPVS answers ERANGE; the message says which.
+    OutOfRange,
     /// The server cannot be reached by its MAC address.
     NotOnLink,
     /// A table is full; the message names the option that enlarges it.

@@ -278,6 +278,7 @@ fn refusal(error: ClientError, change: &Change) -> Failure {
         ErrorCode::ServiceNotDefined => "Service not defined".to_owned(),
         ErrorCode::ServerExists => "Destination already exists".to_owned(),
         ErrorCode::NoSuchServer => "No such destination".to_owned(),
+        ErrorCode::OutOfRange => "Numerical result out of range".to_owned(),
         ErrorCode::Invalid if !names_unicast(change) => {
             "Invalid operation.  Possibly wrong module version, address not unicast, ...".to_owned()
         }

@@ -63,6 +63,8 @@ impl Memory {
                     interface,
                     active: 0,
                     inactive: 0,
+                    persistent: 0,
+                    effective_weight: 1,
                     stats,
                 };
                 service.servers.insert(0, server);
@@ -96,6 +98,9 @@ impl Memory {
                     tcp_fin: keep(timeouts.tcp_fin, self.timeouts.tcp_fin),
                     udp: keep(timeouts.udp, self.timeouts.udp),
                 };
+            }
+            Change::DrainServer { .. } | Change::SetSettings { .. } => {
+                unreachable!("ipvsadm has no words for it")
             }
         }
         Ok(())
@@ -350,18 +355,17 @@ fn words_are_taken_as_popt_takes_them() {
 fn schedulers_that_are_missing_are_not_found() {
     let mut director = Memory::default();
     let not_found = "255: Scheduler or persistence engine not found";
-    assert_eq!(refused(&mut director, "-A -t 10.0.0.1:80"), not_found);
-    assert_eq!(refused(&mut director, "-A -t 10.0.0.1:80 -s lc"), not_found);
+    assert_eq!(refused(&mut director, "-A -t 10.0.0.1:80 -s xyz"), not_found);
     assert_eq!(
-        refused(&mut director, "-E -t 10.0.0.1:80 -s lc"),
+        refused(&mut director, "-E -t 10.0.0.1:80 -s xyz"),
         "255: No such service"
     );
     stdout_of(&mut director, "-A -t 10.0.0.1:80 -s rr");
     assert_eq!(
-        refused(&mut director, "-A -t 10.0.0.1:80 -s lc"),
+        refused(&mut director, "-A -t 10.0.0.1:80 -s xyz"),
         "255: Service already exists"
     );
-    assert_eq!(refused(&mut director, "-E -t 10.0.0.1:80"), not_found);
+    assert_eq!(refused(&mut director, "-E -t 10.0.0.1:80 -s xyz"), not_found);
 }
 
 #[test]
