@@ -4,20 +4,15 @@
 //! so that usage errors are the real ones; an option that has a meaning this program does not have
 //! yet is refused as soon as the line is known to be right.
 
-use std::net::{IpAddr, Ipv6Addr};
-
 use super::{
     Failure, Names,
     options::{Kind, Kinds, OPTIONS, Opt, Rule, Verb},
     popt::Scanner,
+    values,
 };
 use crate::api::types::{
     Change, Protocol, Scheduler, SchedulerFlag, ServerKey, ServerSpec, ServiceKey, Timeouts,
 };
-use crate::model::MAX_TIMEOUT;
-
-/// The scheduler of a service that names none.
-const DEFAULT_SCHEDULER: &str = "wlc";
 
 /// The weight of a real server that names none, for `-e` as for `-a`.
 const DEFAULT_WEIGHT: u32 = 1;
@@ -83,17 +78,11 @@ pub(super) fn parse(words: &[String], names: &Names) -> Result<Request, Failure>
             option.map_err(|error| Failure::refused(format!("{}: {error}", scanner.last_word())))?;
         typed.take(option, value.unwrap_or_default(), scanner.last_word(), names)?;
     }
-    let leftovers = scanner.leftovers();
-    match verb {
-        Verb::Set if leftovers.len() != 3 => {
-            return Err(Failure::usage("--set option requires 3 timeout values"));
-        }
-        Verb::Set => typed.timeouts = timeouts(leftovers)?,
-        _ => {
-            if let Some(word) = leftovers.first() {
-                return Err(Failure::usage(format!("unexpected argument {word}")));
-            }
-        }
+    match (verb, scanner.leftovers()) {
+        (Verb::Set, &[tcp, tcp_fin, udp]) => typed.timeouts = values::timeouts(&[tcp, tcp_fin, udp])?,
+        (Verb::Set, _) => return Err(Failure::usage("--set option requires 3 timeout values")),
+        (_, &[word, ..]) => return Err(Failure::usage(format!("unexpected argument {word}"))),
+        (_, []) => {}
     }
     check(verb, typed.kinds)?;
     typed.refuse_unsupported(verb)?;
@@ -104,7 +93,7 @@ pub(super) fn parse(words: &[String], names: &Names) -> Result<Request, Failure>
 #[derive(Debug, Default)]
 struct Typed<'a> {
     kinds: Kinds,
-    service: Option<(Protocol, IpAddr, Option<u16>)>,
+    service: Option<ServiceKey>,
     server: Option<&'a str>,
     scheduler: Option<&'a str>,
     flags: Option<&'a str>,
@@ -137,12 +126,12 @@ impl<'a> Typed<'a> {
         self.mark |= option == Opt::FirewallMark;
         self.unsupported = self.unsupported.or(unsupported_option(option));
         match option {
-            Opt::TcpService => self.service = Some(service_address(value, Protocol::Tcp, names)?),
-            Opt::UdpService => self.service = Some(service_address(value, Protocol::Udp, names)?),
+            Opt::TcpService => self.service = Some(values::service_key(value, Protocol::Tcp, names)?),
+            Opt::UdpService => self.service = Some(values::service_key(value, Protocol::Udp, names)?),
             Opt::Other(Kind::RealServer) => self.server = Some(value),
             Opt::Other(Kind::Scheduler) => self.scheduler = Some(value),
             Opt::Other(Kind::SchedulerFlags) => self.flags = Some(value),
-            Opt::Other(Kind::Weight) => self.weight = Some(weight(value)?),
+            Opt::Other(Kind::Weight) => self.weight = Some(values::weight(value)?),
             _ => {}
         }
         Ok(())
@@ -169,7 +158,7 @@ impl<'a> Typed<'a> {
         }
         if verb == Verb::List {
             return Ok(Request::List(ListRequest {
-                service: self.service.map(service_key),
+                service: self.service,
                 numeric: self.kinds.has(Kind::Numeric),
                 stats: self.kinds.has(Kind::Stats),
                 exact: self.kinds.has(Kind::Exact),
@@ -177,7 +166,7 @@ impl<'a> Typed<'a> {
             }));
         }
         // `check` has seen to it that every other command has a service, except `-C`.
-        let Some(service) = self.service.map(service_key) else {
+        let Some(service) = self.service else {
             return Ok(Request::Change(Change::Clear));
         };
         let server = || self.server_spec(service, names);
@@ -206,8 +195,8 @@ impl<'a> Typed<'a> {
         if key.port == 0 {
             return Err(Failure::usage("Zero port specified for non-persistent service"));
         }
-        let scheduler = self.scheduler.unwrap_or(DEFAULT_SCHEDULER);
-        let flags = scheduler_flags(self.flags.unwrap_or_default(), scheduler)?;
+        let scheduler = self.scheduler.unwrap_or(Scheduler::default().name());
+        let flags = values::scheduler_flags(self.flags.unwrap_or_default(), scheduler)?;
         Ok(ServiceRequest {
             key,
             scheduler: scheduler.parse().ok(),
@@ -216,8 +205,7 @@ impl<'a> Typed<'a> {
     }
 
     fn server_spec(&self, service: ServiceKey, names: &Names) -> Result<ServerSpec, Failure> {
-        let (address, _) = host_and_port(self.server.unwrap_or_default(), service.protocol, names)
-            .ok_or_else(|| Failure::usage("illegal real server address[:port] specified"))?;
+        let address = values::server_address(self.server.unwrap_or_default(), service.protocol, names)?;
         if address.is_ipv4() != service.address.is_ipv4() {
             return Err(Failure::usage(
                 "Different address family is allowed only for tunneling servers",
@@ -231,18 +219,6 @@ impl<'a> Typed<'a> {
         let weight = self.weight.unwrap_or(DEFAULT_WEIGHT);
         Ok(ServerSpec::new(key, weight))
     }
-}
-
-/// The three values of `--set`: seconds, 0 to 31 days, 0 for one that stays.
-fn timeouts(words: &[&str]) -> Result<Timeouts, Failure> {
-    let mut seconds = [0; 3];
-    for (word, seconds) in words.iter().zip(&mut seconds) {
-        *seconds = (word.parse().ok())
-            .filter(|seconds| *seconds <= MAX_TIMEOUT)
-            .ok_or_else(|| Failure::usage(format!("invalid timeout value `{word}' specified")))?;
-    }
-    let [tcp, tcp_fin, udp] = seconds;
-    Ok(Timeouts { tcp, tcp_fin, udp })
 }
 
 /// ipvsadm's check of which options a command needs and takes.
@@ -355,76 +331,4 @@ fn unsupported_list(kinds: Kinds) -> Option<&'static str> {
         () if kinds.has(Kind::TunnelInfo) => Some("-L --tun-info is not supported yet"),
         () => None,
     }
-}
-
-fn service_address(
-    text: &str,
-    protocol: Protocol,
-    names: &Names,
-) -> Result<(Protocol, IpAddr, Option<u16>), Failure> {
-    let (address, port) = host_and_port(text, protocol, names)
-        .ok_or_else(|| Failure::usage("illegal virtual server address[:port] specified"))?;
-    Ok((protocol, address, port))
-}
-
-fn service_key((protocol, address, port): (Protocol, IpAddr, Option<u16>)) -> ServiceKey {
-    ServiceKey {
-        protocol,
-        address,
-        port: port.unwrap_or(0),
-    }
-}
-
-/// `host[:port]`, `[v6]:port` or a bare IPv6 address. Brackets need a port.
-fn host_and_port(text: &str, protocol: Protocol, names: &Names) -> Option<(IpAddr, Option<u16>)> {
-    if let Some(rest) = text.strip_prefix('[') {
-        let (host, port) = rest.split_once("]:")?;
-        return Some((
-            host.parse::<Ipv6Addr>().ok()?.into(),
-            Some(names.port(port, protocol)?),
-        ));
-    }
-    if let Ok(address) = text.parse::<Ipv6Addr>() {
-        return Some((address.into(), None));
-    }
-    match text.split_once(':') {
-        Some((host, port)) => Some((names.ipv4_host(host)?, Some(names.port(port, protocol)?))),
-        None => Some((names.ipv4_host(text)?, None)),
-    }
-}
-
-fn weight(text: &str) -> Result<u32, Failure> {
-    text.parse::<i32>()
-        .ok()
-        .and_then(|weight| u32::try_from(weight).ok())
-        .ok_or_else(|| Failure::usage("illegal weight specified"))
-}
-
-/// `-b`: names joined by commas. Those of sh and mh are one flag each; `flag-1` and `flag-2` are the
-/// same two bits without a scheduler's name.
-fn scheduler_flags(text: &str, scheduler: &str) -> Result<Vec<SchedulerFlag>, Failure> {
-    let mut flags = Vec::new();
-    for name in text.split(',').filter(|name| !name.is_empty()) {
-        let (flag, only_for) = match name {
-            "sh-fallback" => (SchedulerFlag::Fallback, Some("sh")),
-            "sh-port" => (SchedulerFlag::Port, Some("sh")),
-            "mh-fallback" => (SchedulerFlag::Fallback, Some("mh")),
-            "mh-port" => (SchedulerFlag::Port, Some("mh")),
-            "flag-1" if matches!(scheduler, "sh" | "mh") => (SchedulerFlag::Fallback, None),
-            "flag-2" if matches!(scheduler, "sh" | "mh") => (SchedulerFlag::Port, None),
-            "flag-1" | "flag-2" | "flag-3" => {
-                return Err(Failure::refused(format!(
-                    "-b {name} is not supported: the scheduler {scheduler} has no such flag"
-                )));
-            }
-            _ => return Err(Failure::usage(format!("invalid scheduler flag `{name}'"))),
-        };
-        if only_for.is_some_and(|owner| owner != scheduler) {
-            return Err(Failure::usage(format!("incompatible scheduler flag `{name}'")));
-        }
-        flags.push(flag);
-    }
-    flags.sort_unstable();
-    flags.dedup();
-    Ok(flags)
 }

@@ -5,12 +5,15 @@
 //! the names of /etc/services, while addresses stay numbers: host names are understood, not printed.
 
 mod args;
+mod help;
 mod names;
 mod options;
+mod order;
 mod output;
 mod popt;
 #[cfg(test)]
 mod tests;
+mod values;
 
 use std::{
     ffi::OsString,
@@ -31,56 +34,6 @@ use crate::api::{
 
 /// What `-v` prints: scripts look at the version before they use an option.
 const VERSION: &str = "ipvsadm v1.31 2019/12/24 (compiled with popt and IPVS v1.2.1)";
-
-const HELP: &str = "\
-ipvsadm of lvs-xdp: the virtual services of the director, as ipvsadm 1.31 has them
-
-Usage:
-  ipvsadm -A|E -t|u VIP:PORT [-s SCHEDULER] [-b FLAG,...]
-  ipvsadm -D -t|u VIP:PORT
-  ipvsadm -C
-  ipvsadm -a|e -t|u VIP:PORT -r RIP [-g] [-w WEIGHT]
-  ipvsadm -d -t|u VIP:PORT -r RIP
-  ipvsadm -L|l [-n] [-t|u VIP:PORT] [--stats [-X]] [--nosort]
-  ipvsadm -L|l --timeout
-  ipvsadm --set TCP TCPFIN UDP
-  ipvsadm -h | -v
-
-Commands:
-  -A, --add-service      add a virtual service
-  -E, --edit-service     replace a virtual service's settings
-  -D, --delete-service   remove a virtual service and its real servers
-  -C, --clear            remove every virtual service
-  -a, --add-server       add a real server to a virtual service
-  -e, --edit-server      replace a real server's settings
-  -d, --delete-server    remove a real server from a virtual service
-  -L, -l, --list         show the virtual services (also without any command)
-      --set                  set the time-outs in seconds, 0 for one that stays
-  -h, --help             show this text
-  -v, --version          show the version of ipvsadm that is spoken
-
-Options:
-  -t, --tcp-service VIP:PORT    a TCP service; [VIP]:PORT where the VIP is IPv6
-  -u, --udp-service VIP:PORT    a UDP service
-  -s, --scheduler SCHEDULER     rr wrr fo sh dh mh
-  -b, --sched-flags FLAG,...    sh-fallback sh-port (sh), mh-fallback mh-port (mh)
-  -r, --real-server RIP         a real server; its port is the service's
-  -g, --gatewaying              direct routing, which is the default
-  -w, --weight WEIGHT           0 to 2147483647, 1 where none is given; 0 takes no new connections
-  -n, --numeric                 ports as numbers
-      --stats                   connections, packets and bytes
-  -X, --exact                   numbers in full
-      --timeout                 the time-outs
-      --nosort                  in the schedulers' order, the real server added last first
-
-The agent is found by its socket: LVS_XDP_SOCKET, else /run/lvs-xdp/agent.sock.
-
-Example:
-  ipvsadm -A -t 192.168.2.100:80 -s rr
-  ipvsadm -a -t 192.168.2.100:80 -r 192.168.2.220 -g
-  ipvsadm -a -t 192.168.2.100:80 -r 192.168.2.210 -g
-  ipvsadm -L -n
-";
 
 /// The director whose services are listed and changed.
 pub trait Director {
@@ -184,7 +137,7 @@ pub fn run(
 /// Does what the words say; returns what goes to standard output.
 fn perform(words: &[String], director: &mut dyn Director, names: &Names) -> Result<Vec<u8>, Failure> {
     match args::parse(words, names)? {
-        Request::Help => Ok(HELP.into()),
+        Request::Help => Ok(help::text().into()),
         Request::Version => Ok(format!("{VERSION}\n").into()),
         Request::List(request) => list(director, request, names),
         Request::ListTimeouts => {

@@ -1,13 +1,12 @@
-//! The tables of `-L`, byte for byte those of ipvsadm 1.31: its widths, its trailing blanks, its order.
+//! The tables of `-L`, byte for byte those of ipvsadm 1.31: its widths and its trailing blanks.
 
 use std::{
-    cmp::Ordering,
     io::{self, Write},
     net::{IpAddr, SocketAddr},
 };
 
-use super::{Names, args::ListRequest};
-use crate::api::types::{Protocol, Scheduler, SchedulerFlag, Server, Service, ServiceSpec, Stats};
+use super::{Names, args::ListRequest, order, values};
+use crate::api::types::{Protocol, Service, ServiceSpec, Stats};
 
 /// The first line of a full list: the version of IPVS that is spoken, and the number of its hash rows,
 /// which is the kernel's default here: scripts know the line, and this program has no such rows.
@@ -27,7 +26,7 @@ pub(super) fn list(
     names: &Names,
 ) -> io::Result<()> {
     if !request.unsorted {
-        services = merge_sort(services, &compare_services);
+        services = order::services(services);
     }
     if request.service.is_none() {
         writeln!(out, "{BANNER}")?;
@@ -74,7 +73,7 @@ fn write_service(
     let servers = if request.unsorted {
         service.servers
     } else {
-        merge_sort(service.servers, &compare_servers)
+        order::servers(service.servers)
     };
     for server in servers {
         let at = server.spec.key;
@@ -119,17 +118,9 @@ fn flags(spec: &ServiceSpec) -> String {
     let names: Vec<_> = spec
         .flags
         .iter()
-        .map(|&flag| flag_name(spec.scheduler, flag))
+        .map(|&flag| values::flag_name(spec.scheduler, flag))
         .collect();
     format!(" ({})", names.join(","))
-}
-
-fn flag_name(scheduler: Scheduler, flag: SchedulerFlag) -> String {
-    let flag = match flag {
-        SchedulerFlag::Fallback => "fallback",
-        SchedulerFlag::Port => "port",
-    };
-    format!("{scheduler}-{flag}")
 }
 
 /// Connections, packets in and out, bytes in and out. Answers do not pass a director that routes
@@ -162,67 +153,6 @@ fn exact_number(count: u64) -> String {
     format!(" {count:>8}")
 }
 
-/// IPv4 before IPv6, then TCP before UDP, then by address and port.
-fn compare_services(one: &Service, other: &Service) -> Ordering {
-    let (one, other) = (one.spec.key, other.spec.key);
-    one.address
-        .is_ipv6()
-        .cmp(&other.address.is_ipv6())
-        .then(one.protocol.number().cmp(&other.protocol.number()))
-        .then_with(|| compare_addresses(one.address, other.address))
-        .then(one.port.cmp(&other.port))
-}
-
-fn compare_servers(one: &Server, other: &Server) -> Ordering {
-    let (one, other) = (one.spec.key, other.spec.key);
-    compare_addresses(one.address, other.address).then(one.port.cmp(&other.port))
-}
-
-/// Addresses in ipvsadm's order: by the sign of the 32-bit difference of their words, which wraps.
-/// 224.0.0.1 so comes before 10.0.0.1, and there are addresses that run in a circle.
-fn compare_addresses(one: IpAddr, other: IpAddr) -> Ordering {
-    fn words(address: IpAddr) -> [u32; 4] {
-        match address {
-            IpAddr::V4(address) => [address.to_bits(), 0, 0, 0],
-            IpAddr::V6(address) => {
-                let bits = address.to_bits();
-                // Truncation is the point: one word of the four.
-                [96, 64, 32, 0].map(|shift| (bits >> shift) as u32)
-            }
-        }
-    }
-    let difference = words(one)
-        .into_iter()
-        .zip(words(other))
-        .map(|(one, other)| one.wrapping_sub(other));
-    let first = difference
-        .into_iter()
-        .find(|&difference| difference != 0)
-        .unwrap_or(0);
-    first.cast_signed().cmp(&0)
-}
-
-/// A stable merge sort. The standard library's sorts may panic when an order is not total, and
-/// ipvsadm's is not; where it is one for the items at hand, every sort gives the same answer.
-fn merge_sort<T>(mut items: Vec<T>, compare: &dyn Fn(&T, &T) -> Ordering) -> Vec<T> {
-    if items.len() < 2 {
-        return items;
-    }
-    let right = items.split_off(items.len() / 2);
-    let mut left = merge_sort(items, compare).into_iter().peekable();
-    let mut right = merge_sort(right, compare).into_iter().peekable();
-    let mut merged = Vec::with_capacity(left.len() + right.len());
-    loop {
-        let right_first = match (left.peek(), right.peek()) {
-            (Some(left), Some(right)) => compare(left, right).is_gt(),
-            (None, Some(_)) => true,
-            (Some(_), None) => false,
-            (None, None) => return merged,
-        };
-        merged.extend(if right_first { right.next() } else { left.next() });
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,28 +173,6 @@ mod tests {
             assert_eq!(short_number(count), short);
             assert_eq!(exact_number(count), exact);
         }
-    }
-
-    #[test]
-    fn addresses_are_in_ipvsadms_order() {
-        let sorted = |addresses: &[&str]| {
-            let addresses: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
-            merge_sort(addresses, &|&one, &other| compare_addresses(one, other))
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(
-            sorted(&["10.0.0.0", "0.0.0.0", "255.255.255.255", "224.0.0.1"]),
-            ["224.0.0.1", "255.255.255.255", "0.0.0.0", "10.0.0.0"]
-        );
-        assert_eq!(sorted(&["200.0.0.1", "100.0.0.1"]), ["100.0.0.1", "200.0.0.1"]);
-        assert_eq!(
-            sorted(&["fd00::2", "fd00::1", "2001:db8::1"]),
-            ["fd00::1", "fd00::2", "2001:db8::1"]
-        );
-        // A circle: no order is right, but none may panic or lose one of them.
-        assert_eq!(sorted(&["0.0.0.0", "96.0.0.0", "192.0.0.0"]).len(), 3);
     }
 
     #[test]
