@@ -11,12 +11,13 @@ pub(super) fn text() -> String {
 ipvsadm of lvs-xdp: the virtual services of the director, as ipvsadm 1.31 has them
 
 Usage:
-  ipvsadm -A|E -t|u VIP:PORT [-s SCHEDULER] [-b FLAG,...]
-  ipvsadm -D -t|u VIP:PORT
+  ipvsadm -A|E SERVICE [-s SCHEDULER] [-b FLAG,...] [-p [SECONDS] [-M MASK]] [-o]
+  ipvsadm -D SERVICE
   ipvsadm -C
-  ipvsadm -a|e -t|u VIP:PORT -r RIP [-g] [-w WEIGHT]
-  ipvsadm -d -t|u VIP:PORT -r RIP
-  ipvsadm -L|l [-n] [-t|u VIP:PORT] [--stats [-X]] [--nosort]
+  ipvsadm -a|e SERVICE -r RIP [-g] [-w WEIGHT] [-x UPPER] [-y LOWER]
+  ipvsadm -d SERVICE -r RIP
+  ipvsadm -L|l [-n] [SERVICE] [--stats [-X] | --thresholds | --persistent-conn] [--nosort]
+  ipvsadm -L|l -c [-n]
   ipvsadm -L|l --timeout
   ipvsadm --set TCP TCPFIN UDP
   ipvsadm -h | -v
@@ -34,18 +35,30 @@ Commands:
   -h, --help             show this text
   -v, --version          show the version of ipvsadm that is spoken
 
-Options:
+Service:
   -t, --tcp-service VIP:PORT    a TCP service; [VIP]:PORT where the VIP is IPv6
   -u, --udp-service VIP:PORT    a UDP service
+      --sctp-service VIP:PORT   an SCTP service
+                                port 0 is every port without a service of its own, and takes -p
+
+Options:
   -s, --scheduler SCHEDULER     {schedulers};
                                 {default} where none is given
   -b, --sched-flags FLAG,...    sh-fallback sh-port (sh), mh-fallback mh-port (mh)
+  -p, --persistent [SECONDS]    a client stays with its real server; 1 to 2678400, 360 where none is given
+  -M, --netmask MASK            who is one client: an IPv4 netmask, or an IPv6 prefix length after the service
+  -o, --ops                     each packet of a UDP service is scheduled by itself
   -r, --real-server RIP         a real server; its port is the service's
   -g, --gatewaying              direct routing, which is the default
   -w, --weight WEIGHT           0 to 2147483647, 1 where none is given; 0 takes no new connections
+  -x, --u-threshold UPPER       with so many connections it takes no new ones; 0, the default, is no limit
+  -y, --l-threshold LOWER       below so many it takes new ones again; 0, the default, is three quarters of -x
   -n, --numeric                 ports as numbers
+  -c, --connection              connections and persistence templates
       --stats                   connections, packets and bytes
   -X, --exact                   numbers in full
+      --thresholds              -x and -y of the real servers
+      --persistent-conn         persistence templates of the real servers
       --timeout                 the time-outs
       --nosort                  in the schedulers' order, the real server added last first
 

@@ -5,9 +5,9 @@ use std::{
     ops::RangeInclusive,
 };
 
-use super::{Failure, Names};
+use super::{Failure, Names, names::inet_aton, options::Kind};
 use crate::{
-    api::types::{Protocol, Scheduler, SchedulerFlag, ServiceKey, Timeouts},
+    api::types::{ClientMask, Protocol, Scheduler, SchedulerFlag, ServiceKey, Timeouts},
     model::{MAX_TIMEOUT, MAX_WEIGHT},
 };
 
@@ -47,9 +47,15 @@ fn host_and_port(text: &str, protocol: Protocol, names: &Names) -> Option<(IpAdd
     }
 }
 
-/// `-w`: a signed 32-bit number in the kernel, which is never below 0.
-pub(super) fn weight(text: &str) -> Result<u32, Failure> {
-    number(text, 0..=MAX_WEIGHT).ok_or_else(|| Failure::usage("illegal weight specified"))
+/// `-w`, `-x` and `-y`: a signed 32-bit number in the kernel, which is never below 0.
+pub(super) fn amount(text: &str, kind: Kind) -> Result<u32, Failure> {
+    number(text, 0..=MAX_WEIGHT).ok_or_else(|| {
+        Failure::usage(match kind {
+            Kind::UpperThreshold => "illegal u_threshold specified",
+            Kind::LowerThreshold => "illegal l_threshold specified",
+            _ => "illegal weight specified",
+        })
+    })
 }
 
 /// The three values of `--set`: seconds, 0 to 31 days, 0 for one that stays.
@@ -72,6 +78,20 @@ pub(super) fn timeout(text: &str, least: u32) -> Result<u32, Failure> {
 fn number(text: &str, range: RangeInclusive<u32>) -> Option<u32> {
     let number = text.trim_ascii_start().parse::<i64>().ok()?;
     u32::try_from(number).ok().filter(|number| range.contains(number))
+}
+
+/// `-M`: the prefix length of an IPv6 service, and a netmask before or after any other, in all the forms in which
+/// an address may be written.
+pub(super) fn client_mask(text: &str, service: Option<ServiceKey>) -> Result<ClientMask, Failure> {
+    if service.is_some_and(|service| service.address.is_ipv6()) {
+        return number(text, 1..=128)
+            .and_then(|length| u8::try_from(length).ok())
+            .map(ClientMask::V6)
+            .ok_or_else(|| Failure::usage("illegal ipv6 netmask specified"));
+    }
+    inet_aton(text)
+        .map(ClientMask::V4)
+        .ok_or_else(|| Failure::usage("illegal virtual server persistent mask specified"))
 }
 
 /// The name of a flag on the command line and in lists.
