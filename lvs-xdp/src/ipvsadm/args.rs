@@ -34,6 +34,11 @@ pub(super) enum Request {
         /// Ports by number.
         numeric: bool,
     },
+    /// `-S`
+    Save {
+        /// Ports by number.
+        numeric: bool,
+    },
     /// `-A`; whether there is such a scheduler is still to be looked at.
     AddService(ServiceRequest),
     /// `-E`; likewise.
@@ -224,6 +229,9 @@ impl<'a> Typed<'a> {
             return Ok(Request::Change(Change::SetTimeouts { timeouts }));
         }
         let numeric = self.kinds.has(Kind::Numeric);
+        if verb == Verb::Save {
+            return Ok(Request::Save { numeric });
+        }
         if verb == Verb::List {
             return Ok(match () {
                 () if self.kinds.has(Kind::Timeout) => Request::ListTimeouts,
@@ -365,13 +373,13 @@ fn unsupported_command(verb: Verb) -> Option<&'static str> {
         Verb::StartDaemon => Some("--start-daemon (connection synchronisation) is not supported yet"),
         Verb::StopDaemon => Some("--stop-daemon (connection synchronisation) is not supported yet"),
         Verb::Restore => Some("-R (restoring rules) is not supported yet"),
-        Verb::Save => Some("-S (saving rules) is not supported yet"),
         Verb::Zero => Some("-Z (zeroing counters) is not supported yet"),
         Verb::AddService
         | Verb::EditService
         | Verb::DeleteService
         | Verb::Flush
         | Verb::List
+        | Verb::Save
         | Verb::Set
         | Verb::AddServer
         | Verb::DeleteServer

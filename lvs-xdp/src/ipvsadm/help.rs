@@ -19,6 +19,7 @@ Usage:
   ipvsadm -L|l [-n] [SERVICE] [--stats [-X] | --thresholds | --persistent-conn] [--nosort]
   ipvsadm -L|l -c [-n]
   ipvsadm -L|l --timeout
+  ipvsadm -S [-n]
   ipvsadm --set TCP TCPFIN UDP
   ipvsadm -h | -v
 
@@ -31,6 +32,7 @@ Commands:
   -e, --edit-server      replace a real server's settings
   -d, --delete-server    remove a real server from a virtual service
   -L, -l, --list         show the virtual services (also without any command)
+  -S, --save             show the commands that make them; without thresholds
       --set                  set the time-outs in seconds, 0 for one that stays
   -h, --help             show this text
   -v, --version          show the version of ipvsadm that is spoken

@@ -1,6 +1,6 @@
 //! A drop-in for ipvsadm 1.31: the same words, tables, messages and exit statuses, spoken to the agent.
 //!
-//! It has the commands `-A -E -D -a -e -d -C -L --set -h -v` with the options of direct routing over TCP,
+//! It has the commands `-A -E -D -a -e -d -C -L -S --set -h -v` with the options of direct routing over TCP,
 //! UDP and SCTP; what the real one has beyond them is refused by one clear line. Without `-n` ports go by
 //! the names of /etc/services, while addresses stay numbers: host names are understood, not printed.
 
@@ -11,6 +11,7 @@ mod options;
 mod order;
 mod output;
 mod popt;
+mod save;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -155,6 +156,11 @@ fn perform(words: &[String], director: &mut dyn Director, names: &Names) -> Resu
             let connections = director.connections().map_err(unanswered)?;
             let names = (!numeric).then_some(names);
             formatted(|out| output::connections(out, &connections, names))
+        }
+        Request::Save { numeric } => {
+            let services = services(director)?;
+            let names = (!numeric).then_some(names);
+            formatted(|out| save::rules(out, services, names))
         }
         Request::AddService(request) => {
             let service = new_service(director, request)?;

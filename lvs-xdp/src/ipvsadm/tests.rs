@@ -260,7 +260,6 @@ fn missing_features_are_refused_in_one_line() {
         ("-L --daemon", "-L --daemon is not supported yet"),
         ("-L --rate", "-L --rate is not supported yet"),
         ("-L --rate --thresholds", "-L --rate is not supported yet"),
-        ("-S -n", "-S (saving rules) is not supported yet"),
         ("-R", "-R (restoring rules) is not supported yet"),
         ("-Z", "-Z (zeroing counters) is not supported yet"),
         (

@@ -172,3 +172,42 @@ fn connections_are_listed_in_the_agents_order() {
         Some("TCP 04:58  NONE        10.9.1.1:0         10.9.0.104:http    10.9.0.13:http")
     );
 }
+
+#[test]
+fn rules_are_saved_in_ipvsadms_words() {
+    let mut director = busy();
+    assert_eq!(
+        stdout_of(&mut director, "-S -n"),
+        "-A -t 10.0.0.1:80 -s sh -p 300 -M 255.255.255.0 -b sh-port\n\
+         -a -t 10.0.0.1:80 -r 10.0.0.2:80 -g -w 3\n\
+         -A -u 10.0.0.1:53 -s lblcr -p 360 -o\n\
+         -A --sctp-service [fd00::1]:5000 -s mh -p 60 -M 64 -b mh-fallback,mh-port\n\
+         -a --sctp-service [fd00::1]:5000 -r [fd00::2]:5000 -g -w 1\n"
+    );
+    assert_eq!(
+        stdout_of(&mut director, "-S").lines().nth(1),
+        Some("-a -t 10.0.0.1:http -r 10.0.0.2:http -g -w 3")
+    );
+}
+
+#[test]
+fn what_was_saved_makes_the_same_services() {
+    let mut director = busy();
+    let (rules, list) = (
+        stdout_of(&mut director, "-S -n"),
+        stdout_of(&mut director, "-Ln --tun-info"),
+    );
+    let mut other = Memory::default();
+    for rule in rules.lines() {
+        stdout_of(&mut other, rule);
+    }
+    assert_eq!(stdout_of(&mut other, "-S -n"), rules);
+    // The connections are not saved.
+    let server = &mut director.services[0].servers[0];
+    (server.active, server.inactive) = (0, 0);
+    assert_ne!(list, stdout_of(&mut director, "-Ln --tun-info"));
+    assert_eq!(
+        stdout_of(&mut other, "-Ln --tun-info"),
+        stdout_of(&mut director, "-Ln --tun-info")
+    );
+}
