@@ -1,7 +1,9 @@
-//! Whole command lines against a director in memory; [`replay`] has those that were recorded.
+//! Whole command lines against a director in memory; [`replay`] and [`scenarios`] have
+//! those that were recorded.
 
 mod lists;
 mod replay;
+mod scenarios;
 mod services;
 
 use serde::Deserialize;
