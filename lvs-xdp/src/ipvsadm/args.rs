@@ -4,20 +4,19 @@
 //! so that usage errors are the real ones; an option that has a meaning this program does not have
 //! yet is refused as soon as the line is known to be right.
 
-use std::net::{IpAddr, Ipv6Addr};
-
 use super::{
     Failure, Names,
     options::{Kind, Kinds, OPTIONS, Opt, Rule, Verb},
     popt::Scanner,
+    values,
 };
 use crate::api::types::{
-    Change, Protocol, Scheduler, SchedulerFlag, ServerKey, ServerSpec, ServiceKey, Timeouts,
+    Change, ClientMask, Persistence, Protocol, Scheduler, SchedulerFlag, ServerKey, ServerSpec, ServiceKey,
+    Timeouts,
 };
-use crate::model::MAX_TIMEOUT;
 
-/// The scheduler of a service that names none.
-const DEFAULT_SCHEDULER: &str = "wlc";
+/// Seconds of `-p` without a value.
+const DEFAULT_PERSISTENCE: u32 = 360;
 
 /// The weight of a real server that names none, for `-e` as for `-a`.
 const DEFAULT_WEIGHT: u32 = 1;
@@ -30,6 +29,16 @@ pub(super) enum Request {
     List(ListRequest),
     /// `-L --timeout`
     ListTimeouts,
+    /// `-L -c`
+    ListConnections {
+        /// Ports by number.
+        numeric: bool,
+    },
+    /// `-S`
+    Save {
+        /// Ports by number.
+        numeric: bool,
+    },
     /// `-A`; whether there is such a scheduler is still to be looked at.
     AddService(ServiceRequest),
     /// `-E`; likewise.
@@ -44,6 +53,8 @@ pub(super) struct ServiceRequest {
     pub(super) key: ServiceKey,
     pub(super) scheduler: Option<Scheduler>,
     pub(super) flags: Vec<SchedulerFlag>,
+    pub(super) persistence: Option<Persistence>,
+    pub(super) one_packet: bool,
 }
 
 /// What to list, and how.
@@ -53,12 +64,40 @@ pub(super) struct ListRequest {
     pub(super) service: Option<ServiceKey>,
     /// Ports by number.
     pub(super) numeric: bool,
-    /// Counters in place of weights.
-    pub(super) stats: bool,
+    pub(super) view: View,
     /// Counters in full.
     pub(super) exact: bool,
     /// In the agent's order in place of the addresses'.
     pub(super) unsorted: bool,
+}
+
+/// What a list of services shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum View {
+    /// Weights, active and inactive connections.
+    #[default]
+    Weights,
+    /// Counters.
+    Stats,
+    /// Thresholds, active and inactive connections.
+    Thresholds,
+    /// Weights, persistence templates, active and inactive connections.
+    PersistentConnections,
+    /// As [`Self::Weights`], with the tunnels.
+    TunnelInfo,
+}
+
+impl View {
+    /// Of several formats the first of this order counts: stats, rate, thresholds, persistent-conn, tun-info.
+    fn of(kinds: Kinds) -> Self {
+        match () {
+            () if kinds.has(Kind::Stats) => Self::Stats,
+            () if kinds.has(Kind::Thresholds) => Self::Thresholds,
+            () if kinds.has(Kind::PersistentConnections) => Self::PersistentConnections,
+            () if kinds.has(Kind::TunnelInfo) => Self::TunnelInfo,
+            () => Self::Weights,
+        }
+    }
 }
 
 /// Reads the words after the program's name.
@@ -81,19 +120,13 @@ pub(super) fn parse(words: &[String], names: &Names) -> Result<Request, Failure>
     while let Some(option) = scanner.next_option() {
         let (option, value) =
             option.map_err(|error| Failure::refused(format!("{}: {error}", scanner.last_word())))?;
-        typed.take(option, value.unwrap_or_default(), scanner.last_word(), names)?;
+        typed.take(option, value, scanner.last_word(), names)?;
     }
-    let leftovers = scanner.leftovers();
-    match verb {
-        Verb::Set if leftovers.len() != 3 => {
-            return Err(Failure::usage("--set option requires 3 timeout values"));
-        }
-        Verb::Set => typed.timeouts = timeouts(leftovers)?,
-        _ => {
-            if let Some(word) = leftovers.first() {
-                return Err(Failure::usage(format!("unexpected argument {word}")));
-            }
-        }
+    match (verb, scanner.leftovers()) {
+        (Verb::Set, &[tcp, tcp_fin, udp]) => typed.timeouts = values::timeouts(&[tcp, tcp_fin, udp])?,
+        (Verb::Set, _) => return Err(Failure::usage("--set option requires 3 timeout values")),
+        (_, &[word, ..]) => return Err(Failure::usage(format!("unexpected argument {word}"))),
+        (_, []) => {}
     }
     check(verb, typed.kinds)?;
     typed.refuse_unsupported(verb)?;
@@ -104,11 +137,15 @@ pub(super) fn parse(words: &[String], names: &Names) -> Result<Request, Failure>
 #[derive(Debug, Default)]
 struct Typed<'a> {
     kinds: Kinds,
-    service: Option<(Protocol, IpAddr, Option<u16>)>,
+    service: Option<ServiceKey>,
     server: Option<&'a str>,
     scheduler: Option<&'a str>,
     flags: Option<&'a str>,
+    persistence: Option<u32>,
+    mask: Option<ClientMask>,
     weight: Option<u32>,
+    upper_threshold: u32,
+    lower_threshold: u32,
     mark: bool,
     timeouts: Timeouts,
     /// The first option on the line that has no meaning here.
@@ -116,7 +153,13 @@ struct Typed<'a> {
 }
 
 impl<'a> Typed<'a> {
-    fn take(&mut self, option: Opt, value: &'a str, word: &str, names: &Names) -> Result<(), Failure> {
+    fn take(
+        &mut self,
+        option: Opt,
+        value: Option<&'a str>,
+        word: &str,
+        names: &Names,
+    ) -> Result<(), Failure> {
         let kind = match option {
             Opt::Command(_) | Opt::Help | Opt::Version => {
                 return Err(Failure::usage(format!("invalid option `{word}'")));
@@ -136,15 +179,36 @@ impl<'a> Typed<'a> {
         }
         self.mark |= option == Opt::FirewallMark;
         self.unsupported = self.unsupported.or(unsupported_option(option));
+        let text = value.unwrap_or_default();
         match option {
-            Opt::TcpService => self.service = Some(service_address(value, Protocol::Tcp, names)?),
-            Opt::UdpService => self.service = Some(service_address(value, Protocol::Udp, names)?),
-            Opt::Other(Kind::RealServer) => self.server = Some(value),
-            Opt::Other(Kind::Scheduler) => self.scheduler = Some(value),
-            Opt::Other(Kind::SchedulerFlags) => self.flags = Some(value),
-            Opt::Other(Kind::Weight) => self.weight = Some(weight(value)?),
+            Opt::TcpService => self.take_service(text, Protocol::Tcp, names)?,
+            Opt::UdpService => self.take_service(text, Protocol::Udp, names)?,
+            Opt::SctpService => self.take_service(text, Protocol::Sctp, names)?,
+            Opt::Other(Kind::RealServer) => self.server = Some(text),
+            Opt::Other(Kind::Scheduler) => self.scheduler = Some(text),
+            Opt::Other(Kind::SchedulerFlags) => self.flags = Some(text),
+            Opt::Other(Kind::Persistent) => {
+                self.persistence = Some(match value {
+                    Some(text) => values::timeout(text, 1)?,
+                    None => DEFAULT_PERSISTENCE,
+                });
+            }
+            Opt::Other(Kind::Netmask) => self.mask = Some(values::client_mask(text, self.service)?),
+            Opt::Other(kind @ Kind::Weight) => self.weight = Some(values::amount(text, kind)?),
+            Opt::Other(kind @ Kind::UpperThreshold) => self.upper_threshold = values::amount(text, kind)?,
+            Opt::Other(kind @ Kind::LowerThreshold) => self.lower_threshold = values::amount(text, kind)?,
             _ => {}
         }
+        Ok(())
+    }
+
+    fn take_service(&mut self, text: &str, protocol: Protocol, names: &Names) -> Result<(), Failure> {
+        let key = values::service_key(text, protocol, names)?;
+        if key.address.is_ipv6() {
+            // The mask of an IPv6 service comes after it; one before it was read as IPv4's, and is forgotten.
+            self.mask = None;
+        }
+        self.service = Some(key);
         Ok(())
     }
 
@@ -164,20 +228,25 @@ impl<'a> Typed<'a> {
             let timeouts = self.timeouts;
             return Ok(Request::Change(Change::SetTimeouts { timeouts }));
         }
-        if verb == Verb::List && self.kinds.has(Kind::Timeout) {
-            return Ok(Request::ListTimeouts);
+        let numeric = self.kinds.has(Kind::Numeric);
+        if verb == Verb::Save {
+            return Ok(Request::Save { numeric });
         }
         if verb == Verb::List {
-            return Ok(Request::List(ListRequest {
-                service: self.service.map(service_key),
-                numeric: self.kinds.has(Kind::Numeric),
-                stats: self.kinds.has(Kind::Stats),
-                exact: self.kinds.has(Kind::Exact),
-                unsorted: self.kinds.has(Kind::NoSort),
-            }));
+            return Ok(match () {
+                () if self.kinds.has(Kind::Timeout) => Request::ListTimeouts,
+                () if self.kinds.has(Kind::Connection) => Request::ListConnections { numeric },
+                () => Request::List(ListRequest {
+                    service: self.service,
+                    numeric,
+                    view: View::of(self.kinds),
+                    exact: self.kinds.has(Kind::Exact),
+                    unsorted: self.kinds.has(Kind::NoSort),
+                }),
+            });
         }
         // `check` has seen to it that every other command has a service, except `-C`.
-        let Some(service) = self.service.map(service_key) else {
+        let Some(service) = self.service else {
             return Ok(Request::Change(Change::Clear));
         };
         let server = || self.server_spec(service, names);
@@ -203,21 +272,33 @@ impl<'a> Typed<'a> {
     }
 
     fn service_request(&self, key: ServiceKey) -> Result<ServiceRequest, Failure> {
-        if key.port == 0 {
+        let one_packet = self.kinds.has(Kind::OnePacket);
+        if key.port == 0 && self.persistence.is_none() {
             return Err(Failure::usage("Zero port specified for non-persistent service"));
         }
-        let scheduler = self.scheduler.unwrap_or(DEFAULT_SCHEDULER);
-        let flags = scheduler_flags(self.flags.unwrap_or_default(), scheduler)?;
+        if one_packet && key.protocol != Protocol::Udp {
+            return Err(Failure::usage(
+                "One-Packet Scheduling is only for UDP virtual services",
+            ));
+        }
+        let scheduler = self.scheduler.unwrap_or(Scheduler::default().name());
+        let flags = values::scheduler_flags(self.flags.unwrap_or_default(), scheduler)?;
+        // As in the kernel, a mask without persistence is taken and has no meaning.
+        let persistence = self.persistence.map(|timeout| Persistence {
+            timeout,
+            mask: self.mask,
+        });
         Ok(ServiceRequest {
             key,
             scheduler: scheduler.parse().ok(),
             flags,
+            persistence,
+            one_packet,
         })
     }
 
     fn server_spec(&self, service: ServiceKey, names: &Names) -> Result<ServerSpec, Failure> {
-        let (address, _) = host_and_port(self.server.unwrap_or_default(), service.protocol, names)
-            .ok_or_else(|| Failure::usage("illegal real server address[:port] specified"))?;
+        let address = values::server_address(self.server.unwrap_or_default(), service.protocol, names)?;
         if address.is_ipv4() != service.address.is_ipv4() {
             return Err(Failure::usage(
                 "Different address family is allowed only for tunneling servers",
@@ -228,21 +309,12 @@ impl<'a> Typed<'a> {
             address,
             port: service.port,
         };
-        let weight = self.weight.unwrap_or(DEFAULT_WEIGHT);
-        Ok(ServerSpec::new(key, weight))
+        Ok(ServerSpec {
+            upper_threshold: self.upper_threshold,
+            lower_threshold: self.lower_threshold,
+            ..ServerSpec::new(key, self.weight.unwrap_or(DEFAULT_WEIGHT))
+        })
     }
-}
-
-/// The three values of `--set`: seconds, 0 to 31 days, 0 for one that stays.
-fn timeouts(words: &[&str]) -> Result<Timeouts, Failure> {
-    let mut seconds = [0; 3];
-    for (word, seconds) in words.iter().zip(&mut seconds) {
-        *seconds = (word.parse().ok())
-            .filter(|seconds| *seconds <= MAX_TIMEOUT)
-            .ok_or_else(|| Failure::usage(format!("invalid timeout value `{word}' specified")))?;
-    }
-    let [tcp, tcp_fin, udp] = seconds;
-    Ok(Timeouts { tcp, tcp_fin, udp })
 }
 
 /// ipvsadm's check of which options a command needs and takes.
@@ -301,13 +373,13 @@ fn unsupported_command(verb: Verb) -> Option<&'static str> {
         Verb::StartDaemon => Some("--start-daemon (connection synchronisation) is not supported yet"),
         Verb::StopDaemon => Some("--stop-daemon (connection synchronisation) is not supported yet"),
         Verb::Restore => Some("-R (restoring rules) is not supported yet"),
-        Verb::Save => Some("-S (saving rules) is not supported yet"),
         Verb::Zero => Some("-Z (zeroing counters) is not supported yet"),
         Verb::AddService
         | Verb::EditService
         | Verb::DeleteService
         | Verb::Flush
         | Verb::List
+        | Verb::Save
         | Verb::Set
         | Verb::AddServer
         | Verb::DeleteServer
@@ -317,19 +389,13 @@ fn unsupported_command(verb: Verb) -> Option<&'static str> {
 
 fn unsupported_option(option: Opt) -> Option<&'static str> {
     match option {
-        Opt::SctpService => Some("--sctp-service (SCTP) is not supported yet"),
         Opt::FirewallMark => Some("-f (firewall marks) is not supported yet"),
         Opt::Masquerading => Some(
             "-m (masquerading) is not direct routing, where real servers answer the client themselves: use -g",
         ),
         Opt::Tunnelling => Some("-i (tunnelling) is not supported yet: use -g"),
         Opt::Other(kind) => match kind {
-            Kind::Persistent => Some("-p (persistence) is not supported yet"),
-            Kind::Netmask => Some("-M (persistence mask) is not supported yet"),
-            Kind::OnePacket => Some("-o (one-packet scheduling) is not supported yet"),
             Kind::Engine => Some("--pe (persistence engines) is not supported yet"),
-            Kind::UpperThreshold => Some("-x (upper threshold) is not supported yet"),
-            Kind::LowerThreshold => Some("-y (lower threshold) is not supported yet"),
             Kind::TunnelType
             | Kind::TunnelPort
             | Kind::TunnelNoChecksum
@@ -341,90 +407,11 @@ fn unsupported_option(option: Opt) -> Option<&'static str> {
     }
 }
 
-/// Of several formats the first of this order counts: stats, rate, thresholds, persistent-conn, tun-info.
 fn unsupported_list(kinds: Kinds) -> Option<&'static str> {
     match () {
-        () if kinds.has(Kind::Connection) => {
-            Some("-L -c (connections) is not supported yet: use `lvs-xdp connections`")
-        }
         () if kinds.has(Kind::Daemon) => Some("-L --daemon is not supported yet"),
-        () if kinds.has(Kind::Stats) => None,
-        () if kinds.has(Kind::Rate) => Some("-L --rate is not supported yet"),
-        () if kinds.has(Kind::Thresholds) => Some("-L --thresholds is not supported yet"),
-        () if kinds.has(Kind::PersistentConnections) => Some("-L --persistent-conn is not supported yet"),
-        () if kinds.has(Kind::TunnelInfo) => Some("-L --tun-info is not supported yet"),
+        // Counters come before rates where both are asked for, see `View::of`.
+        () if kinds.has(Kind::Rate) && !kinds.has(Kind::Stats) => Some("-L --rate is not supported yet"),
         () => None,
     }
-}
-
-fn service_address(
-    text: &str,
-    protocol: Protocol,
-    names: &Names,
-) -> Result<(Protocol, IpAddr, Option<u16>), Failure> {
-    let (address, port) = host_and_port(text, protocol, names)
-        .ok_or_else(|| Failure::usage("illegal virtual server address[:port] specified"))?;
-    Ok((protocol, address, port))
-}
-
-fn service_key((protocol, address, port): (Protocol, IpAddr, Option<u16>)) -> ServiceKey {
-    ServiceKey {
-        protocol,
-        address,
-        port: port.unwrap_or(0),
-    }
-}
-
-/// `host[:port]`, `[v6]:port` or a bare IPv6 address. Brackets need a port.
-fn host_and_port(text: &str, protocol: Protocol, names: &Names) -> Option<(IpAddr, Option<u16>)> {
-    if let Some(rest) = text.strip_prefix('[') {
-        let (host, port) = rest.split_once("]:")?;
-        return Some((
-            host.parse::<Ipv6Addr>().ok()?.into(),
-            Some(names.port(port, protocol)?),
-        ));
-    }
-    if let Ok(address) = text.parse::<Ipv6Addr>() {
-        return Some((address.into(), None));
-    }
-    match text.split_once(':') {
-        Some((host, port)) => Some((names.ipv4_host(host)?, Some(names.port(port, protocol)?))),
-        None => Some((names.ipv4_host(text)?, None)),
-    }
-}
-
-fn weight(text: &str) -> Result<u32, Failure> {
-    text.parse::<i32>()
-        .ok()
-        .and_then(|weight| u32::try_from(weight).ok())
-        .ok_or_else(|| Failure::usage("illegal weight specified"))
-}
-
-/// `-b`: names joined by commas. Those of sh and mh are one flag each; `flag-1` and `flag-2` are the
-/// same two bits without a scheduler's name.
-fn scheduler_flags(text: &str, scheduler: &str) -> Result<Vec<SchedulerFlag>, Failure> {
-    let mut flags = Vec::new();
-    for name in text.split(',').filter(|name| !name.is_empty()) {
-        let (flag, only_for) = match name {
-            "sh-fallback" => (SchedulerFlag::Fallback, Some("sh")),
-            "sh-port" => (SchedulerFlag::Port, Some("sh")),
-            "mh-fallback" => (SchedulerFlag::Fallback, Some("mh")),
-            "mh-port" => (SchedulerFlag::Port, Some("mh")),
-            "flag-1" if matches!(scheduler, "sh" | "mh") => (SchedulerFlag::Fallback, None),
-            "flag-2" if matches!(scheduler, "sh" | "mh") => (SchedulerFlag::Port, None),
-            "flag-1" | "flag-2" | "flag-3" => {
-                return Err(Failure::refused(format!(
-                    "-b {name} is not supported: the scheduler {scheduler} has no such flag"
-                )));
-            }
-            _ => return Err(Failure::usage(format!("invalid scheduler flag `{name}'"))),
-        };
-        if only_for.is_some_and(|owner| owner != scheduler) {
-            return Err(Failure::usage(format!("incompatible scheduler flag `{name}'")));
-        }
-        flags.push(flag);
-    }
-    flags.sort_unstable();
-    flags.dedup();
-    Ok(flags)
 }

@@ -1,16 +1,20 @@
 //! A drop-in for ipvsadm 1.31: the same words, tables, messages and exit statuses, spoken to the agent.
 //!
-//! It has the commands `-A -E -D -a -e -d -C -L --set -h -v` with the options of direct routing over TCP and
-//! UDP; what the real one has beyond them is refused by one clear line. Without `-n` ports go by
+//! It has the commands `-A -E -D -a -e -d -C -L -S --set -h -v` with the options of direct routing over TCP,
+//! UDP and SCTP; what the real one has beyond them is refused by one clear line. Without `-n` ports go by
 //! the names of /etc/services, while addresses stay numbers: host names are understood, not printed.
 
 mod args;
+mod help;
 mod names;
 mod options;
+mod order;
 mod output;
 mod popt;
+mod save;
 #[cfg(test)]
 mod tests;
+mod values;
 
 use std::{
     ffi::OsString,
@@ -26,61 +30,11 @@ use args::{ListRequest, Request, ServiceRequest};
 
 use crate::api::{
     client::{self, BlockingClient, ClientError},
-    types::{ApiError, Change, ErrorCode, Service, ServiceKey, ServiceSpec, Timeouts},
+    types::{ApiError, Change, Connection, ErrorCode, Scheduler, Service, ServiceKey, ServiceSpec, Timeouts},
 };
 
 /// What `-v` prints: scripts look at the version before they use an option.
 const VERSION: &str = "ipvsadm v1.31 2019/12/24 (compiled with popt and IPVS v1.2.1)";
-
-const HELP: &str = "\
-ipvsadm of lvs-xdp: the virtual services of the director, as ipvsadm 1.31 has them
-
-Usage:
-  ipvsadm -A|E -t|u VIP:PORT [-s SCHEDULER] [-b FLAG,...]
-  ipvsadm -D -t|u VIP:PORT
-  ipvsadm -C
-  ipvsadm -a|e -t|u VIP:PORT -r RIP [-g] [-w WEIGHT]
-  ipvsadm -d -t|u VIP:PORT -r RIP
-  ipvsadm -L|l [-n] [-t|u VIP:PORT] [--stats [-X]] [--nosort]
-  ipvsadm -L|l --timeout
-  ipvsadm --set TCP TCPFIN UDP
-  ipvsadm -h | -v
-
-Commands:
-  -A, --add-service      add a virtual service
-  -E, --edit-service     replace a virtual service's settings
-  -D, --delete-service   remove a virtual service and its real servers
-  -C, --clear            remove every virtual service
-  -a, --add-server       add a real server to a virtual service
-  -e, --edit-server      replace a real server's settings
-  -d, --delete-server    remove a real server from a virtual service
-  -L, -l, --list         show the virtual services (also without any command)
-      --set                  set the time-outs in seconds, 0 for one that stays
-  -h, --help             show this text
-  -v, --version          show the version of ipvsadm that is spoken
-
-Options:
-  -t, --tcp-service VIP:PORT    a TCP service; [VIP]:PORT where the VIP is IPv6
-  -u, --udp-service VIP:PORT    a UDP service
-  -s, --scheduler SCHEDULER     rr wrr fo sh dh mh
-  -b, --sched-flags FLAG,...    sh-fallback sh-port (sh), mh-fallback mh-port (mh)
-  -r, --real-server RIP         a real server; its port is the service's
-  -g, --gatewaying              direct routing, which is the default
-  -w, --weight WEIGHT           0 to 2147483647, 1 where none is given; 0 takes no new connections
-  -n, --numeric                 ports as numbers
-      --stats                   connections, packets and bytes
-  -X, --exact                   numbers in full
-      --timeout                 the time-outs
-      --nosort                  in the schedulers' order, the real server added last first
-
-The agent is found by its socket: LVS_XDP_SOCKET, else /run/lvs-xdp/agent.sock.
-
-Example:
-  ipvsadm -A -t 192.168.2.100:80 -s rr
-  ipvsadm -a -t 192.168.2.100:80 -r 192.168.2.220 -g
-  ipvsadm -a -t 192.168.2.100:80 -r 192.168.2.210 -g
-  ipvsadm -L -n
-";
 
 /// The director whose services are listed and changed.
 pub trait Director {
@@ -89,6 +43,9 @@ pub trait Director {
 
     /// The time-outs of connections.
     fn timeouts(&mut self) -> Result<Timeouts, ClientError>;
+
+    /// Every connection entry, persistence templates among them.
+    fn connections(&mut self) -> Result<Vec<Connection>, ClientError>;
 
     /// Applies one change.
     fn change(&mut self, change: Change) -> Result<(), ClientError>;
@@ -101,6 +58,10 @@ impl Director for BlockingClient {
 
     fn timeouts(&mut self) -> Result<Timeouts, ClientError> {
         self.status().map(|status| status.timeouts)
+    }
+
+    fn connections(&mut self) -> Result<Vec<Connection>, ClientError> {
+        Self::connections(self)
     }
 
     fn change(&mut self, change: Change) -> Result<(), ClientError> {
@@ -184,19 +145,29 @@ pub fn run(
 /// Does what the words say; returns what goes to standard output.
 fn perform(words: &[String], director: &mut dyn Director, names: &Names) -> Result<Vec<u8>, Failure> {
     match args::parse(words, names)? {
-        Request::Help => Ok(HELP.into()),
+        Request::Help => Ok(help::text().into()),
         Request::Version => Ok(format!("{VERSION}\n").into()),
         Request::List(request) => list(director, request, names),
         Request::ListTimeouts => {
             let Timeouts { tcp, tcp_fin, udp } = director.timeouts().map_err(unanswered)?;
             Ok(format!("Timeout (tcp tcpfin udp): {tcp} {tcp_fin} {udp}\n").into())
         }
+        Request::ListConnections { numeric } => {
+            let connections = director.connections().map_err(unanswered)?;
+            let names = (!numeric).then_some(names);
+            formatted(|out| output::connections(out, &connections, names))
+        }
+        Request::Save { numeric } => {
+            let services = services(director)?;
+            let names = (!numeric).then_some(names);
+            formatted(|out| save::rules(out, services, names))
+        }
         Request::AddService(request) => {
-            let service = service_spec(director, request, true)?;
+            let service = new_service(director, request)?;
             apply(director, &Change::AddService { service })
         }
         Request::EditService(request) => {
-            let service = service_spec(director, request, false)?;
+            let service = edited_service(director, request)?;
             apply(director, &Change::EditService { service })
         }
         Request::Change(change) => apply(director, &change),
@@ -211,10 +182,14 @@ fn list(director: &mut dyn Director, request: ListRequest, names: &Names) -> Res
             return Err(Failure::absent("No such service"));
         }
     }
-    let mut table = Vec::new();
-    output::list(&mut table, services, request, names)
-        .map_err(|error| Failure::absent(format!("cannot format the list: {error}")))?;
-    Ok(table)
+    let names = (!request.numeric).then_some(names);
+    formatted(|out| output::list(out, services, request, names))
+}
+
+fn formatted(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<Vec<u8>, Failure> {
+    let mut text = Vec::new();
+    write(&mut text).map_err(|error| Failure::absent(format!("cannot format the list: {error}")))?;
+    Ok(text)
 }
 
 fn apply(director: &mut dyn Director, change: &Change) -> Result<Vec<u8>, Failure> {
@@ -224,34 +199,43 @@ fn apply(director: &mut dyn Director, change: &Change) -> Result<Vec<u8>, Failur
     Ok(Vec::new())
 }
 
-/// A service as the agent takes it. A scheduler that is not there is found out as the kernel does it:
-/// after it has looked whether the service may be added or edited at all.
-fn service_spec(
-    director: &mut dyn Director,
-    request: ServiceRequest,
-    new: bool,
-) -> Result<ServiceSpec, Failure> {
-    let ServiceRequest {
-        key,
-        scheduler,
-        flags,
-    } = request;
-    if let Some(scheduler) = scheduler {
-        return Ok(ServiceSpec {
-            flags,
-            ..ServiceSpec::new(key, scheduler)
-        });
+/// What a line leaves out has IPVS's default. A scheduler that is not there is found out as the kernel does
+/// it: after it has looked whether the service may be added at all.
+fn new_service(director: &mut dyn Director, request: ServiceRequest) -> Result<ServiceSpec, Failure> {
+    if request.scheduler.is_none() && find(services(director)?, request.key).is_some() {
+        return Err(Failure::refused("Service already exists"));
     }
-    let exists = has_service(&services(director)?, key);
-    Err(Failure::refused(match (new, exists) {
-        (true, true) => "Service already exists",
-        (false, false) => "No such service",
-        _ => "Scheduler or persistence engine not found",
-    }))
+    let base = ServiceSpec::new(request.key, Scheduler::default());
+    with_request(base, request)
 }
 
-fn has_service(services: &[Service], key: ServiceKey) -> bool {
-    services.iter().any(|service| service.spec.key == key)
+/// Replaces all that ipvsadm has words for, with IPVS's default where the line leaves it out. What this
+/// director has beyond that stays.
+fn edited_service(director: &mut dyn Director, request: ServiceRequest) -> Result<ServiceSpec, Failure> {
+    match find(services(director)?, request.key) {
+        Some(service) => with_request(service.spec, request),
+        None => Err(Failure::refused("No such service")),
+    }
+}
+
+fn with_request(mut spec: ServiceSpec, request: ServiceRequest) -> Result<ServiceSpec, Failure> {
+    let ServiceRequest {
+        key: _,
+        scheduler,
+        flags,
+        persistence,
+        one_packet,
+    } = request;
+    let missing = || Failure::refused("Scheduler or persistence engine not found");
+    spec.scheduler = scheduler.ok_or_else(missing)?;
+    spec.flags = flags;
+    spec.persistence = persistence;
+    spec.one_packet = one_packet;
+    Ok(spec)
+}
+
+fn find(services: Vec<Service>, key: ServiceKey) -> Option<Service> {
+    services.into_iter().find(|service| service.spec.key == key)
 }
 
 fn services(director: &mut dyn Director) -> Result<Vec<Service>, Failure> {

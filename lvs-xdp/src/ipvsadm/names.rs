@@ -116,7 +116,7 @@ impl Services {
 
 /// inet_aton(3): one to four parts, each decimal, octal (`0...`) or hexadecimal (`0x...`), the last of
 /// which fills the bytes that are left (`10.1` is 10.0.0.1).
-fn inet_aton(text: &str) -> Option<Ipv4Addr> {
+pub(super) fn inet_aton(text: &str) -> Option<Ipv4Addr> {
     let parts: Vec<u32> = text.split('.').map(inet_aton_part).collect::<Option<_>>()?;
     let (&last, leading) = parts.split_last()?;
     let free_bits = 32 - 8 * u32::try_from(leading.len()).ok().filter(|&count| count < 4)?;

@@ -1,13 +1,16 @@
-//! The tables of `-L`, byte for byte those of ipvsadm 1.31: its widths, its trailing blanks, its order.
+//! The tables of `-L`, byte for byte those of ipvsadm 1.31: its widths and its trailing blanks.
 
 use std::{
-    cmp::Ordering,
     io::{self, Write},
     net::{IpAddr, SocketAddr},
 };
 
-use super::{Names, args::ListRequest};
-use crate::api::types::{Protocol, Scheduler, SchedulerFlag, Server, Service, ServiceSpec, Stats};
+use super::{
+    Names,
+    args::{ListRequest, View},
+    order, values,
+};
+use crate::api::types::{Connection, Persistence, Protocol, Server, ServerSpec, Service, ServiceSpec, Stats};
 
 /// The first line of a full list: the version of IPVS that is spoken, and the number of its hash rows,
 /// which is the kernel's default here: scripts know the line, and this program has no such rows.
@@ -22,81 +25,162 @@ const SERVER_WIDTH: usize = 28;
 /// Writes the table of `services`, of which there is one where the request names it.
 pub(super) fn list(
     out: &mut dyn Write,
-    mut services: Vec<Service>,
+    services: Vec<Service>,
     request: ListRequest,
-    names: &Names,
+    names: Option<&Names>,
 ) -> io::Result<()> {
-    if !request.unsorted {
-        services = merge_sort(services, &compare_services);
-    }
+    let services = if request.unsorted {
+        services
+    } else {
+        order::services(services)
+    };
     if request.service.is_none() {
         writeln!(out, "{BANNER}")?;
     }
-    if request.stats {
-        writeln!(
-            out,
-            "{:<33} {:>8} {:>8} {:>8} {:>8} {:>8}",
-            "Prot LocalAddress:Port", "Conns", "InPkts", "OutPkts", "InBytes", "OutBytes"
-        )?;
-        writeln!(out, "  -> RemoteAddress:Port")?;
-    } else {
-        writeln!(out, "Prot LocalAddress:Port Scheduler Flags")?;
-        writeln!(
-            out,
-            "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn"
-        )?;
-    }
+    let [service_title, server_title] = titles(request.view);
+    writeln!(out, "{service_title}")?;
+    writeln!(out, "{server_title}")?;
     for service in services {
         write_service(out, service, request, names)?;
     }
     Ok(())
 }
 
+/// The line above the services and the one above their real servers.
+fn titles(view: View) -> [String; 2] {
+    const SERVICE: &str = "Prot LocalAddress:Port";
+    const SERVER: &str = "  -> RemoteAddress:Port";
+    let (service, server) = match view {
+        View::Weights => (
+            " Scheduler Flags".to_owned(),
+            "           Forward Weight ActiveConn InActConn",
+        ),
+        View::TunnelInfo => (
+            " Scheduler Flags".to_owned(),
+            "           Forward TunnelInfo    Weight ActiveConn InActConn",
+        ),
+        View::Stats => {
+            let [a, b, c, d, e] = ["Conns", "InPkts", "OutPkts", "InBytes", "OutBytes"];
+            (format!("            {a:>8} {b:>8} {c:>8} {d:>8} {e:>8}"), "")
+        }
+        View::Thresholds => {
+            let [a, b, c, d] = ["Uthreshold", "Lthreshold", "ActiveConn", "InActConn"];
+            (format!("            {a:<10} {b:<10} {c:<10} {d:<10}"), "")
+        }
+        View::PersistentConnections => {
+            let [a, b, c, d] = ["Weight", "PersistConn", "ActiveConn", "InActConn"];
+            (format!("            {a:<9} {b:<11} {c:<10} {d:<10}"), "")
+        }
+    };
+    [format!("{SERVICE}{service}"), format!("{SERVER}{server}")]
+}
+
 fn write_service(
     out: &mut dyn Write,
     service: Service,
     request: ListRequest,
-    names: &Names,
+    names: Option<&Names>,
 ) -> io::Result<()> {
+    let ListRequest { view, exact, .. } = request;
     let key = service.spec.key;
-    let names = (!request.numeric).then_some(names);
     let name = format!(
         "{:<4} {}",
         key.protocol,
         endpoint(key.address, key.port, key.protocol, names)
     );
     let name = cut(&name, key.address, SERVICE_WIDTH);
-    if request.stats {
-        writeln!(out, "{name:<33}{}", counters(service.stats, request.exact))?;
-    } else {
-        writeln!(out, "{name} {}{}", service.spec.scheduler, flags(&service.spec))?;
+    match view {
+        View::Stats => writeln!(out, "{name:<33}{}", counters(service.stats, exact))?,
+        _ => writeln!(out, "{name} {}", scheduling(&service.spec))?,
     }
     let servers = if request.unsorted {
         service.servers
     } else {
-        merge_sort(service.servers, &compare_servers)
+        order::servers(service.servers)
     };
     for server in servers {
         let at = server.spec.key;
         let name = endpoint(at.address, at.port, key.protocol, names);
         let name = cut(&name, at.address, SERVER_WIDTH);
-        if request.stats {
-            writeln!(out, "  -> {name:<28}{}", counters(server.stats, request.exact))?;
-        } else {
-            let (weight, active, inactive) = (server.spec.weight, server.active, server.inactive);
-            // Every real server is reached by direct routing, which is "Route" here.
-            writeln!(
-                out,
-                "  -> {name:<28} {:<7} {weight:<6} {active:<10} {inactive:<10}",
-                "Route"
-            )?;
+        writeln!(out, "  -> {name:<28}{}", columns(&server, view, exact))?;
+    }
+    Ok(())
+}
+
+/// What stands behind a service's name: `sh (sh-fallback,sh-port) persistent 360 mask 255.255.255.0 ops`.
+fn scheduling(spec: &ServiceSpec) -> String {
+    let mut text = spec.scheduler.to_string();
+    if !spec.flags.is_empty() {
+        text += &format!(" ({})", flags(spec));
+    }
+    if let Some(Persistence { timeout, mask }) = spec.persistence {
+        text += &format!(" persistent {timeout}");
+        if let Some(mask) = mask {
+            text += &format!(" mask {mask}");
         }
+    }
+    if spec.one_packet {
+        text += " ops";
+    }
+    text
+}
+
+/// What stands behind a real server's name. Every one is reached by direct routing, which is `Route` here
+/// and has no tunnel.
+fn columns(server: &Server, view: View, exact: bool) -> String {
+    let (active, inactive, persistent) = (server.active, server.inactive, server.persistent);
+    let ServerSpec {
+        weight,
+        upper_threshold: upper,
+        lower_threshold: lower,
+        ..
+    } = server.spec;
+    let connections = format!("{active:<10} {inactive:<10}");
+    match view {
+        View::Stats => counters(server.stats, exact),
+        View::Weights => format!(" {:<7} {weight:<6} {connections}", "Route"),
+        View::TunnelInfo => format!(" {:<7} {:<13} {weight:<6} {connections}", "Route", "n/a"),
+        View::Thresholds => format!(" {upper:<10} {lower:<10} {connections}"),
+        View::PersistentConnections => format!(" {weight:<9} {persistent:<11} {connections}"),
+    }
+}
+
+/// Writes the connection entries of `-L -c`, in the agent's order.
+pub(super) fn connections(
+    out: &mut dyn Write,
+    connections: &[Connection],
+    names: Option<&Names>,
+) -> io::Result<()> {
+    writeln!(out, "IPVS connection entries")?;
+    writeln!(
+        out,
+        "pro expire {:<11} {:<18} {:<18} destination",
+        "state", "source", "virtual"
+    )?;
+    for connection in connections {
+        let Connection {
+            protocol,
+            expires,
+            ref state,
+            ..
+        } = *connection;
+        let expires = format!("{:02}:{:02}", expires / 60, expires % 60);
+        let [source, service, destination] = [
+            connection.client,
+            connection.virtual_address,
+            connection.destination,
+        ]
+        .map(|at| endpoint(at.ip(), at.port(), protocol, names));
+        writeln!(
+            out,
+            "{protocol:<3} {expires:<6} {state:<11} {source:<18} {service:<18} {destination}"
+        )?;
     }
     Ok(())
 }
 
 /// `address:port`, with the port's name where `names` is given and has one. Addresses stay numbers.
-fn endpoint(address: IpAddr, port: u16, protocol: Protocol, names: Option<&Names>) -> String {
+pub(super) fn endpoint(address: IpAddr, port: u16, protocol: Protocol, names: Option<&Names>) -> String {
     match names.and_then(|names| names.port_name(port, protocol)) {
         Some(name) if address.is_ipv6() => format!("[{address}]:{name}"),
         Some(name) => format!("{address}:{name}"),
@@ -111,25 +195,14 @@ fn cut(name: &str, address: IpAddr, width: usize) -> &str {
     }
 }
 
-/// ` (sh-fallback,sh-port)`, or nothing.
-fn flags(spec: &ServiceSpec) -> String {
-    if spec.flags.is_empty() {
-        return String::new();
-    }
+/// `sh-fallback,sh-port`
+pub(super) fn flags(spec: &ServiceSpec) -> String {
     let names: Vec<_> = spec
         .flags
         .iter()
-        .map(|&flag| flag_name(spec.scheduler, flag))
+        .map(|&flag| values::flag_name(spec.scheduler, flag))
         .collect();
-    format!(" ({})", names.join(","))
-}
-
-fn flag_name(scheduler: Scheduler, flag: SchedulerFlag) -> String {
-    let flag = match flag {
-        SchedulerFlag::Fallback => "fallback",
-        SchedulerFlag::Port => "port",
-    };
-    format!("{scheduler}-{flag}")
+    names.join(",")
 }
 
 /// Connections, packets in and out, bytes in and out. Answers do not pass a director that routes
@@ -162,67 +235,6 @@ fn exact_number(count: u64) -> String {
     format!(" {count:>8}")
 }
 
-/// IPv4 before IPv6, then TCP before UDP, then by address and port.
-fn compare_services(one: &Service, other: &Service) -> Ordering {
-    let (one, other) = (one.spec.key, other.spec.key);
-    one.address
-        .is_ipv6()
-        .cmp(&other.address.is_ipv6())
-        .then(one.protocol.number().cmp(&other.protocol.number()))
-        .then_with(|| compare_addresses(one.address, other.address))
-        .then(one.port.cmp(&other.port))
-}
-
-fn compare_servers(one: &Server, other: &Server) -> Ordering {
-    let (one, other) = (one.spec.key, other.spec.key);
-    compare_addresses(one.address, other.address).then(one.port.cmp(&other.port))
-}
-
-/// Addresses in ipvsadm's order: by the sign of the 32-bit difference of their words, which wraps.
-/// 224.0.0.1 so comes before 10.0.0.1, and there are addresses that run in a circle.
-fn compare_addresses(one: IpAddr, other: IpAddr) -> Ordering {
-    fn words(address: IpAddr) -> [u32; 4] {
-        match address {
-            IpAddr::V4(address) => [address.to_bits(), 0, 0, 0],
-            IpAddr::V6(address) => {
-                let bits = address.to_bits();
-                // Truncation is the point: one word of the four.
-                [96, 64, 32, 0].map(|shift| (bits >> shift) as u32)
-            }
-        }
-    }
-    let difference = words(one)
-        .into_iter()
-        .zip(words(other))
-        .map(|(one, other)| one.wrapping_sub(other));
-    let first = difference
-        .into_iter()
-        .find(|&difference| difference != 0)
-        .unwrap_or(0);
-    first.cast_signed().cmp(&0)
-}
-
-/// A stable merge sort. The standard library's sorts may panic when an order is not total, and
-/// ipvsadm's is not; where it is one for the items at hand, every sort gives the same answer.
-fn merge_sort<T>(mut items: Vec<T>, compare: &dyn Fn(&T, &T) -> Ordering) -> Vec<T> {
-    if items.len() < 2 {
-        return items;
-    }
-    let right = items.split_off(items.len() / 2);
-    let mut left = merge_sort(items, compare).into_iter().peekable();
-    let mut right = merge_sort(right, compare).into_iter().peekable();
-    let mut merged = Vec::with_capacity(left.len() + right.len());
-    loop {
-        let right_first = match (left.peek(), right.peek()) {
-            (Some(left), Some(right)) => compare(left, right).is_gt(),
-            (None, Some(_)) => true,
-            (Some(_), None) => false,
-            (None, None) => return merged,
-        };
-        merged.extend(if right_first { right.next() } else { left.next() });
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,28 +255,6 @@ mod tests {
             assert_eq!(short_number(count), short);
             assert_eq!(exact_number(count), exact);
         }
-    }
-
-    #[test]
-    fn addresses_are_in_ipvsadms_order() {
-        let sorted = |addresses: &[&str]| {
-            let addresses: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
-            merge_sort(addresses, &|&one, &other| compare_addresses(one, other))
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(
-            sorted(&["10.0.0.0", "0.0.0.0", "255.255.255.255", "224.0.0.1"]),
-            ["224.0.0.1", "255.255.255.255", "0.0.0.0", "10.0.0.0"]
-        );
-        assert_eq!(sorted(&["200.0.0.1", "100.0.0.1"]), ["100.0.0.1", "200.0.0.1"]);
-        assert_eq!(
-            sorted(&["fd00::2", "fd00::1", "2001:db8::1"]),
-            ["fd00::1", "fd00::2", "2001:db8::1"]
-        );
-        // A circle: no order is right, but none may panic or lose one of them.
-        assert_eq!(sorted(&["0.0.0.0", "96.0.0.0", "192.0.0.0"]).len(), 3);
     }
 
     #[test]

@@ -1,17 +1,22 @@
-//! Whole command lines against a director in memory; [`replay`] has those that were recorded.
+//! Whole command lines against a director in memory; [`replay`] and [`scenarios`] have
+//! those that were recorded.
 
+mod lists;
 mod replay;
+mod scenarios;
+mod services;
 
 use serde::Deserialize;
 
 use super::*;
-use crate::api::types::{Server, ServerState, Stats, Timeouts};
+use crate::api::types::{Server, ServerSpec, ServerState, Stats, Timeouts};
 
 /// A director without agent, program or network: what the kernel would say to each change.
 #[derive(Default)]
 struct Memory {
     services: Vec<Service>,
     timeouts: Timeouts,
+    connections: Vec<Connection>,
 }
 
 impl Memory {
@@ -49,6 +54,7 @@ impl Memory {
             } => {
                 assert!(!require_on_link, "ipvsadm takes every real server");
                 let service = self.service(service, E::ServiceNotDefined)?;
+                thresholds_fit(&spec)?;
                 if spec.key.address.is_unspecified() || spec.key.address.is_multicast() {
                     return refuse(E::Invalid);
                 }
@@ -74,6 +80,7 @@ impl Memory {
                 server: spec,
             } => {
                 let service = self.service(service, E::ServiceNotDefined)?;
+                thresholds_fit(&spec)?;
                 match service
                     .servers
                     .iter_mut()
@@ -107,6 +114,13 @@ impl Memory {
     }
 }
 
+fn thresholds_fit(spec: &ServerSpec) -> Result<(), ApiError> {
+    if spec.lower_threshold > spec.upper_threshold {
+        return Err(ApiError::new(ErrorCode::OutOfRange, "agent's words"));
+    }
+    Ok(())
+}
+
 impl Director for Memory {
     fn services(&mut self) -> Result<Vec<Service>, ClientError> {
         Ok(self.services.clone())
@@ -114,6 +128,10 @@ impl Director for Memory {
 
     fn timeouts(&mut self) -> Result<Timeouts, ClientError> {
         Ok(self.timeouts)
+    }
+
+    fn connections(&mut self) -> Result<Vec<Connection>, ClientError> {
+        Ok(self.connections.clone())
     }
 
     fn change(&mut self, change: Change) -> Result<(), ClientError> {
@@ -131,6 +149,10 @@ impl Director for Nobody {
 
     fn timeouts(&mut self) -> Result<Timeouts, ClientError> {
         panic!("asked for time-outs")
+    }
+
+    fn connections(&mut self) -> Result<Vec<Connection>, ClientError> {
+        panic!("asked for connections")
     }
 
     fn change(&mut self, change: Change) -> Result<(), ClientError> {
@@ -151,6 +173,10 @@ impl Director for Unreachable {
 
     fn timeouts(&mut self) -> Result<Timeouts, ClientError> {
         self.services().map(|_| Timeouts::default())
+    }
+
+    fn connections(&mut self) -> Result<Vec<Connection>, ClientError> {
+        self.services().map(|_| Vec::new())
     }
 
     fn change(&mut self, _change: Change) -> Result<(), ClientError> {
@@ -221,22 +247,6 @@ fn missing_features_are_refused_in_one_line() {
             "-i (tunnelling) is not supported yet: use -g",
         ),
         (
-            "-a -t 10.0.0.1:80 -r 10.0.0.2 -x 5",
-            "-x (upper threshold) is not supported yet",
-        ),
-        (
-            "-a -t 10.0.0.1:80 -r 10.0.0.2 -y 5",
-            "-y (lower threshold) is not supported yet",
-        ),
-        (
-            "-A -t 10.0.0.1:80 -s rr -p",
-            "-p (persistence) is not supported yet",
-        ),
-        (
-            "-A -t 10.0.0.1:80 -s rr -M 255.255.255.0",
-            "-M (persistence mask) is not supported yet",
-        ),
-        (
             "-A -t 10.0.0.1:80 -s rr -b flag-1",
             "-b flag-1 is not supported: the scheduler rr has no such flag",
         ),
@@ -245,31 +255,13 @@ fn missing_features_are_refused_in_one_line() {
             "-b flag-3 is not supported: the scheduler sh has no such flag",
         ),
         (
-            "-A -u 10.0.0.1:53 -s rr -o",
-            "-o (one-packet scheduling) is not supported yet",
-        ),
-        (
             "-A -u 10.0.0.1:53 -s rr --pe sip",
             "--pe (persistence engines) is not supported yet",
         ),
         ("-A -f 1 -s rr", "-f (firewall marks) is not supported yet"),
-        (
-            "-A --sctp-service 10.0.0.1:80 -s rr",
-            "--sctp-service (SCTP) is not supported yet",
-        ),
-        (
-            "-L -c",
-            "-L -c (connections) is not supported yet: use `lvs-xdp connections`",
-        ),
         ("-L --daemon", "-L --daemon is not supported yet"),
         ("-L --rate", "-L --rate is not supported yet"),
-        ("-L --thresholds", "-L --thresholds is not supported yet"),
-        (
-            "-L --persistent-conn",
-            "-L --persistent-conn is not supported yet",
-        ),
-        ("-L --tun-info", "-L --tun-info is not supported yet"),
-        ("-S -n", "-S (saving rules) is not supported yet"),
+        ("-L --rate --thresholds", "-L --rate is not supported yet"),
         ("-R", "-R (restoring rules) is not supported yet"),
         ("-Z", "-Z (zeroing counters) is not supported yet"),
         (
@@ -326,6 +318,55 @@ fn usage_errors_need_no_agent() {
             "invalid option `--add-service'",
         ),
         ("--set 1 2", "--set option requires 3 timeout values"),
+        ("--set 1 2 2678401", "invalid timeout value `2678401' specified"),
+        (
+            "-A -t 10.0.0.1:80 -p 2678401",
+            "invalid timeout value `2678401' specified",
+        ),
+        ("-A -t 10.0.0.1:80 -p=", "invalid timeout value `' specified"),
+        (
+            "-A -t 10.0.0.1:80 -p -M 300.0.0.0",
+            "illegal virtual server persistent mask specified",
+        ),
+        (
+            "-A -t 10.0.0.1:80 -p -M /24",
+            "illegal virtual server persistent mask specified",
+        ),
+        (
+            "-A -t [fd00::1]:80 -p -M 255.255.255.0",
+            "illegal ipv6 netmask specified",
+        ),
+        ("-A -t [fd00::1]:80 -p -M 0", "illegal ipv6 netmask specified"),
+        (
+            "-A -M fd00::1 -t [fd00::1]:80 -p",
+            "illegal virtual server persistent mask specified",
+        ),
+        (
+            "-A -t 10.0.0.1:0",
+            "Zero port specified for non-persistent service",
+        ),
+        (
+            "-E --sctp-service 10.0.0.1:80 -o",
+            "One-Packet Scheduling is only for UDP virtual services",
+        ),
+        (
+            "-a -t 10.0.0.1:80 -r 10.0.0.2 -x 2147483648",
+            "illegal u_threshold specified",
+        ),
+        (
+            "-a -t 10.0.0.1:80 -r 10.0.0.2 -y x",
+            "illegal l_threshold specified",
+        ),
+        (
+            "-d -t 10.0.0.1:80 -r 10.0.0.2 -x 1",
+            "Illegal 'u-threshold' option with the 'delete-server' command",
+        ),
+        (
+            "-a -t 10.0.0.1:80 -r 10.0.0.2 -p 60",
+            "Illegal 'persistent' option with the 'add-server' command",
+        ),
+        ("-S --nosort", "Illegal 'nosort' option with the 'save' command"),
+        ("-L -c --thresholds", "options conflicts in the list command"),
     ] {
         assert_eq!(refused(&mut Nobody, line), format!("2: {message}"), "{line}");
     }
@@ -355,88 +396,26 @@ fn words_are_taken_as_popt_takes_them() {
 fn schedulers_that_are_missing_are_not_found() {
     let mut director = Memory::default();
     let not_found = "255: Scheduler or persistence engine not found";
-    assert_eq!(refused(&mut director, "-A -t 10.0.0.1:80"), not_found);
-    assert_eq!(refused(&mut director, "-A -t 10.0.0.1:80 -s lc"), not_found);
+    assert_eq!(refused(&mut director, "-A -t 10.0.0.1:80 -s xyz"), not_found);
     assert_eq!(
-        refused(&mut director, "-E -t 10.0.0.1:80 -s lc"),
+        refused(&mut director, "-E -t 10.0.0.1:80 -s xyz"),
         "255: No such service"
     );
     stdout_of(&mut director, "-A -t 10.0.0.1:80 -s rr");
     assert_eq!(
-        refused(&mut director, "-A -t 10.0.0.1:80 -s lc"),
+        refused(&mut director, "-A -t 10.0.0.1:80 -s xyz"),
         "255: Service already exists"
     );
-    assert_eq!(refused(&mut director, "-E -t 10.0.0.1:80"), not_found);
-}
-
-#[test]
-fn ports_have_names_without_n() {
-    let mut director = Memory::default();
-    stdout_of(&mut director, "-A -t 10.0.0.1:www -s rr");
-    stdout_of(&mut director, "-a -t 10.0.0.1:http -r 10.0.0.2:domain");
-    stdout_of(
-        &mut director,
-        "-A -u [fd00::1]:domain -s mh -b mh-port,mh-fallback",
-    );
-    assert_eq!(
-        stdout_of(&mut director, "-L"),
-        "IP Virtual Server version 1.2.1 (size=4096)\n\
-         Prot LocalAddress:Port Scheduler Flags\n\
-         \x20 -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n\
-         TCP  10.0.0.1:http rr\n\
-         \x20 -> 10.0.0.2:http                Route   1      0          0         \n\
-         UDP  [fd00::1]:domain mh (mh-fallback,mh-port)\n"
-    );
-}
-
-#[test]
-fn counters_and_the_schedulers_order_are_listed() {
-    let mut director = Memory::default();
-    stdout_of(&mut director, "-A -t 10.0.0.1:80 -s rr");
-    stdout_of(&mut director, "-a -t 10.0.0.1:80 -r 10.0.0.2");
-    stdout_of(&mut director, "-a -t 10.0.0.1:80 -r 10.0.0.3");
-    director.services[0].stats = Stats {
-        connections: 7,
-        packets: 123_456_789,
-        bytes: 98_765_432_100,
-    };
-    let server = &mut director.services[0].servers[0];
-    (server.active, server.inactive) = (5, 1_000);
-    server.stats = Stats {
-        connections: 3,
-        packets: 12_345_678,
-        bytes: 1_000,
-    };
-    assert_eq!(
-        stdout_of(&mut director, "-Ln --stats"),
-        "IP Virtual Server version 1.2.1 (size=4096)\n\
-         Prot LocalAddress:Port               Conns   InPkts  OutPkts  InBytes OutBytes\n\
-         \x20 -> RemoteAddress:Port\n\
-         TCP  10.0.0.1:80                         7  123456K        0   98765M        0\n\
-         \x20 -> 10.0.0.2:80                         0        0        0        0        0\n\
-         \x20 -> 10.0.0.3:80                         3 12345678        0     1000        0\n"
-    );
-    assert_eq!(
-        stdout_of(&mut director, "-LnX --stats -t 10.0.0.1:80")
-            .lines()
-            .nth(2),
-        Some("TCP  10.0.0.1:80                         7 123456789        0 98765432100        0")
-    );
-    let table = stdout_of(&mut director, "-Ln --nosort");
-    let servers: Vec<_> = table.lines().skip(4).collect();
-    assert_eq!(
-        servers,
-        [
-            "  -> 10.0.0.3:80                  Route   1      5          1000      ",
-            "  -> 10.0.0.2:80                  Route   1      0          0         "
-        ]
-    );
+    assert_eq!(refused(&mut director, "-E -t 10.0.0.1:80 -s xyz"), not_found);
 }
 
 #[test]
 fn refusals_are_in_the_kernels_words_or_the_agents() {
     let mut director = Memory::default();
     stdout_of(&mut director, "-A -t 10.0.0.1:80 -s rr");
+    let out_of_range = "255: Numerical result out of range";
+    let line = "-a -t 10.0.0.1:80 -r 10.0.0.2 -x 5 -y 6";
+    assert_eq!(refused(&mut director, line), out_of_range);
     let not_unicast = "255: Invalid operation.  Possibly wrong module version, address not unicast, ...";
     assert_eq!(
         refused(&mut director, "-a -t 10.0.0.1:80 -r 224.0.0.1"),
@@ -450,6 +429,9 @@ fn refusals_are_in_the_kernels_words_or_the_agents() {
         }
         fn timeouts(&mut self) -> Result<Timeouts, ClientError> {
             Ok(Timeouts::default())
+        }
+        fn connections(&mut self) -> Result<Vec<Connection>, ClientError> {
+            Ok(Vec::new())
         }
         fn change(&mut self, _change: Change) -> Result<(), ClientError> {
             Err(ApiError::new(ErrorCode::Full, "no room: start the agent with more --services").into())
@@ -465,7 +447,9 @@ fn refusals_are_in_the_kernels_words_or_the_agents() {
 #[test]
 fn without_an_agent_help_and_version_still_answer() {
     let mut absent = Unreachable(io::ErrorKind::NotFound);
-    assert!(stdout_of(&mut absent, "-h").contains("ipvsadm -A|E"));
+    let help = stdout_of(&mut absent, "-h");
+    assert!(help.contains("ipvsadm -A|E SERVICE"));
+    assert!(help.contains("rr wrr lc wlc lblc lblcr dh sh sed nq fo ovf mh;"));
     assert_eq!(stdout_of(&mut absent, "-v"), format!("{VERSION}\n"));
     for line in ["", "-C", "-A -t 10.0.0.1:80 -s wlc"] {
         let refusal = refused(&mut absent, line);

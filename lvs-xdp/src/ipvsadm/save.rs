@@ -1,0 +1,47 @@
+//! The rules of `-S`: the commands that make the services and their real servers, as ipvsadm 1.31 writes
+//! them. Thresholds are not among them, nor what ipvsadm has no words for.
+
+use std::io::{self, Write};
+
+use super::{
+    Names, order,
+    output::{endpoint, flags},
+};
+use crate::api::types::{ForwardingMethod, Persistence, Protocol, Service};
+
+/// Writes the commands, each without the program's name.
+pub(super) fn rules(out: &mut dyn Write, services: Vec<Service>, names: Option<&Names>) -> io::Result<()> {
+    for service in order::services(services) {
+        let spec = service.spec;
+        let key = spec.key;
+        let option = match key.protocol {
+            Protocol::Tcp => "-t",
+            Protocol::Udp => "-u",
+            Protocol::Sctp => "--sctp-service",
+        };
+        let name = endpoint(key.address, key.port, key.protocol, names);
+        write!(out, "-A {option} {name} -s {}", spec.scheduler)?;
+        if let Some(Persistence { timeout, mask }) = spec.persistence {
+            write!(out, " -p {timeout}")?;
+            if let Some(mask) = mask {
+                write!(out, " -M {mask}")?;
+            }
+        }
+        if spec.one_packet {
+            write!(out, " -o")?;
+        }
+        if !spec.flags.is_empty() {
+            write!(out, " -b {}", flags(&spec))?;
+        }
+        writeln!(out)?;
+        for server in order::servers(service.servers) {
+            let spec = server.spec;
+            let server = endpoint(spec.key.address, spec.key.port, key.protocol, names);
+            let method = match spec.method {
+                ForwardingMethod::Dr => "-g",
+            };
+            writeln!(out, "-a {option} {name} -r {server} {method} -w {}", spec.weight)?;
+        }
+    }
+    Ok(())
+}

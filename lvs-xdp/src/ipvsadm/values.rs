@@ -1,0 +1,133 @@
+//! The values of ipvsadm's options: what each may be, and what is said of one that may not.
+
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    ops::RangeInclusive,
+};
+
+use super::{Failure, Names, names::inet_aton, options::Kind};
+use crate::{
+    api::types::{ClientMask, Protocol, Scheduler, SchedulerFlag, ServiceKey, Timeouts},
+    model::{MAX_TIMEOUT, MAX_WEIGHT},
+};
+
+/// The virtual address and port of `-t`, `-u` and `--sctp-service`; no port is port 0.
+pub(super) fn service_key(text: &str, protocol: Protocol, names: &Names) -> Result<ServiceKey, Failure> {
+    let (address, port) = host_and_port(text, protocol, names)
+        .ok_or_else(|| Failure::usage("illegal virtual server address[:port] specified"))?;
+    Ok(ServiceKey {
+        protocol,
+        address,
+        port: port.unwrap_or(0),
+    })
+}
+
+/// The address of `-r`. A port is read too, so that a wrong one is found; direct routing has no use for it.
+pub(super) fn server_address(text: &str, protocol: Protocol, names: &Names) -> Result<IpAddr, Failure> {
+    host_and_port(text, protocol, names)
+        .map(|(address, _)| address)
+        .ok_or_else(|| Failure::usage("illegal real server address[:port] specified"))
+}
+
+/// `host[:port]`, `[v6]:port` or a bare IPv6 address. Brackets need a port.
+fn host_and_port(text: &str, protocol: Protocol, names: &Names) -> Option<(IpAddr, Option<u16>)> {
+    if let Some(rest) = text.strip_prefix('[') {
+        let (host, port) = rest.split_once("]:")?;
+        return Some((
+            host.parse::<Ipv6Addr>().ok()?.into(),
+            Some(names.port(port, protocol)?),
+        ));
+    }
+    if let Ok(address) = text.parse::<Ipv6Addr>() {
+        return Some((address.into(), None));
+    }
+    match text.split_once(':') {
+        Some((host, port)) => Some((names.ipv4_host(host)?, Some(names.port(port, protocol)?))),
+        None => Some((names.ipv4_host(text)?, None)),
+    }
+}
+
+/// `-w`, `-x` and `-y`: a signed 32-bit number in the kernel, which is never below 0.
+pub(super) fn amount(text: &str, kind: Kind) -> Result<u32, Failure> {
+    number(text, 0..=MAX_WEIGHT).ok_or_else(|| {
+        Failure::usage(match kind {
+            Kind::UpperThreshold => "illegal u_threshold specified",
+            Kind::LowerThreshold => "illegal l_threshold specified",
+            _ => "illegal weight specified",
+        })
+    })
+}
+
+/// The three values of `--set`: seconds, 0 to 31 days, 0 for one that stays.
+pub(super) fn timeouts(words: &[&str; 3]) -> Result<Timeouts, Failure> {
+    let [tcp, tcp_fin, udp] = words.map(|word| timeout(word, 0));
+    Ok(Timeouts {
+        tcp: tcp?,
+        tcp_fin: tcp_fin?,
+        udp: udp?,
+    })
+}
+
+/// Seconds, up to 31 days.
+pub(super) fn timeout(text: &str, least: u32) -> Result<u32, Failure> {
+    number(text, least..=MAX_TIMEOUT)
+        .ok_or_else(|| Failure::usage(format!("invalid timeout value `{text}' specified")))
+}
+
+/// A decimal number as strtol(3) takes it: blanks and a sign may come first.
+fn number(text: &str, range: RangeInclusive<u32>) -> Option<u32> {
+    let number = text.trim_ascii_start().parse::<i64>().ok()?;
+    u32::try_from(number).ok().filter(|number| range.contains(number))
+}
+
+/// `-M`: the prefix length of an IPv6 service, and a netmask before or after any other, in all the forms in which
+/// an address may be written.
+pub(super) fn client_mask(text: &str, service: Option<ServiceKey>) -> Result<ClientMask, Failure> {
+    if service.is_some_and(|service| service.address.is_ipv6()) {
+        return number(text, 1..=128)
+            .and_then(|length| u8::try_from(length).ok())
+            .map(ClientMask::V6)
+            .ok_or_else(|| Failure::usage("illegal ipv6 netmask specified"));
+    }
+    inet_aton(text)
+        .map(ClientMask::V4)
+        .ok_or_else(|| Failure::usage("illegal virtual server persistent mask specified"))
+}
+
+/// The name of a flag on the command line and in lists.
+pub(super) fn flag_name(scheduler: Scheduler, flag: SchedulerFlag) -> String {
+    let flag = match flag {
+        SchedulerFlag::Fallback => "fallback",
+        SchedulerFlag::Port => "port",
+    };
+    format!("{scheduler}-{flag}")
+}
+
+/// `-b`: names joined by commas. Those of sh and mh are one flag each; `flag-1` and `flag-2` are the
+/// same two bits without a scheduler's name.
+pub(super) fn scheduler_flags(text: &str, scheduler: &str) -> Result<Vec<SchedulerFlag>, Failure> {
+    let mut flags = Vec::new();
+    for name in text.split(',').filter(|name| !name.is_empty()) {
+        let (flag, only_for) = match name {
+            "sh-fallback" => (SchedulerFlag::Fallback, Some("sh")),
+            "sh-port" => (SchedulerFlag::Port, Some("sh")),
+            "mh-fallback" => (SchedulerFlag::Fallback, Some("mh")),
+            "mh-port" => (SchedulerFlag::Port, Some("mh")),
+            "flag-1" if matches!(scheduler, "sh" | "mh") => (SchedulerFlag::Fallback, None),
+            "flag-2" if matches!(scheduler, "sh" | "mh") => (SchedulerFlag::Port, None),
+            "flag-1" | "flag-2" | "flag-3" => {
+                return Err(Failure::refused(format!(
+                    "-b {name} is not supported: the scheduler {scheduler} has no such flag"
+                )));
+            }
+            _ => return Err(Failure::usage(format!("invalid scheduler flag `{name}'"))),
+        };
+        if only_for.is_some_and(|owner| owner != scheduler) {
+            return Err(Failure::usage(format!("incompatible scheduler flag `{name}'")));
+        }
+        flags.push(flag);
+    }
+    flags.sort_unstable();
+    flags.dedup();
+    Ok(flags)
+}
