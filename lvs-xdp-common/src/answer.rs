@@ -15,6 +15,42 @@ pub trait Resize: Frame {
     fn cut(&mut self, length: u32) -> Option<()>;
 }
 
+/// A frame in this process's memory, for tests and simulations.
+#[cfg(not(target_arch = "bpf"))]
+mod memory {
+    use alloc::vec::Vec;
+
+    use bytemuck::{AnyBitPattern, NoUninit};
+
+    use super::{Frame, Resize};
+
+    /// What new bytes are: no value that an answer could rest on.
+    const ANY: u8 = 0xa5;
+
+    impl Frame for Vec<u8> {
+        fn load<T: AnyBitPattern>(&self, offset: usize) -> Option<T> {
+            self.as_slice().load(offset)
+        }
+
+        fn store<T: NoUninit>(&mut self, offset: usize, value: T) -> Option<()> {
+            self.as_mut_slice().store(offset, value)
+        }
+    }
+
+    impl Resize for Vec<u8> {
+        fn grow(&mut self, by: u32) -> Option<()> {
+            self.splice(..0, core::iter::repeat_n(ANY, by as usize));
+            Some(())
+        }
+
+        fn cut(&mut self, length: u32) -> Option<()> {
+            // As in the kernel, behind what is there already a frame grows.
+            self.resize(length as usize, ANY);
+            Some(())
+        }
+    }
+}
+
 const TTL: u8 = 64;
 const DONT_FRAGMENT: [u8; 2] = [0x40, 0];
 const IPV4: usize = Ipv4Hdr::LEN;

@@ -152,7 +152,6 @@ pub fn other_service<M: Maps>(maps: &M, high: u64, low: u64, identity: u64) -> u
     const PORT: u64 = 0xffff;
     let flags = maps.control().flags.load();
     let address = Address::from_halves(high, low);
-    #[expect(clippy::cast_possible_truncation, reason = "16 bits")]
     let port = (identity & PORT) as u16;
     let may_be_ftp = port == FTP_DATA_PORT || port >= UNPRIVILEGED;
     let is_tcp = identity & !PORT == ServiceRow::identity(0, IpProto::TCP);

@@ -139,8 +139,6 @@ pub const fn after_change(current: u32, di: u32, mw: u32) -> u32 {
     }
 }
 
-/// The cursor after the next turn, and whose turn it is.
-///
 /// What stands in the place of a cursor's generation where it is at the destination whose turn it is.
 const CHOSEN: u16 = 1;
 

@@ -44,6 +44,8 @@ pub struct Frame {
     pub destination: (Ipv4Addr, u16),
     /// TCP's flags; without meaning in other protocols.
     pub flags: u8,
+    /// The type of SCTP's first chunk; without meaning in other protocols.
+    pub chunk: u8,
     /// Data after the transport header.
     pub payload: Vec<u8>,
 }
@@ -64,6 +66,7 @@ impl Frame {
             source,
             destination,
             flags,
+            chunk: 0,
             payload: b"GET / HTTP/1.1\r\n\r\n".to_vec(),
         }
     }
@@ -72,6 +75,15 @@ impl Frame {
     pub fn udp(source: (Ipv4Addr, u16), destination: (Ipv4Addr, u16)) -> Self {
         Self {
             protocol: 17,
+            ..Self::tcp(source, destination, 0)
+        }
+    }
+
+    /// An SCTP packet of one chunk to the director.
+    pub fn sctp(source: (Ipv4Addr, u16), destination: (Ipv4Addr, u16), chunk: u8) -> Self {
+        Self {
+            protocol: 132,
+            chunk,
             ..Self::tcp(source, destination, 0)
         }
     }
@@ -106,12 +118,19 @@ impl Frame {
 
     fn transport(&self) -> Vec<u8> {
         let mut bytes: Vec<u8> = [self.source.1, self.destination.1].map(u16::to_be_bytes).concat();
-        if self.protocol == 17 {
-            let length = u16::try_from(8 + self.payload.len()).unwrap_or(u16::MAX);
-            bytes.extend(length.to_be_bytes());
-            bytes.extend([0, 0]);
-        } else {
-            bytes.extend([0, 0, 0, 1, 0, 0, 0, 2, 0x50, self.flags, 0xff, 0xff, 0, 0, 0, 0]);
+        match self.protocol {
+            17 => {
+                let length = u16::try_from(8 + self.payload.len()).unwrap_or(u16::MAX);
+                bytes.extend(length.to_be_bytes());
+                bytes.extend([0, 0]);
+            }
+            132 => {
+                // A tag of 0, as INIT has it, and the chunk's header.
+                let length = u16::try_from(4 + self.payload.len()).unwrap_or(u16::MAX);
+                bytes.extend([0, 0, 0, 0, 0, 0, 0, 0, self.chunk, 0]);
+                bytes.extend(length.to_be_bytes());
+            }
+            _ => bytes.extend([0, 0, 0, 1, 0, 0, 0, 2, 0x50, self.flags, 0xff, 0xff, 0, 0, 0, 0]),
         }
         bytes.extend(&self.payload);
         bytes

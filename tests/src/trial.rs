@@ -115,8 +115,8 @@ impl Director {
             pin_directory: pins.0.clone(),
             capacity: Capacity {
                 connections,
-                services: 16,
-                destinations: 64,
+                services: 64,
+                destinations: 512,
             },
             log_packets: false,
         })?;

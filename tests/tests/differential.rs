@@ -4,12 +4,17 @@
 use std::{net::Ipv4Addr, sync::Arc};
 
 use lvs_xdp::{
-    api::types::{Change, Protocol, Scheduler, SchedulerFlag, ServiceKey},
+    api::types::{
+        Change, ClientMask, Persistence, Protocol, Removal, Scheduler, SchedulerFlag, ServerSpec,
+        ServiceSettings, ServiceSpec,
+    },
     dataplane::Tables,
 };
 use lvs_xdp_common::{
+    answer,
     atomic::Word,
     director,
+    flow::Flow,
     hash::HashKey,
     maps::Maps as _,
     packet,
@@ -17,7 +22,7 @@ use lvs_xdp_common::{
 };
 use lvs_xdp_tests::{
     frame::{Frame, tcp},
-    trial::{Director, LOOPBACK, action, add_server, add_service, delete_server, edit_server, service_key},
+    trial::{Director, LOOPBACK, action, add_server, server_key, service_key, xdp},
 };
 use proptest::test_runner::{RngAlgorithm, TestRng};
 
@@ -26,11 +31,11 @@ const FRAMES: u32 = 40_000;
 /// The generator's seed: a run can be repeated.
 const SEED: [u8; 32] = *b"lvs-xdp: kernel and host agree .";
 /// After so many frames some of the configuration changes.
-const CHANGE_EVERY: u32 = 250;
+const CHANGE_EVERY: u32 = 100;
 /// After so many frames the clock goes on.
 const CLOCK_EVERY: u32 = 400;
 /// Room for connections: so little that they compete for it.
-const CONNECTIONS: u32 = 128;
+const CONNECTIONS: u32 = 256;
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 100);
 /// An interface that frames are not redirected to.
@@ -40,21 +45,89 @@ fn server(number: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(0x0a09_000b + number)
 }
 
-/// The services: one of each scheduler, and both protocols.
-fn services() -> Vec<(ServiceKey, Scheduler, Vec<SchedulerFlag>)> {
+/// A service with everything else as IPVS has it by default.
+fn service(protocol: Protocol, port: u16, scheduler: Scheduler) -> ServiceSpec {
+    ServiceSpec::new(service_key(protocol, VIP, port), scheduler)
+}
+
+/// The services: one of each scheduler, all protocols, persistence of each kind, and every setting.
+fn services() -> Vec<ServiceSpec> {
+    use Protocol::{Sctp, Tcp, Udp};
     let both = || vec![SchedulerFlag::Fallback, SchedulerFlag::Port];
-    let tcp = |port, scheduler, flags| (service_key(Protocol::Tcp, VIP, port), scheduler, flags);
-    vec![
-        tcp(80, Scheduler::Rr, Vec::new()),
-        tcp(81, Scheduler::Wrr, Vec::new()),
-        tcp(82, Scheduler::Fo, Vec::new()),
-        tcp(83, Scheduler::Sh, both()),
-        tcp(84, Scheduler::Dh, Vec::new()),
-        tcp(85, Scheduler::Mh, both()),
-        tcp(86, Scheduler::Mh, Vec::new()),
-        (service_key(Protocol::Udp, VIP, 80), Scheduler::Wrr, Vec::new()),
-        (service_key(Protocol::Udp, VIP, 81), Scheduler::Sh, Vec::new()),
-    ]
+    let flagged = |port, scheduler| ServiceSpec {
+        flags: both(),
+        ..service(Tcp, port, scheduler)
+    };
+    let persistent = |service, timeout, mask| ServiceSpec {
+        persistence: Some(Persistence { timeout, mask }),
+        ..service
+    };
+    let network = Some(ClientMask::V4(Ipv4Addr::from_bits(0xffff_fffc)));
+    let removing = |service, removal| ServiceSpec {
+        removal: Some(removal),
+        ..service
+    };
+    let with = |service, settings| ServiceSpec { settings, ..service };
+    let set = ServiceSettings::default;
+    // Those with a port of their own, in the order of their ports, and then the others.
+    let mut services: Vec<_> = (80..)
+        .zip(Scheduler::ALL)
+        .map(|(port, scheduler)| match scheduler {
+            Scheduler::Sh | Scheduler::Mh => flagged(port, scheduler),
+            _ => service(Tcp, port, scheduler),
+        })
+        .collect();
+    let others = [
+        service(Tcp, 93, Scheduler::Mh),
+        persistent(service(Tcp, 94, Scheduler::Wlc), 30, network),
+        persistent(
+            removing(service(Tcp, 95, Scheduler::Rr), Removal::Reschedule),
+            90,
+            None,
+        ),
+        removing(service(Tcp, 96, Scheduler::Lblcr), Removal::Reset),
+        with(
+            service(Tcp, 97, Scheduler::Wrr),
+            ServiceSettings {
+                conn_reuse_mode: Some(2),
+                sloppy_tcp: Some(1),
+                expire_nodest_conn: Some(1),
+                ..set()
+            },
+        ),
+        with(
+            persistent(service(Tcp, 98, Scheduler::Sh), 20_000, None),
+            ServiceSettings {
+                expire_quiescent_template: Some(1),
+                conn_reuse_mode: Some(0),
+                ..set()
+            },
+        ),
+        persistent(service(Tcp, 0, Scheduler::Lc), 60, None),
+        persistent(service(Tcp, 21, Scheduler::Rr), 60, None),
+        service(Udp, 80, Scheduler::Wrr),
+        service(Udp, 81, Scheduler::Sh),
+        ServiceSpec {
+            one_packet: true,
+            ..service(Udp, 82, Scheduler::Rr)
+        },
+        ServiceSpec {
+            one_packet: true,
+            ..persistent(service(Udp, 83, Scheduler::Sed), 30, None)
+        },
+        removing(service(Udp, 84, Scheduler::Nq), Removal::Reset),
+        service(Sctp, 80, Scheduler::Wlc),
+        with(
+            removing(service(Sctp, 81, Scheduler::Lblc), Removal::Reset),
+            ServiceSettings {
+                sloppy_sctp: Some(1),
+                ..set()
+            },
+        ),
+        persistent(service(Sctp, 82, Scheduler::Rr), 60, network),
+    ];
+    services.extend(others);
+    services
 }
 
 /// Random numbers.
@@ -85,9 +158,14 @@ impl Random {
 
     /// A frame that mostly means something, so that connections come about and go on.
     fn frame(&mut self) -> Vec<u8> {
-        let client = Ipv4Addr::from_bits(0x0a09_4000 + self.below(16));
-        let port = 40_000 + u16::from(self.octet() % 4);
-        let service = 80 + u16::from(self.octet() % 8);
+        let client = Ipv4Addr::from_bits(0x0a09_4000 + self.below(8));
+        let port = 40_000 + u16::from(self.octet() % 2);
+        let service = match self.below(24) {
+            0 => 20,
+            1 => 21,
+            2 => 2000,
+            _ => 80 + u16::from(self.octet() % 20),
+        };
         let mut frame = Frame::tcp((client, port), (VIP, service), 0);
         frame.flags = match self.below(10) {
             0..=3 => tcp::SYN,
@@ -96,8 +174,18 @@ impl Random {
             8 => tcp::RST,
             _ => self.octet(),
         };
-        if self.one_in(4) {
-            frame.protocol = 17;
+        match self.below(8) {
+            0 => frame.protocol = 17,
+            1 => {
+                frame.protocol = 132;
+                let any = self.octet();
+                frame.chunk = self.of(&[1, 1, 1, 2, 0, 10, 11, 3, 7, 8, 14, 6, 9, any]);
+            }
+            _ => {}
+        }
+        // So that the busy services have more to do than the others.
+        if frame.protocol != 6 {
+            frame.destination.1 = 80 + service % 5;
         }
         frame.payload.truncate(self.below(19) as usize);
         self.lie(&mut frame);
@@ -158,19 +246,32 @@ impl Random {
         }
     }
 
-    /// Another configuration: servers come and go and change their weights.
+    /// Another configuration: servers come and go, change their weights and thresholds, and are drained.
     fn change(&mut self, director: &Director) -> Change {
-        let keys: Vec<_> = services().iter().map(|(key, ..)| *key).collect();
+        let keys: Vec<_> = services().iter().map(|spec| spec.key).collect();
         let service = self.of(&keys);
-        let server = server(self.below(6));
+        let key = server_key(&service, server(self.below(6)));
         let any = self.below(20);
         let weight = self.of(&[0, 0, 1, 1, 2, 3, any, 65_535, 2_147_483_647]);
+        let upper_threshold = self.of(&[0, 0, 1, 2, 4, 9]);
+        let lower_threshold = self.below(upper_threshold.min(3) + 1);
+        let spec = ServerSpec {
+            upper_threshold,
+            lower_threshold,
+            ..ServerSpec::new(key, weight)
+        };
         let servers = &director.model().services()[&service].servers;
-        let is_there = servers.iter().any(|spec| spec.key.address == server);
-        match (is_there, self.below(3)) {
-            (false, _) => add_server(service, server, weight),
-            (true, 0) => delete_server(service, server),
-            (true, _) => edit_server(service, server, weight),
+        match (servers.iter().any(|spec| spec.key == key), self.below(3)) {
+            (false, _) => Change::AddServer {
+                service,
+                server: spec,
+                require_on_link: false,
+            },
+            (true, 0) => Change::DeleteServer { service, server: key },
+            (true, _) => Change::EditServer {
+                service,
+                server: spec,
+            },
         }
     }
 }
@@ -191,10 +292,11 @@ impl Pair {
         let mut pair = Self { kernel, host };
         pair.both(|director| {
             director.stop_clock(1000).expect("the clock can be read");
-            for (service, scheduler, flags) in services() {
+            for spec in services() {
+                let service = spec.key;
                 director
                     .change(&[
-                        add_service(service, scheduler, &flags),
+                        Change::AddService { service: spec },
                         add_server(service, server(0), 1),
                         add_server(service, server(1), 3),
                         add_server(service, server(2), 2),
@@ -221,19 +323,32 @@ impl Pair {
         let tables = Arc::clone(self.host.dataplane.tables());
         let verdict = director::decide(frame, &*tables, LOOPBACK);
         let mut expected = frame.to_vec();
-        let is_forwarded = verdict.reason.outcome() == Outcome::Forward;
-        if is_forwarded {
-            packet::rewrite_macs(&mut expected[..], verdict.to, verdict.from).expect("it has a header");
-        }
         let elsewhere = verdict.if_index != LOOPBACK;
-        let reason = if is_forwarded && elsewhere {
-            Reason::RedirectFailed
-        } else {
-            verdict.reason
+        let (reason, action) = match verdict.reason.outcome() {
+            Outcome::Forward => {
+                packet::rewrite_macs(&mut expected[..], verdict.to, verdict.from).expect("it has a header");
+                let reason = if elsewhere {
+                    Reason::RedirectFailed
+                } else {
+                    verdict.reason
+                };
+                (reason, action(reason, elsewhere))
+            }
+            Outcome::Answer => {
+                let answered = match verdict.reason {
+                    Reason::Reset => answer::reset(&mut expected),
+                    _ => answer::port_unreachable(&mut expected),
+                };
+                (
+                    verdict.reason,
+                    if answered.is_some() { xdp::TX } else { xdp::DROP },
+                )
+            }
+            Outcome::Pass | Outcome::Drop => (verdict.reason, action(verdict.reason, false)),
         };
         assert_eq!(
             (seen.reason, seen.action),
-            (reason, action(reason, elsewhere)),
+            (reason, action),
             "frame {number}: {frame:02x?}"
         );
         assert_eq!(seen.frame, expected, "frame {number}: {frame:02x?}");
@@ -250,21 +365,31 @@ impl Pair {
             };
             assert_eq!(words(kernel), words(host), "bucket {bucket} after frame {number}");
         }
-        let flows = |maps: &Tables| -> Vec<_> {
-            maps.connections()
-                .map(|listed| (listed.entry, listed.flow))
-                .collect()
-        };
-        assert_eq!(flows(kernel), flows(host), "after frame {number}");
-        for id in 0..64 {
-            let counts = |maps: &Tables| maps.counts(id).map(|row| row.connections.load());
+        for index in 0..CONNECTIONS {
+            let row = |maps: &Tables| {
+                let row = maps.cold(index).expect("a row");
+                (Flow::read(row), row.control.load(), row.controlled.load())
+            };
+            assert_eq!(row(kernel), row(host), "row {index} after frame {number}");
+        }
+        for id in 0..512 {
+            let counts = |maps: &Tables| {
+                let row = maps.counts(id).expect("a row");
+                [&row.connections, &row.templates, &row.overload].map(Word::load)
+            };
             assert_eq!(
                 counts(kernel),
                 counts(host),
                 "destination {id} after frame {number}"
             );
+            let joined = |maps: &Tables| maps.destination(id).map(|row| row.joined.load());
+            assert_eq!(
+                joined(kernel),
+                joined(host),
+                "destination {id} after frame {number}"
+            );
         }
-        for id in 0..16 {
+        for id in 0..64 {
             let cursor = |maps: &Tables| maps.cursor(id).map(Word::load);
             assert_eq!(cursor(kernel), cursor(host), "service {id} after frame {number}");
         }
@@ -296,11 +421,12 @@ fn kernel_and_host_decide_alike() {
     for &reason in Reason::ALL {
         println!("{:>22} {}", reason.name(), met[reason as usize]);
     }
-    // What needs two CPUs, a move to other tables, the VIP on the host, or a defect.
+    // What needs two CPUs, a move to other tables, the VIP on the host, a flood, or a defect.
     let absent = [
         Reason::InsertRace,
         Reason::Migrating,
         Reason::NoConnectionPassed,
+        Reason::NoDestinationQuiet,
         Reason::TagCollision,
         Reason::Internal,
     ];

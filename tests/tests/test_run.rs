@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use lvs_xdp::api::types::{Protocol, Scheduler, ServiceKey};
-use lvs_xdp_common::reason::Reason;
+use lvs_xdp_common::{answer, reason::Reason};
 use lvs_xdp_tests::{
     frame::{DIRECTOR_MAC, Frame, tcp},
     trial::{
@@ -23,6 +23,7 @@ const EMPTY: u16 = 81;
 const NOBODY_THERE: u16 = 82;
 const QUIESCED: u16 = 83;
 const DNS: u16 = 53;
+const SIGNALLING: u16 = 2905;
 
 fn tcp_service(port: u16) -> ServiceKey {
     service_key(Protocol::Tcp, VIP, port)
@@ -32,6 +33,7 @@ fn tcp_service(port: u16) -> ServiceKey {
 fn director() -> Director {
     let mut director = Director::new(1024).expect("a director");
     let dns = service_key(Protocol::Udp, VIP, DNS);
+    let signalling = service_key(Protocol::Sctp, VIP, SIGNALLING);
     director
         .change(&[
             add_service(tcp_service(WEB), Scheduler::Rr, &[]),
@@ -43,11 +45,20 @@ fn director() -> Director {
             add_server(tcp_service(QUIESCED), RS1, 0),
             add_service(dns, Scheduler::Rr, &[]),
             add_server(dns, RS1, 1),
+            add_service(signalling, Scheduler::Rr, &[]),
+            add_server(signalling, RS1, 1),
         ])
         .expect("the services fit");
     director.resolve(RS1);
     director.resolve(RS2);
     director
+}
+
+/// What becomes of a frame that is answered with ICMP port unreachable.
+fn unreachable(frame: &[u8]) -> Vec<u8> {
+    let mut answer = frame.to_vec();
+    answer::port_unreachable(&mut answer).expect("there is an answer");
+    answer
 }
 
 fn syn(port: u16) -> Frame {
@@ -85,6 +96,7 @@ fn fixtures() -> Vec<Fixture> {
         OtherProtocol, Unresolved,
     };
     let udp = Frame::udp(CLIENT, (VIP, DNS));
+    let init = Frame::sctp(CLIENT, (VIP, SIGNALLING), 1);
     let mut fixtures = vec![
         fixture("a SYN", &syn(WEB), NewConnection),
         fixture("a SYN with all of IP's options", &Frame { options: vec![1; 40], ..syn(WEB) }, NewConnection),
@@ -112,7 +124,11 @@ fn fixtures() -> Vec<Fixture> {
         fixture("a first fragment", &Frame { fragment: 0x2000, ..syn(WEB) }, Fragment),
         fixture("a later fragment", &Frame { fragment: 185, ..syn(WEB) }, Fragment),
         fixture("ICMP for the VIP", &Frame { protocol: 1, ..syn(WEB) }, OtherProtocol),
-        fixture("SCTP", &Frame { protocol: 132, ..syn(WEB) }, OtherProtocol),
+        fixture("an INIT", &init, NewConnection),
+        fixture("an INIT for another service", &Frame { destination: (VIP, WEB), ..init.clone() }, NotForUs),
+        fixture("SCTP data without a connection", &Frame { chunk: 0, ..init.clone() }, NoConnection),
+        fixture("a packet without room for an SCTP header", &Frame { total_length: Some(31), ..init }, Malformed),
+        fixture("ESP", &Frame { protocol: 50, ..syn(WEB) }, OtherProtocol),
         fixture("a header that is too short to be one", &Frame { header_words: Some(4), ..syn(WEB) }, Malformed),
         fixture("a header that is longer than the packet", &Frame { total_length: Some(19), ..syn(WEB) }, Malformed),
         fixture("a packet without room for a TCP header", &Frame { total_length: Some(39), ..syn(WEB) }, Malformed),
@@ -157,6 +173,9 @@ fn every_kind_of_frame_has_its_answer() {
         if reason == Reason::NewConnection {
             expected[..6].copy_from_slice(&mac_of(RS1));
             expected[6..12].copy_from_slice(&DIRECTOR_MAC);
+        }
+        if reason == Reason::NoDestination {
+            expected = unreachable(&frame);
         }
         assert_eq!(seen.frame, expected, "{name}");
     }

@@ -47,7 +47,6 @@ impl Last {
     }
 
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "the upper half is wanted")]
     const fn is_fresh(self, now: u32) -> bool {
         self.0 & 1 << 20 != 0 && now.wrapping_sub((self.0 >> 32) as u32) <= EXPIRATION
     }
