@@ -24,18 +24,6 @@ pub(crate) struct Scenario {
     pub(crate) events: Vec<Event>,
 }
 
-impl Scenario {
-    /// Whether one of its calls of ipvsadm has one of `words`.
-    pub(crate) fn says(&self, words: &[&str]) -> bool {
-        let events = self.events.iter().filter_map(|event| match event {
-            Event::Ipvsadm(arguments) | Event::List { arguments, .. } => Some(arguments),
-            Event::Open { .. } | Event::Close { .. } | Event::Sleep(_) => None,
-        });
-        let mut said = self.setup.iter().chain(events).flatten();
-        said.any(|word| words.contains(&word.as_str()))
-    }
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transport {
     Tcp,
