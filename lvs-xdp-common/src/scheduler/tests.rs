@@ -123,7 +123,7 @@ fn happenings(weight: impl Strategy<Value = u32> + Clone) -> impl Strategy<Value
             Happening::Count(index, active, inactive)
         }),
         3 => (index, any::<bool>()).prop_map(|(index, is_overloaded)| Happening::Overload(index, is_overloaded)),
-        1 => prop_oneof![0..200u32, Just(3600), 80_000..90_000u32].prop_map(Happening::Wait),
+        3 => prop_oneof![0..200u32, Just(3600), 80_000..90_000u32].prop_map(Happening::Wait),
         8 => (1..20u32).prop_map(Happening::Connections),
     ];
     proptest::collection::vec(happening, 1..60)

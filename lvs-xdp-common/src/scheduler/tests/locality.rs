@@ -1,5 +1,7 @@
 //! lblc and lblcr.
 
+use alloc::vec;
+
 use super::{least_loaded::weighted_least, *};
 
 /// Seconds after which the kernel forgets what was not used.
@@ -137,5 +139,68 @@ proptest! {
     #[test]
     fn lblcr_keeps_its_set_of_servers(happenings in happenings(weight())) {
         compare(Kind::Lblcr, (false, false), &mut Replicated::default(), happenings)?;
+    }
+}
+
+const CLIENT: Client = Client {
+    address: 1,
+    port: 1,
+    virtual_address: 1,
+    now: 0,
+};
+
+fn with_active(id: u32, weight: u32, active: u32) -> Destination {
+    Destination {
+        active,
+        ..Destination::new(id, weight, false)
+    }
+}
+
+/// What is remembered counts as used by whoever asks for it, be it in vain.
+#[test]
+fn lblc_remembers_while_it_is_asked() {
+    let mut service = Service::new(Kind::Lblc, (false, false));
+    service.lay(&[with_active(1, 1, 0), with_active(2, 1, 0)]);
+    assert_eq!(service.choose(CLIENT), Some(1));
+    service.lay(&[with_active(1, 0, 1), with_active(2, 0, 0)]);
+    service.maps.pass_time(DAY - 1);
+    assert_eq!(service.choose(CLIENT), None);
+    service.lay(&[with_active(1, 1, 1), with_active(2, 1, 0)]);
+    service.maps.pass_time(DAY);
+    assert_eq!(service.choose(CLIENT), Some(1));
+    service.maps.pass_time(DAY + 1);
+    assert_eq!(service.choose(CLIENT), Some(2), "by its connections");
+}
+
+/// The set loses one a day, however often it is asked for one in vain.
+#[test]
+fn lblcr_loses_one_server_a_day() {
+    let mut service = Service::new(Kind::Lblcr, (false, false));
+    // Each has too much to do in turn, and the next one joins the set.
+    for active in [[0, 0, 0], [2, 0, 0], [2, 2, 0]] {
+        let [a, b, c] = active;
+        service.lay(&[with_active(1, 1, a), with_active(2, 1, b), with_active(3, 1, c)]);
+        assert!(service.choose(CLIENT).is_some());
+    }
+    let members = |service: &Service| {
+        let is_member = |id: &usize| service.maps.destinations[*id].joined.load() != 0;
+        (1..4).filter(is_member).collect::<Vec<_>>()
+    };
+    assert_eq!(members(&service), [1, 2, 3]);
+    service.lay(&[with_active(1, 1, 1), with_active(2, 1, 3), with_active(3, 1, 2)]);
+    for id in 1..4 {
+        service.maps.counts[id].overload.store(1);
+        let entry = &service.maps.lists[service.list.offset() as usize + id];
+        entry.store(ListEntry::new(1, u32::try_from(id).expect("small"), true).0);
+    }
+    // The last one stays.
+    for left in [vec![1, 3], vec![1], vec![1]] {
+        // Used within the day, and then not changed for more than one.
+        for _ in 0..2 {
+            service.maps.pass_time(DAY - UNIT);
+            assert_eq!(service.choose(CLIENT), None);
+        }
+        assert_eq!(service.choose(CLIENT), None);
+        assert_eq!(members(&service), left);
     }
 }
