@@ -11,7 +11,8 @@ pub(super) fn least<'a>(
     let mut best: Option<&Destination> = None;
     for one in list {
         let undercuts = best.is_none_or(|best| {
-            u128::from(load(one)) * u128::from(weight(best)) < u128::from(load(best)) * u128::from(weight(one))
+            u128::from(load(one)) * u128::from(weight(best))
+                < u128::from(load(best)) * u128::from(weight(one))
         });
         if undercuts {
             best = Some(one);

@@ -63,9 +63,8 @@ impl Set {
         candidates: &[&'a Destination],
         is_better: impl Fn(u128, u128) -> bool,
     ) -> Option<&'a Destination> {
-        let load = |one: &Destination, other: &Destination| {
-            u128::from(one.overhead()) * u128::from(other.weight)
-        };
+        let load =
+            |one: &Destination, other: &Destination| u128::from(one.overhead()) * u128::from(other.weight);
         candidates.iter().copied().reduce(|best, one| {
             if is_better(load(one, best), load(best, one)) {
                 one

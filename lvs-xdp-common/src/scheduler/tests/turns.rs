@@ -129,7 +129,10 @@ fn a_packet_that_sees_the_list_before_does_not_move_the_mark() {
     let one = |id| Destination::new(id, 1, false);
     service.lay(&[one(2), one(1)]);
     let before = service.list;
-    assert_eq!((service.choose(CLIENT), service.choose(CLIENT)), (Some(2), Some(1)));
+    assert_eq!(
+        (service.choose(CLIENT), service.choose(CLIENT)),
+        (Some(2), Some(1))
+    );
     service.lay(&[one(3), one(2), one(1)]);
     service.carry();
     let cursor = service.maps.cursors[1].load();
@@ -150,7 +153,13 @@ fn many_cpus_at_once_share_the_turns() {
         let service = &service;
         let chosen: Vec<u32> = std::thread::scope(|scope| {
             let cpus: Vec<_> = (0..4)
-                .map(|_| scope.spawn(|| (0..3000).filter_map(|_| service.choose(CLIENT)).collect::<Vec<_>>()))
+                .map(|_| {
+                    scope.spawn(|| {
+                        (0..3000)
+                            .filter_map(|_| service.choose(CLIENT))
+                            .collect::<Vec<_>>()
+                    })
+                })
                 .collect();
             cpus.into_iter()
                 .flat_map(|cpu| cpu.join().expect("it chooses"))
