@@ -298,7 +298,7 @@ fn a_removed_destinations_packets_are_dropped_and_do_not_keep_it() {
 
 #[test]
 fn a_connection_that_is_over_starts_anew_while_its_destination_is_gone() {
-    for flags in [SYN, SYN | RST, SYN | FIN] {
+    for flags in [SYN, SYN | ACK, SYN | FIN] {
         let maps = director(Kind::Rr, IpProto::TCP);
         for flags in [SYN, ACK, RST] {
             assert_eq!(send(&maps, 1, flags).destination, READY);
