@@ -289,8 +289,8 @@ fn a_million_short_connections_leave_counts_of_exactly_zero() {
         ..LabConfig::default()
     })
     .expect("the lab");
-    // Templates outlive the connections that they control.
-    lab.ipvsadm(["-A", "-t", &format!("{VIP}:80"), "-s", "wlc", "-p", "6"])
+    // Templates outlive the connections that they control, those that are reset (10 s) among them.
+    lab.ipvsadm(["-A", "-t", &format!("{VIP}:80"), "-s", "wlc", "-p", "15"])
         .expect("-A");
     for number in 1..=4 {
         let address = real_server_address(number).to_string();
