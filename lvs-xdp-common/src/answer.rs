@@ -215,3 +215,6 @@ pub fn port_unreachable<F: Resize + ?Sized>(frame: &mut F) -> Option<()> {
     #[expect(clippy::cast_possible_truncation, reason = "at most 114")]
     frame.cut((network + length) as u32)
 }
+
+#[cfg(test)]
+mod tests;

@@ -295,7 +295,7 @@ pub fn begin<M: Maps>(maps: &M, new: &New, signal: u32) -> u64 {
     if matches!(list.kind(), Kind::Tombstone | Kind::Absent) {
         return Begun::pack(Reason::NotForUs, 0);
     }
-    if protocol != IpProto::UDP && !signal.opens(protocol) && !options.has(Options::SLOPPY) {
+    if !signal.starts(protocol, options.has(Options::SLOPPY)) {
         let is_local = row.flags.load() & service_flag::LOCAL != 0;
         let reason = if is_migrating {
             Reason::Migrating

@@ -147,14 +147,25 @@ impl Signal {
     /// An SCTP packet without a whole chunk, or whose first chunk is of a type without a meaning here.
     const OTHER_CHUNK: u8 = 0;
 
-    /// Whether it may start a connection: TCP's SYN, whatever comes with it (`tcp_conn_schedule` looks at
-    /// no other flag), SCTP's INIT. UDP has nothing to tell its first packet by.
+    /// Whether it opens a connection, be there one already: TCP's SYN, whatever comes with it, SCTP's INIT
+    /// (`is_new_conn`). UDP has nothing to tell its first packet by.
     #[inline(always)]
     pub const fn opens(self, protocol: IpProto) -> bool {
         match protocol {
             IpProto::TCP => self.0 & 0x02 != 0,
             IpProto::SCTP => self.0 == 1,
             _ => false,
+        }
+    }
+
+    /// Whether a packet without a connection is scheduled: of TCP a SYN, or, where that is sloppy, anything, but
+    /// never an RST (`tcp_conn_schedule`); of SCTP an INIT, or anything (`sctp_conn_schedule`).
+    #[inline(always)]
+    pub const fn starts(self, protocol: IpProto, is_sloppy: bool) -> bool {
+        match protocol {
+            IpProto::TCP => self.0 & 0x04 == 0 && (is_sloppy || self.opens(protocol)),
+            IpProto::SCTP => is_sloppy || self.opens(protocol),
+            _ => true,
         }
     }
 
@@ -514,9 +525,19 @@ mod tests {
                 matches!(event, Event::Ack | Event::None)
             );
         }
-        for (octet, opens) in [(0x02, true), (0x12, true), (0x10, false), (0x04, false)] {
+        for (octet, opens, starts) in [
+            (0x02, true, [true, true]),
+            (0x12, true, [true, true]),
+            (0x03, true, [true, true]),
+            (0x06, true, [false, false]),
+            (0x10, false, [false, true]),
+            (0x04, false, [false, false]),
+            (0x00, false, [false, true]),
+        ] {
             let packet = parse(&frame(false, 0, 6, octet)[..]).unwrap();
-            assert_eq!(packet.signal.opens(packet.protocol), opens);
+            assert_eq!(packet.signal.opens(packet.protocol), opens, "{octet:#04x}");
+            let starts_if = |is_sloppy| packet.signal.starts(packet.protocol, is_sloppy);
+            assert_eq!([false, true].map(starts_if), starts, "{octet:#04x}");
         }
     }
 

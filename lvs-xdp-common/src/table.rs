@@ -205,10 +205,12 @@ fn scan<'m, M: Maps>(maps: &M, bucket: &'m Bucket, index: u32, tag: u32) -> Opti
 }
 
 /// Whether a packet can change nothing but the time of an entry in this state: then a tag is identity
-/// enough. What opens or closes, and every change of state, goes to [`change`], which looks at the cold row.
+/// enough, unless it is a template's, whose time says something else. What opens or closes, and every change of state, goes to [`change`], which looks at the cold row.
 #[inline(always)]
 pub const fn is_plain(state: State, signal: Signal) -> bool {
-    signal.is_quiet(state.is_sctp()) && !(matches!(state, State::SynRecv) && signal.acknowledges())
+    !state.is_template()
+        && signal.is_quiet(state.is_sctp())
+        && !(matches!(state, State::SynRecv) && signal.acknowledges())
 }
 
 /// Notes that a packet was seen that [`is_plain`] in the entry's state. Within the same second of the

@@ -282,7 +282,7 @@ fn a_removed_servers_connections_are_dropped_until_it_is_back() {
     assert_eq!(send(&mut director, tcp::ACK), Reason::DestinationRemoved);
     let seen = director.send(
         &Frame {
-            flags: tcp::SYN | tcp::RST,
+            flags: tcp::SYN | tcp::FIN,
             ..syn(WEB)
         }
         .bytes(),

@@ -12,6 +12,9 @@ use crate::{
     table::find,
 };
 
+mod persistence;
+mod settings;
+
 const DIRECTOR: [u8; 6] = [2, 0, 0, 0, 2, 200];
 const VIP: u32 = 0xc0a8_0264;
 const SERVICE: u32 = 1;
@@ -100,6 +103,72 @@ fn frame(protocol: IpProto, port: u16, flags: u8) -> [u8; 60] {
     frame[36..38].copy_from_slice(&80u16.to_be_bytes());
     frame[47] = flags;
     frame
+}
+
+/// Who sends packets to the VIP.
+#[derive(Debug, Clone, Copy)]
+struct Client {
+    protocol: IpProto,
+    address: [u8; 4],
+    port: u16,
+    /// The virtual port.
+    to: u16,
+}
+
+impl Client {
+    /// One of TCP, at a port of its own, who wants the service at port 80.
+    fn tcp(port: u16) -> Self {
+        Self {
+            protocol: IpProto::TCP,
+            address: [192, 168, 1, 200],
+            port,
+            to: 80,
+        }
+    }
+
+    /// Sends a packet: with these flags of TCP, or with a chunk of this type.
+    fn send(self, maps: &Memory, signal: u8) -> (Reason, u32) {
+        let mut frame = frame(self.protocol, self.port, signal);
+        frame[26..30].copy_from_slice(&self.address);
+        frame[36..38].copy_from_slice(&self.to.to_be_bytes());
+        if self.protocol == IpProto::SCTP {
+            frame[46..50].copy_from_slice(&[signal, 0, 0, 4]);
+        }
+        let verdict = decide(&frame[..], maps, INGRESS);
+        (verdict.reason, verdict.destination)
+    }
+
+    fn flow(self) -> Flow {
+        let packet = Packet {
+            source: Address::from_ipv4(u32::from_be_bytes(self.address)),
+            source_port: self.port,
+            destination: Address::from_ipv4(VIP),
+            destination_port: self.to,
+            protocol: self.protocol,
+            ..Packet::sample()
+        };
+        Flow::new(&packet, SERVICE)
+    }
+}
+
+/// Where the entry of a flow is, and what it says, expired or not.
+fn entry_of<'m>(maps: &'m Memory, flow: &Flow) -> Option<(Place<'m>, Entry)> {
+    let key = Key::new(
+        hash::flow(maps.control.key(), flow),
+        maps.control.bucket_mask.load(),
+    );
+    find(maps, key).filter(|(place, _)| table::is_flow(maps, *place, flow))
+}
+
+/// (active, inactive, templates) of a destination.
+fn counts(maps: &Memory, destination: u32) -> (u64, u64, u64) {
+    let counts = &maps.counts[destination as usize];
+    let connections = counts.connections.load();
+    (
+        connections & 0xffff_ffff,
+        connections >> 32,
+        counts.templates.load(),
+    )
 }
 
 fn send(maps: &Memory, port: u16, flags: u8) -> Verdict {
@@ -298,7 +367,7 @@ fn a_removed_destinations_packets_are_dropped_and_do_not_keep_it() {
 
 #[test]
 fn a_connection_that_is_over_starts_anew_while_its_destination_is_gone() {
-    for flags in [SYN, SYN | RST, SYN | FIN] {
+    for flags in [SYN, SYN | ACK, SYN | FIN] {
         let maps = director(Kind::Rr, IpProto::TCP);
         for flags in [SYN, ACK, RST] {
             assert_eq!(send(&maps, 1, flags).destination, READY);

@@ -74,8 +74,10 @@ pub fn lblc<M: Maps>(maps: &M, service: u64, list: ListWord) -> u32 {
     if id == NONE {
         id = maps.least(list, Kind::Wlc);
     }
-    let new = Last::new(id, now);
-    if id != NONE && new.0 != old {
+    // Asked for in vain, what is remembered is used all the same.
+    let remembered = if id == NONE { last.id() } else { id };
+    let new = Last::new(remembered, now);
+    if (id != NONE || last.is_fresh(now)) && new.0 != old {
         // Where this fails another CPU has remembered something in this moment.
         let _ = word.swap(old, new.0);
     }
@@ -181,15 +183,14 @@ pub fn lblcr<M: Maps>(maps: &M, service: u64, list: ListWord) -> u32 {
         set = set.another(now);
     }
     let id = maps.least(list, Kind::Wlc);
-    if id == NONE {
-        return NONE;
-    }
     if let Some(row) = maps.destination(id)
         && !set.has(row.joined.load())
     {
         set = set.changed(now);
         row.joined.store(set.ticket());
     }
+    // Asked for in vain, a set is used all the same; and one that has lost a server has changed. A new one
+    // that nobody has joined is the same as none.
     if set.0 != old {
         let _ = word.swap(old, set.0);
     }

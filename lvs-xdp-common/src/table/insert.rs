@@ -254,7 +254,7 @@ pub fn settle<M: Maps>(maps: &M, new: &New, entry: u64, control: u64, place: u64
     new.flow.write(cold);
     cold.control.store(control);
     cold.controlled.store(if new.flow.is_template() {
-        mark(new.hash, maps.now())
+        mark(new.hash, maps.now(), cold.controlled.load())
     } else {
         0
     });
@@ -264,10 +264,11 @@ pub fn settle<M: Maps>(maps: &M, new: &New, entry: u64, control: u64, place: u64
     Inserted::Done.pack()
 }
 
-/// What tells a template from another one that had its place before, in the upper half of a word: never 0.
+/// What tells a template from another one that had its place before, in the upper half of a word: never 0, and
+/// never what it was before, though the same client's next template be made within the same second.
 #[inline(always)]
-const fn mark(hash: u64, now: u32) -> u64 {
-    (hash << 16).wrapping_add((now as u64) << 33) & !0xffff_ffff | 1 << 32
+const fn mark(hash: u64, now: u32, before: u64) -> u64 {
+    (hash << 16).wrapping_add((now as u64) << 33).wrapping_add(before) & !0xffff_ffff | 1 << 32
 }
 
 /// How many words of a bucket have this tag.
