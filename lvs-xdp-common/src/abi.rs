@@ -545,7 +545,7 @@ pub struct ColdRow {
     /// mark; 0 where none does.
     pub control: Word,
     /// Of a template: bits 0..32 how many connections it controls, 32..64 its mark, which tells it from
-    /// another one that had its place before. Of a connection, 0.
+    /// another one that had its place before. Of a connection, the last such mark, and a count of 0.
     pub controlled: Word,
 }
 

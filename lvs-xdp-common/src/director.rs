@@ -390,7 +390,7 @@ fn enter<M: Maps>(
         return Begun::pack(Reason::OnePacket, destination);
     }
     let control = if followed.is_template() {
-        table::reference(maps, followed.place())
+        table::hold(maps, followed.place())
     } else {
         0
     };

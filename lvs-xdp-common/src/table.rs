@@ -29,7 +29,7 @@ use crate::{
 pub use self::template::controlling;
 pub use self::{
     insert::{Inserted, New, claim, insert, settle, sharing, survey},
-    template::{Followed, follow, is_kept, look_for, reference, release},
+    template::{Followed, follow, hold, is_kept, look_for, release},
 };
 
 /// Tries of a compare-and-swap before giving up: each failure means that another CPU succeeded.

@@ -253,10 +253,11 @@ pub fn settle<M: Maps>(maps: &M, new: &New, entry: u64, control: u64, place: u64
     }
     new.flow.write(cold);
     cold.control.store(control);
+    let before = cold.controlled.load() & !0xffff_ffff;
     cold.controlled.store(if new.flow.is_template() {
-        mark(new.hash, maps.now(), cold.controlled.load())
+        next_mark(before)
     } else {
-        0
+        before
     });
     // Counted before it can be seen, so that whoever ends it finds it counted.
     maps.recount(entry.destination(), State::Empty as u32, entry.state() as u32);
@@ -264,11 +265,13 @@ pub fn settle<M: Maps>(maps: &M, new: &New, entry: u64, control: u64, place: u64
     Inserted::Done.pack()
 }
 
-/// What tells a template from another one that had its place before, in the upper half of a word: never 0, and
-/// never what it was before, though the same client's next template be made within the same second.
+/// What tells a template from another one that had its place before, in the upper half of a word: their number,
+/// never 0.
 #[inline(always)]
-const fn mark(hash: u64, now: u32, before: u64) -> u64 {
-    (hash << 16).wrapping_add((now as u64) << 33).wrapping_add(before) & !0xffff_ffff | 1 << 32
+const fn next_mark(before: u64) -> u64 {
+    const ONE: u64 = 1 << 32;
+    let next = before.wrapping_add(ONE);
+    if next == 0 { ONE } else { next }
 }
 
 /// How many words of a bucket have this tag.

@@ -75,23 +75,17 @@ impl Followed {
 
 /// The entry of a template, unless it has expired.
 #[inline(always)]
-pub fn look_for<'m, M: Maps>(
-    maps: &'m M,
-    flow: &Flow,
-    hash: u64,
-    now: u32,
-) -> Option<(Place<'m>, Entry, &'m ColdRow)> {
+pub fn look_for<'m, M: Maps>(maps: &'m M, flow: &Flow, hash: u64, now: u32) -> Option<(Place<'m>, Entry)> {
     let key = Key::new(hash, maps.control().bucket_mask.load());
     let (place, entry) = find(maps, key)?;
     let row = maps.cold(place.index)?;
     if !flow.is(row) || is_expired(maps, entry, now) && !is_kept(maps, place, entry, now) {
         return None;
     }
-    Some((place, entry, row))
+    Some((place, entry))
 }
 
-/// Follows a template: its time starts again, and, unless packets are scheduled one by one, it controls one
-/// connection more.
+/// Follows a template: its time starts again. The connection that comes of it takes [`hold`] of it.
 ///
 /// A template is void, and is taken out, where its destination was removed, is being drained, or has weight 0
 /// while expire_quiescent_template is set (`ip_vs_check_template`).
@@ -101,7 +95,7 @@ pub fn follow<M: Maps>(maps: &M, template: &New, options: u64) -> u64 {
     const VOID: u64 = destination_flag::REMOVED | destination_flag::DRAINING;
     let options = Options(options);
     let now = maps.now();
-    let Some((place, entry, row)) = look_for(maps, flow, *hash, now) else {
+    let Some((place, entry)) = look_for(maps, flow, *hash, now) else {
         return Followed::nowhere(Reason::NoDestination).0;
     };
     let Some(destination) = maps.destination(entry.destination()) else {
@@ -126,9 +120,6 @@ pub fn follow<M: Maps>(maps: &M, template: &New, options: u64) -> u64 {
         // Where this fails another CPU has followed it, too, or has assured it, within the same second.
         let _ = place.word.swap(entry.0, fresh.0);
     }
-    if !options.has(Options::ONE_PACKET) {
-        row.controlled.add(1);
-    }
     Followed::template(entry.destination(), place.index).0
 }
 
@@ -149,14 +140,22 @@ pub fn is_kept<M: Maps>(maps: &M, place: Place<'_>, entry: Entry, now: u32) -> b
     true
 }
 
-/// What a connection's cold row says of the template that it follows.
+/// One connection more that the template at a place controls; what the connection's cold row says of it.
+///
+/// Counted and told apart in one step: should the template give way in this moment, the reference is to the one
+/// that has counted it, be it gone.
 #[inline(always)]
-pub fn reference<M: Maps>(maps: &M, place: u32) -> u64 {
-    maps.cold(place)
-        .map_or(0, |row| row.controlled.load() & !0xffff_ffff | u64::from(place))
+pub fn hold<M: Maps>(maps: &M, place: u32) -> u64 {
+    let Some(row) = maps.cold(place) else {
+        return 0;
+    };
+    let mark = row.controlled.add(1) & !0xffff_ffff;
+    // Without a mark no template has ever been there.
+    if mark == 0 { 0 } else { mark | u64::from(place) }
 }
 
-/// The template that a connection's cold row refers to, where it is still the same one.
+/// The cold row of the template that a connection's one refers to, where no other template has had its place
+/// since; it may be a connection's by now, whose row counts nothing.
 #[inline(always)]
 fn referred<M: Maps>(maps: &M, reference: u64) -> Option<&ColdRow> {
     if reference == 0 {
@@ -170,17 +169,27 @@ fn referred<M: Maps>(maps: &M, reference: u64) -> Option<&ColdRow> {
 /// The template that a connection's cold row refers to.
 #[cfg(not(target_arch = "bpf"))]
 pub fn controlling<M: Maps>(maps: &M, reference: u64) -> Option<Flow> {
-    referred(maps, reference).map(Flow::read)
+    referred(maps, reference)
+        .map(Flow::read)
+        .filter(Flow::is_template)
 }
 
 /// A connection that a template controlled has gone.
 #[inline(always)]
 pub fn release<M: Maps>(maps: &M, reference: u64) {
-    if let Some(row) = referred(maps, reference)
-        && row.controlled.load() & 0xffff_ffff != 0
-    {
-        row.controlled.add(1u64.wrapping_neg());
+    let Some(row) = referred(maps, reference) else {
+        return;
+    };
+    let mut tries = 0;
+    while tries < TRIES {
+        tries += 1;
+        let seen = row.controlled.load();
+        if seen >> 32 != reference >> 32 || seen & 0xffff_ffff == 0 || row.controlled.swap(seen, seen - 1) {
+            return;
+        }
     }
+    // Others count at the same time, again and again: so it is still there.
+    row.controlled.add(1u64.wrapping_neg());
 }
 
 /// A connection that a template controls was established: the template is not displaced any more

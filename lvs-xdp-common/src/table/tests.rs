@@ -1,5 +1,4 @@
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 
@@ -10,6 +9,8 @@ use crate::{
 };
 
 extern crate std;
+
+mod crowd;
 
 /// Two buckets, each the other's partner, whatever the tag.
 const PAIR: u32 = 16;
@@ -524,98 +525,37 @@ fn check_counts(maps: &Memory) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// A cheap generator of its own for each thread (xorshift64, Marsaglia 2003).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u32) -> u32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        u32::try_from(self.0 >> 33).expect("31 bits") % limit
-    }
-}
-
-/// Several CPUs at once on a table that is far too small for them, with tags that collide and time
-/// that passes: a flow never goes to another's destination, and in the end every count is exact.
 #[test]
-fn many_cpus_at_once_never_mix_up_flows_and_lose_no_count() {
-    const CLIENTS: u32 = 96;
-    const OPERATIONS: u32 = 60_000;
-    let maps = tables(64);
-    let destination = |client: u32| client % 11 + 1;
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (1..5u64)
-            .map(|cpu| {
-                let maps = &maps;
-                scope.spawn(move || {
-                    let mut random = Random(cpu.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-                    for _ in 0..OPERATIONS {
-                        let client = random.below(CLIENTS);
-                        let flags = Signal([SYN, SYN, ACK, ACK, ACK, FIN, RST][random.below(7) as usize]);
-                        one_packet(maps, client, destination(client), flags);
-                    }
-                })
-            })
-            .collect();
-        let clock = scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                maps.pass_time(7);
-                std::thread::sleep(core::time::Duration::from_micros(300));
+fn overload_begins_at_the_upper_threshold_and_ends_below_the_lower_one() {
+    let maps = tables(PAIR);
+    // 10, and three quarters of it, as the agent has it without a lower threshold.
+    for (upper, lower) in [(10u64, 8u64), (10, 2), (1, 1), (4, 4)] {
+        let counts = &maps.counts[4];
+        counts.limits.store(upper << 32 | lower);
+        let mut expected = false;
+        for round in 0..3 {
+            for total in 1..=upper {
+                count(&maps, 4, State::Empty, State::SynRecv);
+                expected |= total == upper;
+                assert_eq!(counts.overload.load() != 0, expected, "up to {total}");
+                // What changes between active and inactive changes nothing.
+                count(&maps, 4, State::SynRecv, State::Close);
+                count(&maps, 4, State::Close, State::Established);
+                count(&maps, 4, State::Empty, State::Template);
+                count(&maps, 4, State::Template, State::Assured);
+                assert_eq!(counts.overload.load() != 0, expected);
             }
-        });
-        for worker in workers {
-            worker.join().expect("a worker's assertion holds");
+            for total in (0..upper).rev() {
+                count(&maps, 4, State::Established, State::Empty);
+                count(&maps, 4, State::Assured, State::Empty);
+                expected &= total >= lower;
+                assert_eq!(
+                    counts.overload.load() != 0,
+                    expected,
+                    "down to {total} in {round}"
+                );
+            }
+            assert_eq!((counts.connections.load(), counts.templates.load()), (0, 0));
         }
-        done.store(true, Ordering::Relaxed);
-        clock.join().expect("the clock runs");
-    });
-    check_counts(&maps).expect("counts are exact while entries are there");
-    for (bucket, row) in maps.hot.iter().enumerate() {
-        for word in &row.0 {
-            let entry = Entry(word.load());
-            assert_ne!(entry.state(), State::Claimed, "no claim is left");
-            let tags = sharing(&maps, u32::try_from(bucket).expect("small"), entry.tag());
-            assert!(entry.0 == 0 || tags == 1);
-        }
-    }
-    maps.pass_time(1000);
-    for (index, word) in (0..).zip(maps.hot.iter().flat_map(|bucket| &bucket.0)) {
-        let entry = Entry(word.load());
-        if entry.is_live() {
-            assert!(is_expired(&maps, entry, maps.now()) && remove(&maps, Place { word, index }, entry));
-        }
-    }
-    for counts in &maps.counts {
-        assert_eq!((counts.connections.load(), counts.templates.load()), (0, 0));
-    }
-}
-
-/// What the director does for a packet, with a check of every answer of the table.
-fn one_packet(maps: &Memory, client: u32, destination: u32, flags: Signal) {
-    // 40 tags for 96 clients: more than half share theirs with another.
-    let new = new(u64::from(client % 40) + 1, u64::from(client / 40), client);
-    let now = maps.now();
-    if let Some((place, entry)) = find(maps, key(maps, &new))
-        && !is_expired(maps, entry, now)
-    {
-        let own = is_flow(maps, place, &new.flow);
-        // The row is the entry's own only where the word is the same before and after.
-        if own && place.word.load() == entry.0 {
-            assert_eq!(entry.destination(), destination);
-        }
-        if is_plain(entry.state(), flags) {
-            refresh(maps, place, entry, now);
-            return;
-        }
-        if change(maps, place, entry, &new.flow, flags) == Changed::Kept {
-            return;
-        }
-    }
-    if flags.opens(IpProto::TCP)
-        && let Inserted::Exists(other) = enter_in(maps, &new, destination, State::SynRecv)
-    {
-        assert_eq!(other, destination);
     }
 }

@@ -337,9 +337,8 @@ fn copy_connection(old: &Tables, new: &Tables, listed: &Listed) -> bool {
 /// One connection more for a template in the new table; how the connection's row refers to it.
 fn control(new: &Tables, template: &Flow) -> u64 {
     let hash = hash::flow(new.control().key(), template);
-    let Some((place, _, row)) = table::look_for(new, template, hash, new.now()) else {
+    let Some((place, _)) = table::look_for(new, template, hash, new.now()) else {
         return 0;
     };
-    row.controlled.add(1);
-    table::reference(new, place.index)
+    table::hold(new, place.index)
 }
