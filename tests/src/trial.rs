@@ -106,6 +106,19 @@ impl Director {
     ///
     /// When not root, or the kernel refuses the program.
     pub fn new(connections: u32) -> Result<Self> {
+        Self::with_capacity(Capacity {
+            connections,
+            services: 64,
+            destinations: 512,
+        })
+    }
+
+    /// As [`Self::new`], with room for more.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`].
+    pub fn with_capacity(capacity: Capacity) -> Result<Self> {
         ensure!(
             nix::unistd::geteuid().is_root(),
             "this test loads the program: run it as root, by `cargo xtask test`"
@@ -113,11 +126,7 @@ impl Director {
         let pins = PinDirectory::new();
         let dataplane = Dataplane::open(&Options {
             pin_directory: pins.0.clone(),
-            capacity: Capacity {
-                connections,
-                services: 64,
-                destinations: 512,
-            },
+            capacity,
             log_packets: false,
         })?;
         let compiler = dataplane.compiler();
@@ -184,6 +193,17 @@ impl Director {
         dataplane::grace()?;
         self.compiler.settle();
         Ok(())
+    }
+
+    /// Frees what removed destinations and deleted services have used, as the agent does every second.
+    ///
+    /// # Panics
+    ///
+    /// When a counter cannot be cleared.
+    pub fn reap(&mut self) {
+        self.dataplane
+            .reap(&mut self.compiler)
+            .expect("the counters are there");
     }
 
     /// Notes the way to a real server: by [`LOOPBACK`], to the MAC address of [`mac_of`].
