@@ -68,11 +68,13 @@ fn main() -> Result<()> {
 fn build(toolchain: &ebpf::Toolchain, object: &Path) -> Result<()> {
     let arch = variable("CARGO_CFG_TARGET_ARCH")?;
     let endian = variable("CARGO_CFG_TARGET_ENDIAN")?;
-    let mut cargo = toolchain.command(["cargo", "build"], &arch, &endian);
+    let is_rebuilt = env::var_os("CARGO_FEATURE_REBUILT_EBPF").is_some();
+    let subcommand = if is_rebuilt { "rustc" } else { "build" };
+    let mut cargo = toolchain.command(["cargo", subcommand], &arch, &endian);
     cargo.arg("--quiet");
-    if env::var_os("CARGO_FEATURE_REBUILT_EBPF").is_some() {
-        // Of the last crate alone: bpf-linker optimizes the whole by it, and core stays as it is.
-        cargo.args(["--config", "profile.release.package.lvs-xdp-ebpf.opt-level=2"]);
+    if is_rebuilt {
+        // Another program of the same source: its blocks stay in the order that they were written in.
+        cargo.args(["--", "-Clink-arg=--llvm-args=-disable-block-placement"]);
     }
     let output = cargo
         .output()

@@ -315,7 +315,7 @@ fn help_and_version_need_nothing() {
         ("connections --help", "flush"),
         ("connections flush --help", "lvs-xdp connections flush --all"),
         ("settings --help", "lvs-xdp settings sloppy_tcp 1"),
-        ("ipvsadm -h", "ipvsadm -a|e -t|u VIP:PORT -r RIP"),
+        ("ipvsadm -h", "ipvsadm -a|e SERVICE -r RIP"),
         ("ipvsadm --version", "ipvsadm v1.31"),
         ("completions bash", "complete -F"),
         ("man", ".TH lvs-xdp 1"),

@@ -153,7 +153,10 @@ fn changes_that_make_no_sense() -> Result<()> {
         (
             String::from("service add tcp 192.168.2.101:80 --scheduler best"),
             2,
-            ["best", "rr, wrr, fo, sh, dh, mh"],
+            [
+                "best",
+                "rr, wrr, lc, wlc, lblc, lblcr, dh, sh, sed, nq, fo, ovf, mh",
+            ],
         ),
         (
             String::from("service delete tcp 192.168.2.100:81"),
