@@ -78,6 +78,13 @@ fn network<F: Frame + ?Sized>(frame: &F) -> Option<usize> {
     })
 }
 
+/// Whether an address is that of one host, which may be answered (RFC 1122, 3.2.2): no group, no loopback,
+/// not "this network".
+#[inline(always)]
+const fn is_one_host(address: [u8; 4]) -> bool {
+    !matches!(address[0], 0 | 127 | 224..)
+}
+
 /// Turns the frame back to the host that it came from.
 #[inline(always)]
 fn turn<F: Frame + ?Sized>(frame: &mut F, to: [u8; 6], from: [u8; 6]) -> Option<()> {
@@ -133,7 +140,7 @@ pub fn reset<F: Resize + ?Sized>(frame: &mut F) -> Option<()> {
     let macs: [u8; 12] = frame.load(0)?;
 
     let flags = segment[13];
-    if flags & TCP_RST != 0 {
+    if flags & TCP_RST != 0 || !is_one_host(client) {
         return None;
     }
     let field = |at: usize| -> [u8; 4] { [segment[at], segment[at + 1], segment[at + 2], segment[at + 3]] };
@@ -183,6 +190,9 @@ pub fn port_unreachable<F: Resize + ?Sized>(frame: &mut F) -> Option<()> {
     let client: [u8; 4] = frame.load(network + 12)?;
     let address: [u8; 4] = frame.load(network + 16)?;
     let quoted = usize::from(first & 0x0f) * 4 + QUOTED;
+    if !is_one_host(client) {
+        return None;
+    }
 
     let mut icmp = [0; ICMP_HEADER];
     icmp[0] = ICMP_UNREACHABLE;

@@ -299,7 +299,8 @@ pub fn begin<M: Maps>(maps: &M, new: &New, signal: u32) -> u64 {
         let is_local = row.flags.load() & service_flag::LOCAL != 0;
         let reason = if is_migrating {
             Reason::Migrating
-        } else if is_local {
+        } else if is_local && protocol == IpProto::TCP {
+            // SCTP is dropped, as the kernel does (`sctp_conn_schedule`).
             Reason::NoConnectionPassed
         } else {
             Reason::NoConnection

@@ -15,6 +15,8 @@ use crate::{
     maps::{Alone, Maps, Step},
 };
 
+#[cfg(not(target_arch = "bpf"))]
+pub use self::local::remembered;
 pub use self::{
     hashed::{HASH_SLOTS, choose as by_hash},
     least::{choose as least, is_any_idle},

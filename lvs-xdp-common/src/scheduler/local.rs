@@ -52,6 +52,17 @@ impl Last {
     }
 }
 
+/// The id of the destination that an lblc service's cursor remembers.
+#[cfg(not(target_arch = "bpf"))]
+pub const fn remembered(cursor: u64) -> Option<u32> {
+    let last = Last(cursor);
+    if cursor & 1 << 20 == 0 {
+        None
+    } else {
+        Some(last.id())
+    }
+}
+
 /// lblc: the server that the address had, while it can serve; else wlc's choice, remembered.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "ids of services are 32 bits")]

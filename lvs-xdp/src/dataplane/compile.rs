@@ -345,6 +345,20 @@ impl Compiler {
         }
     }
 
+    /// lblc must not take the next destination of this id for the one that it remembers.
+    fn forget_choice(&self, service: u32, id: u32) {
+        let is_lblc = self
+            .services
+            .values()
+            .any(|slot| slot.id == service && slot.word.kind() == Kind::Lblc);
+        let cursor = &self.tables.cursors[service as usize];
+        let seen = cursor.load();
+        if is_lblc && scheduler::remembered(seen) == Some(id) {
+            // Where this fails it remembers another one by now.
+            let _ = cursor.swap(seen, 0);
+        }
+    }
+
     /// lblc and lblcr start without a memory.
     fn forget_choices(&self, slot: &Slot) {
         self.tables.cursors[slot.id as usize].store(0);
@@ -456,6 +470,7 @@ impl Compiler {
         {
             word.add(value);
         }
+        self.forget_choice(service, id);
         let row = &self.tables.destinations[id as usize];
         row.towards.store(0);
         row.joined.store(0);
