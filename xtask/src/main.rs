@@ -53,6 +53,11 @@ enum Command {
     Run(RunArgs),
     /// Build and run all tests; needs root
     Test(TestArgs),
+    /// Measure what a packet costs and how much memory a small director's agent takes; needs root
+    ///
+    /// Figures are medians of interleaved rounds in one run: compare them with each other, not with those of
+    /// another machine or another hour.
+    Bench,
     /// Check the formatting, and run clippy on every crate
     Lint,
 }
@@ -107,6 +112,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Test(TestArgs { filter, test_options }) => {
             test::run(&workspace, filter.as_deref(), &test_options)
         }
+        Command::Bench => run::bench(&workspace),
         Command::Lint => lint::run(&workspace),
     }
 }

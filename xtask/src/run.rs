@@ -38,6 +38,29 @@ pub(crate) fn lab(workspace: &Workspace) -> Result<ExitCode> {
     become_program(lab)
 }
 
+/// Builds the benchmark and becomes it.
+///
+/// # Errors
+/// Not root, no tool chain, or a failed build; otherwise this does not return.
+pub(crate) fn bench(workspace: &Workspace) -> Result<ExitCode> {
+    require_root("bench")?;
+    setup(workspace, Needs::Everything)?;
+    let selection = [
+        "--package",
+        "lvs-xdp",
+        "--package",
+        "lvs-xdp-tests",
+        "--bin",
+        "lvs-xdp",
+        "--bin",
+        "lvs-xdp-bench",
+    ];
+    workspace.build(Profile::Release, &selection)?;
+    let mut bench = workspace.command(workspace.binary(Profile::Release, "lvs-xdp-bench"));
+    bench.env(BINARY_VARIABLE, workspace.binary(Profile::Release, "lvs-xdp"));
+    become_program(bench)
+}
+
 /// Builds the agent and becomes it, attached to `interfaces`.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! The program on a frame that came from nowhere and goes nowhere: the kernel's BPF_PROG_TEST_RUN.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::Context as _;
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
@@ -99,5 +99,34 @@ impl Trials {
             ..TestRunOptions::new()
         })?;
         Ok(result.return_value)
+    }
+
+    /// Runs the program `times` times on a frame, which is put back in between by nobody; how long each run
+    /// took on average, what it takes to run it included.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses the frame.
+    pub fn time(&self, frame: &[u8], times: u32) -> anyhow::Result<Duration> {
+        let mut out = vec![0; frame.len() + 64];
+        let result = self.0.test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            repeat: times,
+            ..TestRunOptions::new()
+        })?;
+        Ok(result.duration)
+    }
+
+    /// Instructions that the kernel's verifier has followed to accept it.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel does not say.
+    pub fn verified_instructions(&self) -> anyhow::Result<u32> {
+        self.0
+            .info()?
+            .verified_instruction_count()
+            .context("the kernel does not say how many instructions it has verified")
     }
 }

@@ -1,0 +1,107 @@
+//! `lvs-xdp-bench`: what a packet costs, and how much memory a small director's agent takes.
+
+use std::{fs, net::Ipv4Addr, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use lvs_xdp::{
+    api::types::{Protocol, Scheduler},
+    dataplane::trial::Trials,
+};
+use lvs_xdp_tests::{
+    agent::AgentConfig,
+    frame::{Frame, tcp},
+    lab::{Lab, LabConfig},
+    trial::{Director, add_server, add_service, service_key},
+};
+
+const VIP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 100);
+const CLIENT: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 9, 64, 1), 40_000);
+const OTHER_CLIENT: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 9, 64, 2), 40_000);
+const SERVERS: u8 = 16;
+/// Entries of the connection table: it fits into a cache of 4 MB, so what is shown is the program's work.
+const CONNECTIONS: u32 = 1 << 16;
+const ROUNDS: usize = 15;
+const PACKETS: u32 = 500_000;
+
+fn frame(client: (Ipv4Addr, u16), port: u16, flags: u8) -> Vec<u8> {
+    let mut frame = Frame::tcp(client, (VIP, port), flags);
+    frame.payload.clear();
+    frame.bytes()
+}
+
+fn packets() -> Result<()> {
+    let mut director = Director::new(CONNECTIONS)?;
+    let key = service_key(Protocol::Tcp, VIP, 80);
+    let mut changes = vec![add_service(key, Scheduler::Rr, &[])];
+    for number in 1..=SERVERS {
+        let server = Ipv4Addr::new(10, 9, 0, number);
+        director.resolve(server);
+        changes.push(add_server(key, server, 1));
+    }
+    director.change(&changes)?;
+    for flags in [tcp::SYN, tcp::ACK] {
+        director.send(&frame(CLIENT, 80, flags))?;
+    }
+    director.send(&frame(OTHER_CLIENT, 80, tcp::SYN))?;
+
+    let mut group = frame(CLIENT, 80, tcp::ACK);
+    group[0] |= 1;
+    let rows = [
+        ("a frame that leaves at the first check", group),
+        ("a packet that is for no service", frame(CLIENT, 81, tcp::ACK)),
+        ("a packet of a known connection", frame(CLIENT, 80, tcp::ACK)),
+        (
+            "a repeated SYN of a half-open one",
+            frame(OTHER_CLIENT, 80, tcp::SYN),
+        ),
+    ];
+    let trials = Trials::open(director.pins())?;
+    let mut times = vec![Vec::with_capacity(ROUNDS); rows.len()];
+    for _ in 0..ROUNDS {
+        for ((_, frame), times) in rows.iter().zip(&mut times) {
+            times.push(trials.time(frame, PACKETS)?);
+        }
+    }
+    println!(
+        "ns a packet, running the program by BPF_PROG_TEST_RUN included; {CONNECTIONS} entries, rr over {SERVERS} \
+         real servers, one flow; {ROUNDS} interleaved rounds of {PACKETS} packets:"
+    );
+    println!("{:>8} {:>8} {:>8}", "least", "median", "most");
+    for ((what, _), times) in rows.iter().zip(&mut times) {
+        times.sort_unstable();
+        let [least, median, most] =
+            [0, ROUNDS / 2, ROUNDS - 1].map(|at| times.get(at).map_or(0, Duration::as_nanos));
+        println!("{least:>8} {median:>8} {most:>8}  {what}");
+    }
+    println!("instructions verified: {}", trials.verified_instructions()?);
+    Ok(())
+}
+
+/// Memory of an agent with two real servers and a table of [`CONNECTIONS`] entries.
+fn memory() -> Result<()> {
+    let lab = Lab::start(LabConfig {
+        agent: AgentConfig {
+            connections: Some(CONNECTIONS),
+            ..AgentConfig::default()
+        },
+        ..LabConfig::default()
+    })?;
+    lab.add_service("rr")?;
+    let pid = lab.agent()?.pid().context("the agent runs")?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    println!("the agent's memory, {CONNECTIONS} entries and two real servers:");
+    for name in ["VmRSS", "RssAnon", "RssFile", "RssShmem"] {
+        let line = status.lines().find(|line| line.starts_with(name));
+        println!("  {}", line.with_context(|| format!("/proc has no {name}"))?);
+    }
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "the benchmark loads the program: run it as root, by `cargo xtask bench`"
+    );
+    packets()?;
+    memory()
+}
