@@ -21,44 +21,27 @@ pub(crate) const BINARY_VARIABLE: &str = "LVS_XDP_BIN";
 /// Not root, no tool chain, or a failed build; otherwise this does not return.
 pub(crate) fn lab(workspace: &Workspace) -> Result<ExitCode> {
     require_root("run")?;
-    setup(workspace, Needs::Everything)?;
-    let selection = [
-        "--package",
-        "lvs-xdp",
-        "--package",
-        "lvs-xdp-tests",
-        "--bin",
-        "lvs-xdp",
-        "--bin",
-        "lvs-xdp-lab",
-    ];
-    workspace.build(Profile::Dev, &selection)?;
-    let mut lab = workspace.command(workspace.binary(Profile::Dev, "lvs-xdp-lab"));
-    lab.env(BINARY_VARIABLE, workspace.binary(Profile::Dev, "lvs-xdp"));
-    become_program(lab)
+    become_tool(workspace, Profile::Dev, "lvs-xdp-lab")
 }
 
 /// Builds the benchmark and becomes it.
 ///
 /// # Errors
-/// Not root, no tool chain, or a failed build; otherwise this does not return.
+/// As [`lab`].
 pub(crate) fn bench(workspace: &Workspace) -> Result<ExitCode> {
     require_root("bench")?;
+    become_tool(workspace, Profile::Release, "lvs-xdp-bench")
+}
+
+/// Builds lvs-xdp and a program of the tests' crate that starts it, and becomes that.
+fn become_tool(workspace: &Workspace, profile: Profile, tool: &str) -> Result<ExitCode> {
     setup(workspace, Needs::Everything)?;
-    let selection = [
-        "--package",
-        "lvs-xdp",
-        "--package",
-        "lvs-xdp-tests",
-        "--bin",
-        "lvs-xdp",
-        "--bin",
-        "lvs-xdp-bench",
-    ];
-    workspace.build(Profile::Release, &selection)?;
-    let mut bench = workspace.command(workspace.binary(Profile::Release, "lvs-xdp-bench"));
-    bench.env(BINARY_VARIABLE, workspace.binary(Profile::Release, "lvs-xdp"));
-    become_program(bench)
+    let packages = ["--package", "lvs-xdp", "--package", "lvs-xdp-tests"];
+    let programs = ["--bin", "lvs-xdp", "--bin", tool];
+    workspace.build(profile, &[packages, programs].concat())?;
+    let mut command = workspace.command(workspace.binary(profile, tool));
+    command.env(BINARY_VARIABLE, workspace.binary(profile, "lvs-xdp"));
+    become_program(command)
 }
 
 /// Builds the agent and becomes it, attached to `interfaces`.

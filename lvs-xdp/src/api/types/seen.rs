@@ -1,0 +1,155 @@
+//! What the agent sees and tells: counters, servers, connections, its own status.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{Protocol, ServerSpec, ServiceSpec, Settings, Timeouts};
+
+/// Counters since the service or server was added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct Stats {
+    /// Connections scheduled.
+    pub connections: u64,
+    /// Packets that came in for it.
+    pub packets: u64,
+    /// Bytes that came in for it: IP lengths, without the Ethernet header, as IPVS counts.
+    pub bytes: u64,
+}
+
+/// What is known of the way to a real server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServerState {
+    /// Its MAC address is known.
+    Ready,
+    /// Its MAC address is being asked for.
+    Resolving,
+    /// Nobody answers for its address: it gets no new connections.
+    Unreachable,
+    /// It is behind a router, or there is no route: direct routing cannot reach it.
+    NotOnLink,
+}
+
+/// A real server as configured and as seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Server {
+    /// As configured.
+    #[serde(flatten)]
+    pub spec: ServerSpec,
+    /// What is known of the way to it.
+    pub state: ServerState,
+    /// Its MAC address, where known, as `aa:bb:cc:dd:ee:ff`.
+    pub mac: Option<String>,
+    /// The director's interface towards it, where known.
+    pub interface: Option<String>,
+    /// Connections in an active state (SYN_RECV, ESTABLISHED).
+    pub active: u64,
+    /// All other connections, UDP among them.
+    pub inactive: u64,
+    /// Persistence templates that name it (PersistConn of ipvsadm).
+    pub persistent: u64,
+    /// The weight that the scheduler goes by: the configured one, or less while it does not answer or
+    /// starts slowly.
+    pub effective_weight: u32,
+    /// Its counters.
+    pub stats: Stats,
+}
+
+/// A virtual service as configured and as seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Service {
+    /// As configured.
+    #[serde(flatten)]
+    pub spec: ServiceSpec,
+    /// Its counters, those of removed servers included.
+    pub stats: Stats,
+    /// Its real servers, the one added last first (the schedulers' order).
+    pub servers: Vec<Server>,
+}
+
+/// One connection entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Connection {
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Seconds until the entry expires.
+    pub expires: u64,
+    /// The state, by IPVS's name: `SYN_RECV`, `ESTABLISHED`, `FIN_WAIT`, `TIME_WAIT`, `CLOSE`, `UDP`; of a
+    /// persistence template `NONE`, or `ASSURED` once one of its connections was established.
+    pub state: String,
+    /// The client.
+    #[schema(value_type = String)]
+    pub client: SocketAddr,
+    /// The virtual address and port.
+    #[schema(value_type = String)]
+    pub virtual_address: SocketAddr,
+    /// The real server.
+    #[schema(value_type = String)]
+    pub destination: SocketAddr,
+}
+
+/// The answer to `DELETE /v1/connections`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Flushed {
+    /// How many entries were removed.
+    pub removed: u64,
+}
+
+/// One interface of the director.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// `native` or `generic`.
+    pub mode: String,
+    /// Why it is generic, where native was tried and failed.
+    pub reason: Option<String>,
+}
+
+/// A named counter of what became of packets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReasonCount {
+    /// Its name, such as `not-for-us`.
+    pub name: String,
+    /// `forward`, `pass` or `drop`.
+    pub verdict: String,
+    /// What it means.
+    pub help: String,
+    /// Packets since the program was loaded first.
+    pub packets: u64,
+}
+
+/// The body of `GET /v1/status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// The agent's version.
+    pub version: String,
+    /// The agent's process id.
+    pub pid: u32,
+    /// The version of the maps' layout.
+    pub abi: u32,
+    /// The kernel's id of the XDP program.
+    pub program_id: u32,
+    /// Interfaces the program is attached to.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Entries in the connection table.
+    pub connections: u64,
+    /// Entries the connection table has room for.
+    pub connection_capacity: u64,
+    /// Time-outs of connections.
+    pub timeouts: Timeouts,
+    /// Settings of the whole director.
+    pub settings: Settings,
+    /// Number of services.
+    pub services: u64,
+    /// Number of real servers, over all services.
+    pub servers: u64,
+    /// What became of packets.
+    pub reasons: Vec<ReasonCount>,
+    /// What needs attention, one line each.
+    pub warnings: Vec<String>,
+}
