@@ -292,7 +292,9 @@ pub fn begin<M: Maps>(maps: &M, new: &New, signal: u32) -> u64 {
     let options = Options(row.options[configuration].load());
     let protocol = flow.protocol();
     let is_migrating = maps.control().flags.load() & control_flag::MIGRATING != 0;
-    if matches!(list.kind(), Kind::Tombstone | Kind::Absent) {
+    // What comes from FTP's data port is taken for a real server's data connection, and never scheduled
+    // (`ip_vs_schedule`).
+    if matches!(list.kind(), Kind::Tombstone | Kind::Absent) || flow.client_port() == FTP_DATA_PORT {
         return Begun::pack(Reason::NotForUs, 0);
     }
     if !signal.starts(protocol, options.has(Options::SLOPPY)) {
@@ -353,8 +355,12 @@ fn persist<M: Maps>(
     let mut rounds = 0;
     while rounds < 2 {
         let followed = Followed(maps.follow(template, options.0));
-        if followed.is_somewhere() || rounds > 0 {
+        if followed.is_somewhere() {
             return followed;
+        }
+        if rounds > 0 {
+            // It has given way already.
+            break;
         }
         if maps.control().flags.load() & control_flag::MIGRATING != 0 {
             return Followed::nowhere(Reason::Migrating);

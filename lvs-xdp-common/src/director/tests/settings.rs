@@ -291,3 +291,17 @@ fn an_overloaded_destination_gets_nothing_new_until_its_connections_have_ended()
     }
     assert_eq!(Client::tcp(14).send(&maps, SYN), (NoDestination, 0));
 }
+
+#[test]
+fn what_comes_from_ftps_data_port_is_never_scheduled() {
+    for protocol in [IpProto::TCP, IpProto::UDP] {
+        let maps = director(Kind::Rr, protocol);
+        let from = |port| Client {
+            protocol,
+            ..Client::tcp(port)
+        };
+        assert_eq!(from(20).send(&maps, SYN).0, NotForUs);
+        assert_eq!(live(&maps), 0);
+        assert_eq!(from(21).send(&maps, SYN).0, NewConnection);
+    }
+}
