@@ -352,34 +352,32 @@ fn persist<M: Maps>(
     let Some(template) = maps.note(Note::Template, &template) else {
         return Followed::nowhere(Reason::Internal);
     };
-    let mut rounds = 0;
-    while rounds < 2 {
-        let followed = Followed(maps.follow(template, options.0));
-        if followed.is_somewhere() {
-            return followed;
-        }
-        if rounds > 0 {
-            // It has given way already.
-            break;
-        }
-        if maps.control().flags.load() & control_flag::MIGRATING != 0 {
-            return Followed::nowhere(Reason::Migrating);
-        }
-        let destination = scheduler::choose(maps, list, ring, &new.flow);
-        if destination == scheduler::NONE {
-            return Followed::nowhere(no_destination(maps));
-        }
-        let entry = Entry::until(0, destination, State::Template, maps.now(), options.timeout());
-        match table::insert(maps, template, entry, 0) {
-            // Followed like any other: it is this one, or the one of a CPU that was quicker.
-            Inserted::Done | Inserted::Exists(_) => {}
-            Inserted::Collision => return Followed::nowhere(Reason::TagCollision),
-            Inserted::Full => return Followed::nowhere(Reason::TableFull),
-            Inserted::Race => return Followed::nowhere(Reason::InsertRace),
-        }
-        rounds += 1;
+    let followed = Followed(maps.follow(template, options.0));
+    if followed.is_somewhere() {
+        return followed;
     }
-    Followed::nowhere(Reason::InsertRace)
+    if maps.control().flags.load() & control_flag::MIGRATING != 0 {
+        return Followed::nowhere(Reason::Migrating);
+    }
+    let destination = scheduler::choose(maps, list, ring, &new.flow);
+    if destination == scheduler::NONE {
+        return Followed::nowhere(no_destination(maps));
+    }
+    let entry = Entry::until(0, destination, State::Template, maps.now(), options.timeout());
+    match table::insert(maps, template, entry, 0) {
+        Inserted::Done | Inserted::Exists(_) => {
+            // Followed like any other: it is this one, or the one of a CPU that was quicker.
+            let followed = Followed(maps.follow(template, options.0));
+            if followed.is_somewhere() {
+                return followed;
+            }
+            // It has given way already, or was void. This connection goes its way without it.
+            Followed::chosen(destination)
+        }
+        Inserted::Collision => Followed::nowhere(Reason::TagCollision),
+        Inserted::Full => Followed::nowhere(Reason::TableFull),
+        Inserted::Race => Followed::nowhere(Reason::InsertRace),
+    }
 }
 
 /// Enters a connection whose destination is known.
