@@ -22,7 +22,7 @@ use crate::{
     connection::{Count, Entry, State},
     flow::Flow,
     maps::Maps,
-    packet::{IpProto, Signal},
+    packet::{Event, IpProto, Signal},
 };
 
 #[cfg(not(target_arch = "bpf"))]
@@ -303,7 +303,9 @@ fn try_change<M: Maps>(maps: &M, index: u32, tag: u32, flow: &Flow, signal: Sign
         if !matches!(state, State::Close) && word.swap(entry.0, closed.0) {
             maps.recount(entry.destination(), state as u32, State::Close as u32);
         }
-        return Some(Changed::Reset);
+        // A reset is not answered (RFC 9293, 3.10.7.1): who sends one knows already.
+        let is_reset = matches!(signal.event(protocol), Event::Rst);
+        return Some(if is_reset { Changed::Dropped } else { Changed::Reset });
     }
     if is_removed && options.has(Options::RESCHEDULE | Options::RESET)
         || opens && may_start_anew(options, state, control, destination.weight.load())

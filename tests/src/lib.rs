@@ -8,6 +8,8 @@
 //! program alone, without a packet on any wire, and [`frame`], which makes what it is fed.
 
 pub mod agent;
+pub mod ask;
+pub mod datagram;
 pub mod frame;
 pub mod lab;
 pub mod load;
@@ -15,6 +17,7 @@ pub mod netns;
 pub mod packet;
 pub mod process;
 mod stale;
+pub mod stream;
 pub mod topology;
 pub mod trace;
 pub mod trial;

@@ -1,85 +1,15 @@
 //! Virtual services over UDP.
 
-use std::{
-    io,
-    net::UdpSocket,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, JoinHandle},
-    time::Duration,
-};
-
 use anyhow::Result;
 use lvs_xdp_tests::{
     agent::XdpMode,
-    lab::{CLIENT, Lab, VIP, real_server_address, real_server_name},
-    netns::Netns,
+    datagram::{Echo, ask, connected},
+    lab::{VIP, real_server_address, real_server_name},
 };
 
 use crate::{in_both_modes, lab};
 
 in_both_modes!(a_flow_stays_and_new_flows_go_round);
-
-/// Answers each datagram with the host's name and what came; ends when dropped.
-pub(crate) struct Echo {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Echo {
-    pub(crate) fn start(netns: &Netns, name: &str, port: u16) -> Result<Self> {
-        // A socket stays in the namespace it was made in. On the VIP alone: answers leave from there.
-        let socket = netns.enter(|| UdpSocket::bind((VIP, port)))??;
-        socket.set_read_timeout(Some(Duration::from_millis(20)))?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let name = name.as_bytes().to_owned();
-        let thread = thread::spawn(move || {
-            let mut buffer = vec![0; 1 << 16];
-            while !stopped.load(Ordering::Relaxed) {
-                if let Ok((length, from)) = socket.recv_from(&mut buffer) {
-                    let answer = [&name, &buffer[..length]].concat();
-                    // The test sees an answer that is missing.
-                    let _: io::Result<usize> = socket.send_to(&answer, from);
-                }
-            }
-        });
-        Ok(Self {
-            stop,
-            thread: Some(thread),
-        })
-    }
-}
-
-impl Drop for Echo {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            eprintln!("an echo server has panicked");
-        }
-    }
-}
-
-/// A client's socket, connected to a port of the VIP.
-pub(crate) fn connected(lab: &Lab, port: u16) -> Result<UdpSocket> {
-    let socket = lab.client().enter(|| UdpSocket::bind((CLIENT, 0)))??;
-    socket.set_read_timeout(Some(Duration::from_secs(2)))?;
-    socket.connect((VIP, port))?;
-    Ok(socket)
-}
-
-/// Sends a datagram and returns what is answered.
-pub(crate) fn ask(socket: &UdpSocket, text: &[u8]) -> Result<Vec<u8>> {
-    let mut buffer = vec![0; 1 << 16];
-    socket.send(text)?;
-    let length = socket.recv(&mut buffer)?;
-    buffer.truncate(length);
-    Ok(buffer)
-}
 
 fn a_flow_stays_and_new_flows_go_round(mode: XdpMode) -> Result<()> {
     let lab = lab(mode, 3)?;

@@ -10,15 +10,13 @@ use std::{
 use anyhow::{Context as _, Result};
 use lvs_xdp_tests::{
     agent::XdpMode,
+    datagram::{Echo, ask, connected},
     lab::{CLIENT, DIRECTOR, Lab, VIP},
     load::Load,
     packet::Capture,
 };
 
-use crate::{
-    in_both_modes, lab,
-    udp::{Echo, ask, connected},
-};
+use crate::{in_both_modes, lab};
 
 in_both_modes!(
     the_director_is_pinged,

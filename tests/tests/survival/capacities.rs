@@ -8,12 +8,12 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lvs_xdp::api::types::Connection;
-use lvs_xdp_tests::{agent::AgentConfig, lab::Lab, trace::Traced};
+use lvs_xdp_tests::{agent::AgentConfig, ask::connections, lab::Lab, stream::OpenConnection, trace::Traced};
 
 use crate::{
     CAPACITY, agent_config,
-    clients::{LOOP_REQUESTS, OpenConnection, Transfers, assert_none_lost, request_loop},
-    destinations, json, lab, lab_counts, link, servers, status, version_directory,
+    clients::{LOOP_REQUESTS, Transfers, assert_none_lost, request_loop},
+    destinations, lab, lab_counts, link, servers, status, version_directory,
 };
 
 /// `BPF_LINK_UPDATE` of linux/bpf.h: the program of a link is replaced.
@@ -99,8 +99,7 @@ fn nothing_is_lost_when_the_agent_is_killed_while_the_tables_grow() -> Result<()
         ..agent_config()
     };
     let listed = |lab: &Lab, client: SocketAddr| -> Result<Connection> {
-        let connections: Vec<Connection> = json(lab, &["connections"])?;
-        connections
+        connections(lab, &[])?
             .into_iter()
             .find(|connection| connection.client == client)
             .with_context(|| format!("there is no connection of {client}"))

@@ -1,21 +1,13 @@
-//! Clients that notice what is lost: connections that stay open, transfers, and a steady request loop.
+//! Clients that notice what is lost: transfers, and a steady request loop.
 
-use std::{
-    fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{SocketAddr, SocketAddrV4, TcpStream},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{fs, net::SocketAddrV4, path::PathBuf, time::Duration};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lvs_xdp_tests::{
     lab::{CLIENT, Lab, VIP},
     load::{Load, Report},
     process::Process,
 };
-
-use crate::LIMIT;
 
 /// How long a request loop lasts.
 pub(crate) const LOOP_TIME: Duration = Duration::from_secs(10);
@@ -23,75 +15,6 @@ pub(crate) const LOOP_TIME: Duration = Duration::from_secs(10);
 pub(crate) const LOOP_RATE: u32 = 200;
 /// Its requests.
 pub(crate) const LOOP_REQUESTS: usize = 2_000;
-
-/// A connection of the client's that stays open, and over which it can ask again and again.
-#[derive(Debug)]
-pub(crate) struct OpenConnection {
-    stream: BufReader<TcpStream>,
-    /// Who answered first.
-    pub(crate) server: String,
-}
-
-impl OpenConnection {
-    pub(crate) fn new(lab: &Lab) -> Result<Self> {
-        let target = SocketAddr::from((VIP, 80));
-        let stream = lab
-            .client()
-            .enter(|| TcpStream::connect_timeout(&target, LIMIT))??;
-        stream.set_read_timeout(Some(LIMIT))?;
-        let mut connection = Self {
-            stream: BufReader::new(stream),
-            server: String::new(),
-        };
-        connection.server = connection.ask()?;
-        Ok(connection)
-    }
-
-    /// The client's address and port.
-    pub(crate) fn client(&self) -> Result<SocketAddr> {
-        Ok(self.stream.get_ref().local_addr()?)
-    }
-
-    pub(crate) fn send(&mut self) -> Result<()> {
-        let request = format!("GET / HTTP/1.1\r\nHost: {VIP}\r\n\r\n");
-        Ok(self.stream.get_mut().write_all(request.as_bytes())?)
-    }
-
-    /// The page that answers a request, without its newline.
-    pub(crate) fn receive(&mut self) -> Result<String> {
-        let mut length = 0;
-        loop {
-            let mut line = String::new();
-            ensure!(self.stream.read_line(&mut line)? > 0, "the connection was closed");
-            if let Some(value) = line.strip_prefix("Content-Length: ") {
-                length = value.trim().parse()?;
-            }
-            if line == "\r\n" {
-                break;
-            }
-        }
-        let mut body = vec![0; length];
-        self.stream.read_exact(&mut body)?;
-        Ok(String::from_utf8(body)?.trim_end().to_owned())
-    }
-
-    pub(crate) fn ask(&mut self) -> Result<String> {
-        self.send()?;
-        self.receive()
-    }
-
-    /// Nothing comes for a while, not even the connection's end.
-    pub(crate) fn expect_silence(&mut self, time: Duration) -> Result<()> {
-        self.stream.get_mut().set_read_timeout(Some(time))?;
-        let heard = self.stream.fill_buf().map(<[u8]>::len);
-        self.stream.get_mut().set_read_timeout(Some(LIMIT))?;
-        match heard {
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
-            Err(error) => Err(error).context("the connection should be silent"),
-            Ok(length) => bail!("the connection should be silent, but {length} bytes came"),
-        }
-    }
-}
 
 /// A download and an upload of the big file, both at 4 MB/s: some 12 s.
 pub(crate) struct Transfers {

@@ -7,27 +7,20 @@ mod restart;
 mod services;
 mod unload;
 
-use std::{
-    collections::HashMap,
-    fs,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, fs, net::SocketAddr, path::PathBuf};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use aya::programs::links::{FdLink, PinnedLink};
-use lvs_xdp::api::types::{Connection, Server, ServerState, Service, Status};
+use lvs_xdp::api::types::ServerState;
+pub(crate) use lvs_xdp_tests::ask::{LIMIT, server, servers, services, status, wait_for};
 use lvs_xdp_tests::{
     agent::{Agent, AgentConfig, XdpMode},
-    lab::{Lab, LabConfig, real_server_address},
+    ask::connections,
+    lab::{Lab, LabConfig},
 };
-use serde::de::DeserializeOwned;
 
 /// The connection table's capacity, in entries.
 pub(crate) const CAPACITY: u32 = 65_536;
-/// How long whatever is waited for may take on a busy machine.
-pub(crate) const LIMIT: Duration = Duration::from_secs(15);
 
 pub(crate) fn agent_config() -> AgentConfig {
     AgentConfig {
@@ -53,40 +46,9 @@ pub(crate) fn lab(real_servers: usize, scheduler: &str) -> Result<Lab> {
     Ok(lab)
 }
 
-pub(crate) fn json<T: DeserializeOwned>(lab: &Lab, verb: &[&str]) -> Result<T> {
-    let text = lab.cli(verb.iter().chain(&["--json"]))?;
-    serde_json::from_str(&text).with_context(|| format!("reading what `{}` wrote", verb.join(" ")))
-}
-
-pub(crate) fn status(lab: &Lab) -> Result<Status> {
-    json(lab, &["status"])
-}
-
-pub(crate) fn services(lab: &Lab) -> Result<Vec<Service>> {
-    json(lab, &["service", "list"])
-}
-
-/// The real servers of all services.
-pub(crate) fn servers(lab: &Lab) -> Result<Vec<Server>> {
-    Ok(services(lab)?
-        .into_iter()
-        .flat_map(|service| service.servers)
-        .collect())
-}
-
-/// Real server `number` in the only service.
-pub(crate) fn server(lab: &Lab, number: usize) -> Result<Server> {
-    let address = IpAddr::V4(real_server_address(number));
-    servers(lab)?
-        .into_iter()
-        .find(|server| server.spec.key.address == address)
-        .with_context(|| format!("there is no real server {address}"))
-}
-
 /// Where each client's connection goes.
 pub(crate) fn destinations(lab: &Lab) -> Result<HashMap<SocketAddr, SocketAddr>> {
-    let connections: Vec<Connection> = json(lab, &["connections"])?;
-    Ok(connections
+    Ok(connections(lab, &[])?
         .iter()
         .map(|connection| (connection.client, connection.destination))
         .collect())
@@ -137,18 +99,4 @@ pub(crate) fn link(lab: &Lab) -> Result<(u32, u32)> {
     let link = FdLink::from(PinnedLink::from_pin(pin)?);
     let info = link.info()?;
     Ok((info.id(), info.program_id()))
-}
-
-/// Waits until something is so; returns how long that took.
-pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<Duration> {
-    let started = Instant::now();
-    while !is_so()? {
-        ensure!(
-            started.elapsed() < LIMIT,
-            "waited {} s for {what}",
-            LIMIT.as_secs()
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(started.elapsed())
 }

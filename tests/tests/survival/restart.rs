@@ -7,11 +7,12 @@ use aya::programs::loaded_programs;
 use lvs_xdp_tests::{
     agent::{Agent, find_rebuilt_binary},
     lab::Lab,
+    stream::OpenConnection,
 };
 
 use crate::{
     agent_config,
-    clients::{LOOP_REQUESTS, OpenConnection, Transfers, assert_none_lost, request_loop},
+    clients::{LOOP_REQUESTS, Transfers, assert_none_lost, request_loop},
     counted_connections, destinations, drops, lab, lab_counts, link, status,
 };
 

@@ -7,12 +7,12 @@ use lvs_xdp_tests::{
     lab::{Lab, VIP, real_server_address},
     load::Load,
     process::{COMMAND_LIMIT, output},
+    stream::OpenConnection,
 };
 
 use crate::{
-    agent_config,
-    clients::{LOOP_RATE, OpenConnection},
-    counted_connections, destinations, lab, server, servers, services, wait_for,
+    agent_config, clients::LOOP_RATE, counted_connections, destinations, lab, server, servers, services,
+    wait_for,
 };
 
 #[test]

@@ -54,6 +54,7 @@ fn a_removed_destinations_connections_go_as_the_service_says() {
         (IpProto::SCTP, RESCHEDULE, DATA, refused),
         (IpProto::TCP, RESET, ACK, (Reset, 0)),
         (IpProto::TCP, RESET, FIN | ACK, (Reset, 0)),
+        (IpProto::TCP, RESET, RST, dropped),
         (IpProto::TCP, RESET, SYN, to_next),
         (IpProto::UDP, RESET, 0, to_next),
         (IpProto::SCTP, RESET, INIT, to_next),
