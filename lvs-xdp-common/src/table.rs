@@ -305,7 +305,11 @@ fn try_change<M: Maps>(maps: &M, index: u32, tag: u32, flow: &Flow, signal: Sign
         }
         // A reset is not answered (RFC 9293, 3.10.7.1): who sends one knows already.
         let is_reset = matches!(signal.event(protocol), Event::Rst);
-        return Some(if is_reset { Changed::Dropped } else { Changed::Reset });
+        return Some(if is_reset {
+            Changed::Dropped
+        } else {
+            Changed::Reset
+        });
     }
     if is_removed && options.has(Options::RESCHEDULE | Options::RESET)
         || opens && may_start_anew(options, state, control, destination.weight.load())
