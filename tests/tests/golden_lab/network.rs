@@ -65,10 +65,8 @@ impl Network {
                 .with_context(|| format!("preparing {name}"))?;
         }
 
-        // The director answers like a real server what it should have forwarded or refused.
-        let serving = names.iter().map(String::as_str).chain(["director"]);
         let servers = Servers::start(
-            serving.map(|name| (name, topology.host(name))),
+            names.iter().map(|name| (name.as_str(), topology.host(name))),
             &services(scenarios, Transport::Tcp),
             &services(scenarios, Transport::Udp),
         )?;

@@ -39,7 +39,7 @@ pub(crate) enum Event {
         source: SocketAddrV4,
         service: SocketAddrV4,
         transport: Transport,
-        /// The real server that IPVS chose; `None` where it refused.
+        /// The real server that IPVS chose; `None` where it refused or dropped.
         answer: Option<String>,
     },
     /// The client closes what it opened.
@@ -104,8 +104,13 @@ fn address(host: &Value, port: &Value) -> Result<SocketAddrV4> {
 }
 
 /// Every scenario, in the record's order.
-pub(crate) fn scenarios() -> Result<Vec<Scenario>> {
-    serde_json::from_str(RECORD).context("reading the record")
+pub(crate) fn recorded() -> Result<Vec<Scenario>> {
+    scenarios(RECORD)
+}
+
+/// The scenarios of a text in the record's format.
+pub(crate) fn scenarios(text: &str) -> Result<Vec<Scenario>> {
+    serde_json::from_str(text).context("reading the record")
 }
 
 /// Every address and port that some client of `scenarios` asks for.

@@ -168,11 +168,10 @@ fn serve(endpoints: &[Endpoint], stopped: &UnixStream, report: &Sender<Result<En
             }
         }
         for (connection, ready) in std::mem::take(&mut open).into_iter().zip(ready) {
-            if ready {
-                connection.close()?;
-                closing.push(connection);
-            } else {
+            if !ready {
                 open.push(connection);
+            } else if connection.close()? {
+                closing.push(connection);
             }
         }
         open.extend(accepted);
@@ -215,15 +214,17 @@ impl Endpoint {
 }
 
 impl Connection {
-    /// Closes what the client has closed.
-    fn close(&self) -> Result<()> {
-        let length = (&self.stream)
-            .read(&mut [0; 16])
-            .with_context(|| format!("reading, {:?}", self.ends))?;
+    /// Closes what the client has closed; false where the client has reset it, which nobody waits for.
+    fn close(&self) -> Result<bool> {
+        let length = match (&self.stream).read(&mut [0; 16]) {
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(false),
+            read => read.with_context(|| format!("reading, {:?}", self.ends))?,
+        };
         ensure!(length == 0, "{:?} sent {length} bytes, not its end", self.ends);
         self.stream
             .shutdown(Shutdown::Write)
-            .with_context(|| format!("closing, {:?}", self.ends))
+            .with_context(|| format!("closing, {:?}", self.ends))?;
+        Ok(true)
     }
 
     /// Whether a connection that both sides have closed has ended: its socket has no peer any more then.
