@@ -82,13 +82,16 @@ pub fn look_for<'m, M: Maps>(maps: &'m M, flow: &Flow, hash: u64, now: u32) -> O
     if !flow.is(row) || is_expired(maps, entry, now) && !is_kept(maps, place, entry, now) {
         return None;
     }
-    Some((place, entry))
+    // Its word as it is now: that it was kept has changed it.
+    Some((place, Entry(place.word.load())))
 }
 
 /// Follows a template: its time starts again. The connection that comes of it takes [`hold`] of it.
 ///
-/// A template is void, and is taken out, where its destination was removed, is being drained, or has weight 0
-/// while expire_quiescent_template is set (`ip_vs_check_template`).
+/// As in the kernel, one that another service of the virtual address has made (an FTP service beside one for
+/// all ports) is followed like the service's own. A template is void, and is taken out, where its destination
+/// was removed, is being drained, or has weight 0 while expire_quiescent_template is set
+/// (`ip_vs_check_template`).
 #[inline(always)]
 pub fn follow<M: Maps>(maps: &M, template: &New, options: u64) -> u64 {
     let New { hash, flow, .. } = template;
@@ -102,7 +105,6 @@ pub fn follow<M: Maps>(maps: &M, template: &New, options: u64) -> u64 {
         return Followed::nowhere(Reason::NoDestination).0;
     };
     let is_void = destination.towards.load() & VOID != 0
-        || u64::from(destination.service()) != flow.service
         || options.has(Options::EXPIRE_QUIESCENT) && destination.weight.load() == 0;
     if is_void {
         // Where this fails its word has changed: it is void all the same.

@@ -510,3 +510,17 @@ fn one_packet_scheduling_follows_a_template_without_being_controlled() {
     maps.pass_time(MINUTE + 1);
     assert_eq!(client(1).send(&maps, 0), (OnePacket, NEXT));
 }
+
+#[test]
+fn a_void_template_is_taken_out_although_it_lives_on_for_its_connections() {
+    let maps = persistent(IpProto::TCP, MINUTE, u32::MAX);
+    assert_eq!(Client::tcp(1).send(&maps, SYN), (NewConnection, READY));
+    assert_eq!(Client::tcp(1).send(&maps, ACK), (Connection, READY));
+    // Its time is over, but not that of the connection; then its destination goes.
+    maps.pass_time(2 * MINUTE);
+    set(&maps.destinations[READY as usize], destination_flag::REMOVED);
+    assert_eq!(Client::tcp(2).send(&maps, SYN), (NewConnection, NEXT));
+    let (_, entry) = entry_of(&maps, &template(Client::tcp(1))).expect("a template");
+    assert_eq!(entry.destination(), NEXT);
+    assert_eq!(counts(&maps, READY).2, 0);
+}
