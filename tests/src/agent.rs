@@ -61,6 +61,25 @@ impl XdpMode {
     }
 }
 
+/// Makes of each function that takes the mode a test in native mode and one in generic mode.
+#[macro_export]
+macro_rules! in_both_modes {
+    ($($test:ident),+ $(,)?) => {
+        mod native {
+            $(#[test]
+            fn $test() -> anyhow::Result<()> {
+                super::$test($crate::agent::XdpMode::Native)
+            })+
+        }
+        mod generic {
+            $(#[test]
+            fn $test() -> anyhow::Result<()> {
+                super::$test($crate::agent::XdpMode::Generic)
+            })+
+        }
+    };
+}
+
 /// What the agent is started with.
 #[derive(Debug, Clone)]
 pub struct AgentConfig {

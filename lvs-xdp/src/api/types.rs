@@ -20,6 +20,33 @@ pub use self::{
     settings::{ClientMask, Persistence, Removal, ServiceSettings, Setting, Settings, Timeouts},
 };
 
+/// Lets a word that has a name be written by it and be read from it; what cannot be read is told what to use.
+macro_rules! by_name {
+    ($type:ident, $what:literal, $usable:expr) => {
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.name())
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = String;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                Self::ALL
+                    .into_iter()
+                    .find(|word| word.name() == text)
+                    .ok_or_else(|| format!("`{text}` is no {}: use {}", $what, $usable))
+            }
+        }
+    };
+}
+use by_name;
+
+fn one_of<const N: usize>(names: [&str; N]) -> String {
+    format!("one of {}", names.join(" "))
+}
+
 /// The transport protocol of a virtual service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -144,25 +171,11 @@ impl Scheduler {
     }
 }
 
-impl fmt::Display for Scheduler {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl FromStr for Scheduler {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|scheduler| scheduler.name() == text)
-            .ok_or_else(|| {
-                let names: Vec<_> = Self::ALL.into_iter().map(Self::name).collect();
-                format!("`{text}` is no scheduler: use one of {}", names.join(" "))
-            })
-    }
-}
+by_name!(
+    Scheduler,
+    "scheduler",
+    one_of(Scheduler::ALL.map(Scheduler::name))
+);
 
 /// A flag of the sh and mh schedulers, `-b` of ipvsadm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]

@@ -10,6 +10,8 @@ mod settings;
 mod slow_start;
 mod thresholds;
 
+pub(crate) use lvs_xdp_tests::in_both_modes;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
@@ -21,25 +23,6 @@ use lvs_xdp_tests::{
     load::Load,
     stream::Ended,
 };
-
-/// Makes of each function that takes the mode a test in native mode and one in generic mode.
-macro_rules! in_both_modes {
-    ($($test:ident),+ $(,)?) => {
-        mod native {
-            $(#[test]
-            fn $test() -> anyhow::Result<()> {
-                super::$test(lvs_xdp_tests::agent::XdpMode::Native)
-            })+
-        }
-        mod generic {
-            $(#[test]
-            fn $test() -> anyhow::Result<()> {
-                super::$test(lvs_xdp_tests::agent::XdpMode::Generic)
-            })+
-        }
-    };
-}
-pub(crate) use in_both_modes;
 
 /// The arguments that name the service of the reference case to `lvs-xdp`.
 pub(crate) const SERVICE: [&str; 2] = ["tcp", "192.168.2.100:80"];

@@ -8,29 +8,12 @@ mod untouched;
 mod wire;
 
 use anyhow::Result;
+pub(crate) use lvs_xdp_tests::in_both_modes;
+
 use lvs_xdp_tests::{
     agent::{AgentConfig, XdpMode},
     lab::{Lab, LabConfig},
 };
-
-/// Makes of each function that takes the mode a test in native mode and one in generic mode.
-macro_rules! in_both_modes {
-    ($($test:ident),+ $(,)?) => {
-        mod native {
-            $(#[test]
-            fn $test() -> anyhow::Result<()> {
-                super::$test(lvs_xdp_tests::agent::XdpMode::Native)
-            })+
-        }
-        mod generic {
-            $(#[test]
-            fn $test() -> anyhow::Result<()> {
-                super::$test(lvs_xdp_tests::agent::XdpMode::Generic)
-            })+
-        }
-    };
-}
-pub(crate) use in_both_modes;
 
 /// What a lab is made from that forwards in the mode, and in no other.
 pub(crate) fn config(mode: XdpMode, real_servers: usize) -> LabConfig {

@@ -6,6 +6,8 @@ use std::{fmt, net::Ipv4Addr, str::FromStr};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::{by_name, one_of};
+
 /// Which part of a client's address persistence goes by, `-M` of ipvsadm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
@@ -94,22 +96,7 @@ impl Removal {
     }
 }
 
-impl fmt::Display for Removal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl FromStr for Removal {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|policy| policy.name() == text)
-            .ok_or_else(|| format!("`{text}` is no removal policy: use drop, reschedule or reset"))
-    }
-}
+by_name!(Removal, "removal policy", "drop, reschedule or reset");
 
 /// What IPVS has as sysctls net.ipv4.vs.*, under the same names. Each is for the whole director
 /// ([`Settings`]) or, here, for one service, where it takes the director's place.
@@ -230,25 +217,7 @@ impl Setting {
     }
 }
 
-impl fmt::Display for Setting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl FromStr for Setting {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|setting| setting.name() == text)
-            .ok_or_else(|| {
-                let names: Vec<_> = Self::ALL.into_iter().map(Self::name).collect();
-                format!("`{text}` is no setting: use one of {}", names.join(" "))
-            })
-    }
-}
+by_name!(Setting, "setting", one_of(Setting::ALL.map(Setting::name)));
 
 /// Seconds without a packet after which a connection expires, as `--set` of ipvsadm has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
