@@ -28,8 +28,9 @@ pub fn output(command: Command, limit: Duration) -> Result<Output> {
         .timeout(limit)
         .output()
         .map_err(|error| explain_start(error, &shown))?;
-    // A killed command has no exit code: tell a time-out from a command that was killed by someone else.
-    if output.status.code().is_none() && started.elapsed() >= limit {
+    // A killed command has no exit code: tell a time-out from a command that was killed by someone else. The
+    // wait is in whole milliseconds, rounded down.
+    if output.status.code().is_none() && started.elapsed() + Duration::from_millis(2) >= limit {
         bail!(
             "`{shown}` had not ended after {} s{}",
             limit.as_secs_f32(),
