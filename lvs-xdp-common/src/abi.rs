@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The version of this layout.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// The most destinations that one service can have.
 pub const LIST_MAX: u32 = 4096;
@@ -50,6 +50,19 @@ pub mod name {
     pub const INTERFACES: &str = "INTERFACES";
     /// Interfaces that frames are redirected to.
     pub const REDIRECT: &str = "REDIRECT";
+    /// [`super::TunnelRow`] by destination id.
+    pub const TUNNELS: &str = "TUNNELS";
+    /// [`super::vip_flag`]s by virtual address (its two halves, a word each).
+    pub const VIPS: &str = "VIPS";
+    /// Where the fragments of a packet go: destination id, and in the upper half the second of the director's
+    /// clock, by [`crate::unusual::FragmentKey`].
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// [`super::MarkRow`] by prefix of the destination address.
+    pub const MARK_PREFIXES: &str = "MARK_PREFIXES";
+    /// Rules of firewall marks, in extents.
+    pub const MARK_RULES: &str = "MARK_RULES";
+    /// MAC addresses, as a word each, of other directors that send packets to this one's local server.
+    pub const PEERS: &str = "PEERS";
     /// jiffies64 and CLOCK_MONOTONIC nanoseconds, written by the program `clock`.
     pub const CLOCK: &str = "CLOCK";
 }
@@ -87,7 +100,35 @@ pub mod control_flag {
     pub const ALL_PORTS: u64 = 2;
     /// There is a TCP service with port 21: it takes FTP's data connections.
     pub const FTP: u64 = 4;
+    /// There are rules that give packets marks.
+    pub const MARKS: u64 = 8;
+    /// ARP requests and neighbour solicitations for virtual addresses are answered.
+    pub const ANNOUNCE: u64 = 16;
+    /// The director serves a virtual address itself: what another director sends it is not balanced again.
+    pub const PEERS: u64 = 32;
 }
+
+/// Flags of a virtual address in [`name::VIPS`].
+pub mod vip_flag {
+    /// There is a service at this address; set in every row.
+    pub const USED: u64 = 1;
+    /// It is an address of the host.
+    pub const LOCAL: u64 = 2;
+    /// ARP requests and neighbour solicitations for it are answered by the program.
+    pub const ANNOUNCED: u64 = 4;
+}
+
+/// Which rules of firewall marks hold for packets to a prefix: for each of the two configurations the first
+/// word of an extent in [`name::MARK_RULES`] in the upper half, in the lower one the number of rules.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MarkRow(pub [u64; 2]);
+
+/// One rule of firewall marks, two words: bits 0..16 the lowest destination port, 16..32 the highest, 32..40 the
+/// protocol (0: any); and the mark.
+pub const MARK_RULE_WORDS: u32 = 2;
+/// The most rules that hold for one prefix.
+pub const MARK_RULES_MAX: u32 = 64;
 
 impl Control {
     /// The same value, of which the kernel's verifier knows nothing any more.
@@ -171,6 +212,19 @@ impl ServiceRow {
         self.identity.load() == identity
             && self.address[1].load() == address.low()
             && self.address[0].load() == address.high()
+    }
+
+    /// What a service of a firewall mark has for its address; its identity is 0. Of the address family, with the
+    /// mark as the lowest bits: no address of a packet is like that.
+    #[inline(always)]
+    pub const fn mark(mark: u32, is_ipv4: bool) -> Address {
+        Address::from_halves(if is_ipv4 { 4 } else { 6 }, mark as u64)
+    }
+
+    /// Whether it is a service of a firewall mark.
+    #[inline(always)]
+    pub fn is_mark(&self) -> bool {
+        self.identity.load() == 0
     }
 
     /// The word [`Self::identity`] for a port and protocol.
@@ -462,13 +516,15 @@ impl Cursor {
 pub struct DestinationRow {
     /// Bits 0..48 the real server's MAC address, above them [`destination_flag`]s.
     pub towards: Word,
-    /// Bits 0..48 the MAC address of the director's interface towards it.
+    /// Bits 0..48 the MAC address of the director's interface towards it, 48..60 the VLAN of the outermost tag,
+    /// 60..62 the number of tags, which count where [`destination_flag::VLAN`] is set.
     pub from: Word,
     /// Bits 0..32 that interface's index, 32..64 the service's id.
     pub place: Word,
     /// The real server's address, in halves.
     pub address: [Word; 2],
-    /// Bits 0..16 the real server's port; 32..64 the last weight above 0, which mh goes by.
+    /// Bits 0..16 the real server's port; 16..28 the VLAN of the inner tag; 32..64 the last weight above 0, which
+    /// mh goes by.
     pub port: Word,
     /// lblcr: when it joined the set of servers of its service, as a number that only grows; 0 where it is
     /// not in it.
@@ -487,9 +543,51 @@ pub mod destination_flag {
     pub const USED: u64 = 1 << 50;
     /// It is being drained: persistence templates that name it are void.
     pub const DRAINING: u64 = 1 << 51;
+    /// There is more to do than to write two MAC addresses; what, say the flags below.
+    pub const SPECIAL: u64 = 1 << 52;
+    /// It is the director itself: its packets are passed to the host.
+    pub const LOCAL: u64 = 1 << 53;
+    /// It is reached through a tunnel: [`TunnelRow`](super::TunnelRow).
+    pub const TUNNEL: u64 = 1 << 54;
+    /// Frames to it have these tags, whatever tags they came with; without it they keep theirs.
+    pub const VLAN: u64 = 1 << 55;
+}
+
+/// The tags of frames to a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tags {
+    /// How many, at most 2.
+    pub count: usize,
+    /// The VLAN of the first one.
+    pub outer: u16,
+    /// The VLAN of the second one.
+    pub inner: u16,
+}
+
+/// How packets for a destination are encapsulated, 32 bytes.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct TunnelRow {
+    /// The outer packet's source address, in halves. Its destination is the real server's.
+    pub source: [Word; 2],
+    /// Bits 0..8 the kind (1 IPIP or IP6IP6 and their mixtures, 2 GUE, 3 GRE), 8..16 flags of checksums, 16..32
+    /// GUE's destination port, 32..48 the greatest length of the outer IP packet, in bytes.
+    pub how: Word,
+    spare: Word,
 }
 
 impl DestinationRow {
+    /// The tags of frames to it.
+    #[inline(always)]
+    pub fn tags(&self) -> Tags {
+        let from = self.from.load();
+        Tags {
+            count: (from >> 60 & 3) as usize,
+            outer: (from >> 48 & 0xfff) as u16,
+            inner: (self.port.load() >> 16 & 0xfff) as u16,
+        }
+    }
+
     /// The service it belongs to.
     #[inline(always)]
     pub fn service(&self) -> u32 {
@@ -585,6 +683,8 @@ const _: () = {
     assert!(size_of::<IndexBucket>() == 64);
     assert!(size_of::<ServiceRow>() == 128);
     assert!(size_of::<DestinationRow>() == 64);
+    assert!(size_of::<TunnelRow>() == 32);
+    assert!(size_of::<MarkRow>() == 16);
     assert!(size_of::<Counts>() == 32);
     assert!(size_of::<Bucket>() == 64);
     assert!(size_of::<ColdRow>() == 64);

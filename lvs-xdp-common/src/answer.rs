@@ -3,53 +3,13 @@
 //! The answer leaves by the interface that the packet came from, to the host that sent the frame, from the
 //! virtual address. Checksums are computed from nothing: none of the packet's own is trusted.
 
-use network_types::{eth::EthHdr, ip::Ipv4Hdr};
+use network_types::ip::Ipv4Hdr;
 
-use crate::packet::{EtherType, Frame, IpProto, Mac, VLAN_LENGTH, rewrite_macs};
-
-/// A frame whose length can be changed.
-pub trait Resize: Frame {
-    /// Puts `by` bytes, of any value, before the first one.
-    fn grow(&mut self, by: u32) -> Option<()>;
-    /// Cuts the frame off behind `length` bytes.
-    fn cut(&mut self, length: u32) -> Option<()>;
-}
-
-/// A frame in this process's memory, for tests and simulations.
-#[cfg(not(target_arch = "bpf"))]
-mod memory {
-    use alloc::vec::Vec;
-
-    use bytemuck::{AnyBitPattern, NoUninit};
-
-    use super::{Frame, Resize};
-
-    /// What new bytes are: no value that an answer could rest on.
-    const ANY: u8 = 0xa5;
-
-    impl Frame for Vec<u8> {
-        fn load<T: AnyBitPattern>(&self, offset: usize) -> Option<T> {
-            self.as_slice().load(offset)
-        }
-
-        fn store<T: NoUninit>(&mut self, offset: usize, value: T) -> Option<()> {
-            self.as_mut_slice().store(offset, value)
-        }
-    }
-
-    impl Resize for Vec<u8> {
-        fn grow(&mut self, by: u32) -> Option<()> {
-            self.splice(..0, core::iter::repeat_n(ANY, by as usize));
-            Some(())
-        }
-
-        fn cut(&mut self, length: u32) -> Option<()> {
-            // As in the kernel, behind what is there already a frame grows.
-            self.resize(length as usize, ANY);
-            Some(())
-        }
-    }
-}
+use crate::{
+    frame::{Frame, Resize, rewrite_macs},
+    packet::{IpProto, Mac},
+    parse::network,
+};
 
 const TTL: u8 = 64;
 const DONT_FRAGMENT: [u8; 2] = [0x40, 0];
@@ -66,17 +26,6 @@ const ICMP_HEADER: usize = 8;
 const QUOTED: usize = 8;
 const ICMP_UNREACHABLE: u8 = 3;
 const ICMP_PORT_UNREACHABLE: u8 = 3;
-
-/// Where a frame's network header begins.
-#[inline(always)]
-fn network<F: Frame + ?Sized>(frame: &F) -> Option<usize> {
-    let ether_type = EtherType(u16::from_be_bytes(frame.load(12)?));
-    Some(if ether_type == EtherType::VLAN {
-        EthHdr::LEN + VLAN_LENGTH
-    } else {
-        EthHdr::LEN
-    })
-}
 
 /// Whether an address is that of one host, which may be answered (RFC 1122, 3.2.2): no group, no loopback,
 /// not "this network".
@@ -130,7 +79,7 @@ fn ipv4(protocol: IpProto, length: u16, source: [u8; 4], destination: [u8; 4]) -
 /// (RFC 9293, 3.10.7.1). `None` where there is nothing to answer: it is a reset itself.
 #[inline(always)]
 pub fn reset<F: Resize + ?Sized>(frame: &mut F) -> Option<()> {
-    let network = network(frame)?;
+    let (_, network) = network(frame)?;
     let [first, ..]: [u8; 1] = frame.load(network)?;
     let header_length = usize::from(first & 0x0f) * 4;
     let total: [u8; 2] = frame.load(network + 2)?;
@@ -182,7 +131,7 @@ pub fn reset<F: Resize + ?Sized>(frame: &mut F) -> Option<()> {
 /// (`ip_vs_leave`).
 #[inline(always)]
 pub fn port_unreachable<F: Resize + ?Sized>(frame: &mut F) -> Option<()> {
-    let network = network(frame)?;
+    let (_, network) = network(frame)?;
     let macs: [u8; 12] = frame.load(0)?;
     // Type and tag; without a tag, only the first two octets count.
     let tag: [u8; 6] = frame.load(12)?;

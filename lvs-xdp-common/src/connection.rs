@@ -4,7 +4,10 @@
 //! they are seen from one side only (INPUT_ONLY), since with direct routing the answers do not pass the
 //! director. States that are never reached from there are left out.
 
-use crate::packet::{Event, IpProto, Signal};
+use crate::{
+    packet::IpProto,
+    signal::{Event, Signal},
+};
 
 /// The state of an entry. Its number stands in the entry's word and indexes the time-outs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

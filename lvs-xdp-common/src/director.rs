@@ -7,12 +7,16 @@ use crate::{
     },
     connection::{Entry, State},
     flow::{FTP_DATA_PORT, FTP_PORT, Flow},
+    frame::Frame,
     hash,
     maps::{Maps, Note},
-    packet::{self, Address, Frame, IpProto, Mac, Packet, Signal},
+    packet::{Address, IpProto, Mac, Packet},
+    parse,
     reason::{Outcome, Reason},
     scheduler,
+    signal::Signal,
     table::{self, Changed, Followed, Inserted, Key, New, Place},
+    unusual::Seen,
 };
 
 /// Packets a second, over all CPUs, that are answered with ICMP port unreachable; a flood is not answered
@@ -37,7 +41,11 @@ pub struct Verdict {
     /// That interface.
     pub if_index: u32,
     /// Length of the IP packet in bytes, for the counters.
-    pub length: u16,
+    pub length: u32,
+    /// Whether there is more to do to the frame than to write the MAC addresses ([`crate::rewrite`]).
+    pub is_special: bool,
+    /// Whether it starts a connection, for the counters.
+    pub is_new: bool,
 }
 
 impl Verdict {
@@ -51,6 +59,8 @@ impl Verdict {
             from: Mac(0),
             if_index: 0,
             length: 0,
+            is_special: false,
+            is_new: false,
         }
     }
 }
@@ -66,23 +76,36 @@ enum Fate {
 }
 
 /// Decides about a frame that came in on interface `ingress`. The frame itself is not changed:
-/// [`packet::rewrite_macs`] does that to one that is forwarded.
+/// [`crate::frame::rewrite_macs`] or [`crate::rewrite`] does that to one that is forwarded.
 #[inline(always)]
 pub fn decide<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -> Verdict {
-    let packet = match packet::parse(frame) {
-        Ok(packet) => packet,
+    let (packet, is_first_fragment) = match parse::parse(frame) {
+        Ok(packet) => (packet, false),
+        Err(reason) if reason.may_be_ours() => {
+            let seen = Seen(frame.look(maps));
+            if !seen.is_packet() {
+                return seen_verdict(frame, maps, ingress, seen);
+            }
+            let Some(found) = maps.unusual() else {
+                return Verdict::stay(Reason::Internal);
+            };
+            (found.packet(), seen.is_first_fragment())
+        }
         Err(reason) => return Verdict::stay(reason),
     };
     let id = find_service(maps, &packet);
     if id == 0 {
         return Verdict::stay(Reason::NotForUs);
     }
-    if let Some(row) = maps.interface(ingress & (INTERFACE_ROWS - 1))
-        && !row.takes(ingress, packet.mac)
-    {
+    if is_others(frame, maps, ingress) {
         return Verdict::stay(Reason::OtherHost);
     }
     let control = maps.control();
+    if control.flags.load() & control_flag::PEERS != 0
+        && parse::source_mac(frame).is_some_and(|mac| maps.is_peer(mac))
+    {
+        return Verdict::stay(Reason::FromPeer);
+    }
     let flow = Flow::new(&packet, id);
     let new = New {
         hash: hash::flow(control.key(), &flow),
@@ -101,16 +124,51 @@ pub fn decide<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -> 
         },
     };
     match reason.outcome() {
-        Outcome::Forward => forward(maps, packet.length, destination, reason),
+        Outcome::Forward => {
+            if is_first_fragment {
+                maps.keep_fragment_to(destination);
+            }
+            forward(maps, packet.length, destination, reason)
+        }
         Outcome::Pass | Outcome::Drop | Outcome::Answer => Verdict::stay(reason),
     }
+}
+
+/// The verdict on what the second look has found to be no packet of its own.
+#[inline(always)]
+fn seen_verdict<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32, seen: Seen) -> Verdict {
+    let reason = seen.reason();
+    if !matches!(reason.outcome(), Outcome::Forward | Outcome::Answer) {
+        return Verdict::stay(reason);
+    }
+    if is_others(frame, maps, ingress) {
+        return Verdict::stay(Reason::OtherHost);
+    }
+    let destination = match reason {
+        Reason::Related => maps.whose(),
+        Reason::Fragment => seen.destination(),
+        _ => return Verdict::stay(reason),
+    };
+    if destination == scheduler::NONE {
+        return Verdict::stay(Reason::RelatedUnknown);
+    }
+    forward(maps, seen.length(), destination, reason)
+}
+
+/// Whether a frame is addressed to another host.
+#[inline(always)]
+fn is_others<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -> bool {
+    let (Some(row), Some(mac)) = (maps.interface(ingress & (INTERFACE_ROWS - 1)), parse::mac(frame)) else {
+        return false;
+    };
+    !row.takes(ingress, mac)
 }
 
 /// The id of a packet's service, 0 where there is none: the one of its address and port, else an FTP service
 /// for what may be FTP's data connection, else the one for all ports (`ip_vs_service_find`). One that was
 /// deleted is found where there is no other, for the entries that name its destinations.
 #[inline(always)]
-fn find_service<M: Maps>(maps: &M, packet: &Packet) -> u32 {
+pub(crate) fn find_service<M: Maps>(maps: &M, packet: &Packet) -> u32 {
     let identity = ServiceRow::identity(packet.destination_port, packet.protocol);
     let own = look_up(maps, packet.destination, identity);
     if own.is_live() {
@@ -297,6 +355,9 @@ pub fn begin<M: Maps>(maps: &M, new: &New, signal: u32) -> u64 {
     if matches!(list.kind(), Kind::Tombstone | Kind::Absent) || flow.client_port() == FTP_DATA_PORT {
         return Begun::pack(Reason::NotForUs, 0);
     }
+    if let Some(reason) = never_starts(flow, signal) {
+        return Begun::pack(reason, 0);
+    }
     if !signal.starts(protocol, options.has(Options::SLOPPY)) {
         let is_local = row.flags.load() & service_flag::LOCAL != 0;
         let reason = if is_migrating {
@@ -332,6 +393,23 @@ pub fn begin<M: Maps>(maps: &M, new: &New, signal: u32) -> u64 {
         return Begun::pack(followed.reason(), 0);
     }
     enter(maps, new, signal, options, list.kind(), followed)
+}
+
+/// Why a packet starts no connection, whatever its service says.
+#[inline(always)]
+fn never_starts(flow: &Flow, signal: Signal) -> Option<Reason> {
+    let protocol = flow.protocol();
+    // UDP's source port is optional (RFC 768).
+    let has_zero_port = flow.port() == 0 || flow.client_port() == 0 && protocol != IpProto::UDP;
+    if flow.client == flow.address || !flow.client.is_one_host() {
+        Some(Reason::Martian)
+    } else if has_zero_port {
+        Some(Reason::ZeroPort)
+    } else if protocol == IpProto::TCP && signal.is_nonsense() {
+        Some(Reason::BadFlags)
+    } else {
+        None
+    }
 }
 
 /// Where a client's template says, or the scheduler, whose choice becomes the template's.
@@ -435,16 +513,23 @@ fn no_destination<M: Maps>(maps: &M) -> Reason {
 
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "the lower half is the interface")]
-fn forward<M: Maps>(maps: &M, length: u16, destination: u32, reason: Reason) -> Verdict {
+fn forward<M: Maps>(maps: &M, length: u32, destination: u32, was: Reason) -> Verdict {
     let Some(row) = maps.destination(destination) else {
         return Verdict::stay(Reason::Internal);
     };
     let towards = row.towards.load();
-    if towards & destination_flag::RESOLVED == 0 {
+    let flags = towards & (destination_flag::RESOLVED | destination_flag::SPECIAL | destination_flag::LOCAL);
+    let reason = if flags & destination_flag::LOCAL != 0 {
+        Reason::Local
+    } else if flags & destination_flag::RESOLVED == 0 {
         return Verdict::stay(Reason::Unresolved);
-    }
+    } else {
+        was
+    };
     Verdict {
         reason,
+        is_new: matches!(was, Reason::NewConnection | Reason::OnePacket),
+        is_special: flags & destination_flag::SPECIAL != 0,
         destination,
         to: Mac(towards & Mac::MASK),
         from: Mac(row.from.load() & Mac::MASK),

@@ -2,11 +2,12 @@
 //!
 //! The same code runs in the kernel, called by the XDP program, and on the host, called by tests and
 //! by the agent. It has no clock, no randomness and no input or output of its own: the frame comes
-//! through [`packet::Frame`], the tables and the time through [`maps::Maps`].
+//! through [`frame::Frame`], the tables and the time through [`maps::Maps`].
 //!
 //! In reading order:
-//! - [`packet`]: from a frame to a [`packet::Packet`]
+//! - [`frame`], [`parse`]: from a frame to a [`packet::Packet`]; [`unusual`]: what is no common one
 //! - [`director`]: from a packet to a [`director::Verdict`], top to bottom as a packet goes
+//! - [`rewrite`], [`answer`]: what is written into a frame that leaves
 //! - [`connection`]: what one connection entry says: states, time-outs, the entry's word
 //! - [`table`]: the connection table: find, insert, change, expire, without a lock
 //! - [`scheduler`]: which destination a new connection gets
@@ -33,11 +34,16 @@ pub mod atomic;
 pub mod connection;
 pub mod director;
 pub mod flow;
+pub mod frame;
 pub mod hash;
 pub mod maps;
 pub mod packet;
+pub mod parse;
 pub mod reason;
+pub mod rewrite;
 #[cfg(not(target_arch = "bpf"))]
 pub mod ring;
 pub mod scheduler;
+pub mod signal;
 pub mod table;
+pub mod unusual;

@@ -3,13 +3,15 @@
 use crate::{
     abi::{
         Bucket, ColdRow, Control, Counts, Cursor, DestinationRow, IndexBucket, InterfaceRow, Kind, ListWord,
-        RingWord, ServiceRow,
+        RingWord, ServiceRow, TunnelRow,
     },
     atomic::Word,
     director,
     flow::Flow,
+    packet::{Address, Mac},
     scheduler,
     table::{self, New},
+    unusual::{self, FragmentKey, Unusual},
 };
 
 /// The tables, and what time it is. A row past a table's end is `None`.
@@ -38,6 +40,49 @@ pub trait Maps {
     fn cold(&self, index: u32) -> Option<&ColdRow>;
     /// The row of the director's MAC addresses for an interface.
     fn interface(&self, index: u32) -> Option<&InterfaceRow>;
+    /// How packets for a destination are encapsulated.
+    fn tunnel(&self, id: u32) -> Option<&TunnelRow>;
+    /// The [`crate::abi::vip_flag`]s of an address, 0 where no service has it.
+    fn vip(&self, address: &Address) -> u64 {
+        let _ = address;
+        0
+    }
+    /// Whether a frame from this MAC address comes from another director.
+    fn is_peer(&self, mac: Mac) -> bool {
+        let _ = mac;
+        false
+    }
+    /// Where the fragments of a packet go, as [`crate::abi::name::FRAGMENTS`] has it; 0 where nothing is known.
+    fn fragment(&self, key: &FragmentKey) -> u64 {
+        let _ = key;
+        0
+    }
+    /// Keeps where the fragments of a packet go.
+    fn keep_fragment(&self, key: &FragmentKey, value: u64) {
+        let _ = (key, value);
+    }
+    /// Puts down what the second look has found, where [`Self::unusual`] finds it again.
+    fn put_unusual(&self, found: &Unusual) {
+        let _ = found;
+    }
+    /// What the second look has found.
+    fn unusual(&self) -> Option<Unusual> {
+        None
+    }
+    /// [`unusual::whose`]; in the program a function of its own.
+    fn whose(&self) -> u32
+    where
+        Self: Sized,
+    {
+        unusual::whose(self)
+    }
+    /// [`unusual::keep_fragment`]; in the program a function of its own.
+    fn keep_fragment_to(&self, destination: u32)
+    where
+        Self: Sized,
+    {
+        unusual::keep_fragment(self, destination);
+    }
     /// Puts down what is to be entered where functions of their own find it: the program's stack of 512 bytes
     /// has no room for it. What was noted in that place before is gone. `None` where there is no place.
     fn note<'a>(&'a self, place: Note, new: &'a New) -> Option<&'a New> {
@@ -201,8 +246,8 @@ pub mod memory {
     use core::sync::atomic::{AtomicU32, Ordering};
 
     use super::{
-        Bucket, ColdRow, Control, Counts, DestinationRow, IndexBucket, InterfaceRow, Maps, ServiceRow, Step,
-        Word,
+        Address, Bucket, ColdRow, Control, Counts, DestinationRow, FragmentKey, IndexBucket, InterfaceRow,
+        Mac, Maps, ServiceRow, Step, TunnelRow, Unusual, Word,
     };
     use crate::{abi::INTERFACE_ROWS, connection::TIMEOUTS};
 
@@ -233,7 +278,22 @@ pub mod memory {
         pub cold: Vec<ColdRow>,
         /// Interfaces.
         pub interfaces: Vec<InterfaceRow>,
+        /// How packets for a destination are encapsulated.
+        pub tunnels: Vec<TunnelRow>,
+        /// Virtual addresses with their flags.
+        pub vips: Vec<(Address, u64)>,
+        /// Other directors' MAC addresses.
+        pub peers: Vec<Mac>,
+        /// Where fragments go: a key's five words, and the value.
+        fragments: Vec<[Word; 6]>,
+        /// The fragment that was kept last, counted from the first.
+        kept: AtomicU32,
+        /// What the second look has found.
+        unusual: [Word; Unusual::WORDS],
     }
+
+    /// Fragments that are kept at once.
+    const FRAGMENTS: u32 = 64;
 
     fn rows<T: Default>(count: u32) -> Vec<T> {
         (0..count).map(|_| T::default()).collect()
@@ -262,6 +322,12 @@ pub mod memory {
                 hot: rows(connections / 8),
                 cold: rows(connections),
                 interfaces: rows(INTERFACE_ROWS),
+                tunnels: rows(destinations),
+                vips: Vec::new(),
+                peers: Vec::new(),
+                fragments: rows(FRAGMENTS),
+                kept: AtomicU32::new(0),
+                unusual: Default::default(),
             }
         }
 
@@ -307,6 +373,54 @@ pub mod memory {
         }
         fn interface(&self, index: u32) -> Option<&InterfaceRow> {
             self.interfaces.get(index as usize)
+        }
+        fn tunnel(&self, id: u32) -> Option<&TunnelRow> {
+            self.tunnels.get(id as usize)
+        }
+        fn vip(&self, address: &Address) -> u64 {
+            self.vips
+                .iter()
+                .find(|(vip, _)| vip == address)
+                .map_or(0, |(_, flags)| *flags)
+        }
+        fn is_peer(&self, mac: Mac) -> bool {
+            self.peers.contains(&mac)
+        }
+        fn fragment(&self, key: &FragmentKey) -> u64 {
+            self.fragments
+                .iter()
+                .find(|row| {
+                    key.words()
+                        .iter()
+                        .zip(row.iter())
+                        .all(|(word, own)| own.load() == *word)
+                })
+                .map_or(0, |row| row[5].load())
+        }
+        fn keep_fragment(&self, key: &FragmentKey, value: u64) {
+            let is_its = |row: &&[Word; 6]| {
+                key.words()
+                    .iter()
+                    .zip(row.iter())
+                    .all(|(word, own)| own.load() == *word)
+            };
+            let next = self.kept.fetch_add(1, Ordering::SeqCst) % FRAGMENTS;
+            let row = self
+                .fragments
+                .iter()
+                .find(is_its)
+                .unwrap_or(&self.fragments[next as usize]);
+            for (own, word) in row.iter().zip(key.words().into_iter().chain([value])) {
+                own.store(word);
+            }
+        }
+        fn put_unusual(&self, found: &Unusual) {
+            for (own, word) in self.unusual.iter().zip(found.words()) {
+                own.store(word);
+            }
+        }
+        fn unusual(&self) -> Option<Unusual> {
+            Some(Unusual::from_words(self.unusual.each_ref().map(Word::load)))
         }
         fn repeat<S: Step<Self>>(&self, count: u32, step: &mut S) {
             let _ = (0..count).all(|index| step.step(self, index));

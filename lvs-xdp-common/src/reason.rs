@@ -75,30 +75,50 @@ reasons! {
     Untracked = "untracked", Forward;
     /// Scheduled by itself, without a connection (one-packet scheduling).
     OnePacket = "one-packet", Forward;
+    /// A later fragment: went where the first one of its packet went.
+    Fragment = "fragment", Forward;
+    /// An ICMP error about a packet of a known connection.
+    Related = "related", Forward;
+    /// Its destination is the director itself.
+    Local = "local", Pass;
     /// A new connection, but no destination is usable: answered with ICMP port unreachable.
     NoDestination = "no-destination", Answer;
     /// The connection's destination was removed, and its service says `reset`: answered with a TCP reset.
     Reset = "reset", Answer;
-    /// Neither IPv4 nor a frame whose headers are understood.
+    /// An echo request to a virtual address that is none of the host's.
+    Echo = "echo", Answer;
+    /// Neither IPv4 nor IPv6.
     NotIp = "not-ip", Pass;
     /// Ethernet multicast or broadcast.
     NotUnicast = "not-unicast", Pass;
     /// Too short for the headers it announces, or headers that contradict each other.
     Malformed = "malformed", Pass;
-    /// An IPv4 fragment; fragments are left to the host.
-    Fragment = "fragment", Pass;
+    /// A later fragment of a packet for a virtual address, whose first fragment was not seen.
+    FragmentUnknown = "fragment-unknown", Pass;
+    /// IPv6 with more extension headers than are walked over.
+    TooManyHeaders = "too-many-headers", Pass;
+    /// An ICMP error about a packet of no known connection.
+    RelatedUnknown = "related-unknown", Pass;
     /// Neither TCP nor UDP nor SCTP.
     OtherProtocol = "other-protocol", Pass;
     /// No virtual service has this address, port and protocol.
     NotForUs = "not-for-us", Pass;
     /// For a virtual service, but its MAC address is not the director's.
     OtherHost = "other-host", Pass;
+    /// From another director, which has this one for a real server: not balanced again.
+    FromPeer = "from-peer", Pass;
     /// TCP without a connection and no SYN; the host, which holds the VIP, answers with a reset.
     NoConnectionPassed = "no-connection-passed", Pass;
     /// TCP without a connection and no SYN, and the VIP is not an address of the host.
     NoConnection = "no-connection", Drop;
     /// A new connection, but no destination is usable, and too many were answered in this second.
     NoDestinationQuiet = "no-destination-quiet", Drop;
+    /// A new connection from an address that no client can have, or from the virtual address itself.
+    Martian = "martian", Drop;
+    /// A new connection from or to port 0 (of UDP: to port 0).
+    ZeroPort = "zero-port", Drop;
+    /// A new TCP connection with flags that contradict each other: SYN and FIN.
+    BadFlags = "bad-flags", Drop;
     /// The connection's destination was removed.
     DestinationRemoved = "destination-removed", Drop;
     /// The destination's MAC address is not known yet.
@@ -113,6 +133,16 @@ reasons! {
     Migrating = "migrating", Drop;
     /// The destination is behind an interface that frames cannot be redirected to.
     RedirectFailed = "redirect-failed", Drop;
+    /// The frame has no room for what the destination needs: another tag, another header.
+    RewriteFailed = "rewrite-failed", Drop;
     /// A map has another size than the program was told: a defect.
     Internal = "internal", Pass;
+}
+
+impl Reason {
+    /// Of the reasons why a frame is no common packet: whether it may be for a service all the same.
+    #[inline(always)]
+    pub const fn may_be_ours(self) -> bool {
+        matches!(self, Self::Fragment | Self::OtherProtocol)
+    }
 }

@@ -22,7 +22,8 @@ use crate::{
     connection::{Count, Entry, State},
     flow::Flow,
     maps::Maps,
-    packet::{Event, IpProto, Signal},
+    packet::IpProto,
+    signal::{Event, Signal},
 };
 
 #[cfg(not(target_arch = "bpf"))]

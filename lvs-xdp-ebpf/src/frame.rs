@@ -1,11 +1,16 @@
 //! The packet of an XDP program as a frame with a checked end.
 
 use aya_ebpf::{
-    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
 use bytemuck::{AnyBitPattern, NoUninit};
-use lvs_xdp_common::{answer::Resize, packet::Frame};
+use lvs_xdp_common::{
+    frame::{Frame, Resize},
+    maps::Maps,
+};
+
+use crate::maps::{look, walk};
 
 /// The packet.
 pub(crate) struct Packet<'a>(pub(crate) &'a XdpContext);
@@ -32,6 +37,25 @@ impl Frame for Packet<'_> {
         self.at::<T>(offset)
             .map(|place| unsafe { place.write_unaligned(value) })
     }
+
+    #[inline(always)]
+    fn holds(&self, length: usize) -> bool {
+        // One subtraction of the two ends, which the verifier allows, before anything else is done with them.
+        let first_buffer = core::hint::black_box(self.0.data_end() - self.0.data());
+        // SAFETY: the context is the program's own.
+        length <= first_buffer || length as u64 <= unsafe { bpf_xdp_get_buff_len(self.0.ctx) }
+    }
+
+    #[inline(always)]
+    fn look<M: Maps>(&self, _: &M) -> u64 {
+        // There is one set of maps.
+        look(self.0.ctx)
+    }
+
+    #[inline(always)]
+    fn walk(&self, first: u32, at: u32) -> u64 {
+        walk(self.0.ctx, first, at)
+    }
 }
 
 impl Resize for Packet<'_> {
@@ -39,6 +63,13 @@ impl Resize for Packet<'_> {
     fn grow(&mut self, by: u32) -> Option<()> {
         // SAFETY: the context is the program's own; every access to the packet reads its ends anew.
         let status = unsafe { bpf_xdp_adjust_head(self.0.ctx, -by.cast_signed()) };
+        (status == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn shrink(&mut self, by: u32) -> Option<()> {
+        // SAFETY: as for `grow`.
+        let status = unsafe { bpf_xdp_adjust_head(self.0.ctx, by.cast_signed()) };
         (status == 0).then_some(())
     }
 

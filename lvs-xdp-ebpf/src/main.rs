@@ -10,8 +10,9 @@ use aya_log_ebpf::info;
 use lvs_xdp_common::{
     answer,
     director::{self, Verdict},
-    packet,
+    frame::rewrite_macs,
     reason::{Outcome, Reason},
+    rewrite,
 };
 
 use crate::{
@@ -25,7 +26,7 @@ use crate::{
 static LOG_PACKETS: Global<u32> = Global::new(0);
 
 /// Decides about every packet that comes in.
-#[xdp]
+#[xdp(frags)]
 #[expect(
     clippy::needless_pass_by_value,
     reason = "the macro hands the context over by value"
@@ -44,6 +45,9 @@ fn director(context: XdpContext) -> u32 {
         Outcome::Answer => answer(&context, verdict.reason as u32),
         Outcome::Pass => {
             maps::count(verdict.reason);
+            if verdict.destination != 0 {
+                maps::count_forwarded(verdict.destination, verdict.length, verdict.is_new);
+            }
             xdp_action::XDP_PASS
         }
         Outcome::Drop => {
@@ -55,9 +59,16 @@ fn director(context: XdpContext) -> u32 {
 
 #[inline(always)]
 fn forward(context: &XdpContext, to: &Verdict, ingress: u32) -> u32 {
-    if packet::rewrite_macs(&mut Packet(context), to.to, to.from).is_none() {
-        maps::count(Reason::Malformed);
-        return xdp_action::XDP_PASS;
+    let rewritten = if to.is_special {
+        special(context, to.destination)
+    } else if rewrite_macs(&mut Packet(context), to.to, to.from).is_some() {
+        REWRITTEN
+    } else {
+        Reason::RewriteFailed as u32
+    };
+    if rewritten != REWRITTEN {
+        maps::count(Reason::from_number(rewritten));
+        return xdp_action::XDP_DROP;
     }
     if to.if_index != ingress
         && REDIRECT
@@ -68,15 +79,27 @@ fn forward(context: &XdpContext, to: &Verdict, ingress: u32) -> u32 {
         return xdp_action::XDP_DROP;
     }
     maps::count(to.reason);
-    maps::count_forwarded(
-        to.destination,
-        to.length,
-        matches!(to.reason, Reason::NewConnection | Reason::OnePacket),
-    );
+    maps::count_forwarded(to.destination, to.length, to.is_new);
     if to.if_index == ingress {
         xdp_action::XDP_TX
     } else {
         xdp_action::XDP_REDIRECT
+    }
+}
+
+/// What [`special`] says where all went well: no reason's number.
+const REWRITTEN: u32 = u32::MAX;
+
+/// [`rewrite::rewrite`]: the number of the reason why not, or [`REWRITTEN`].
+// Not inlined, so that the common packet does not pay for it.
+#[inline(never)]
+fn special(context: &XdpContext, destination: u32) -> u32 {
+    let Some(kernel) = Kernel::new() else {
+        return Reason::Internal as u32;
+    };
+    match rewrite::rewrite(&mut Packet(context), &kernel, destination) {
+        Ok(()) => REWRITTEN,
+        Err(reason) => reason as u32,
     }
 }
 

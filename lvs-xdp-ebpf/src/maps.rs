@@ -1,24 +1,28 @@
 //! Every map of the program, and the director's view of them.
 
+use crate::frame::Packet;
 use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, DevMapHash, PerCpuArray},
+    bindings::{BPF_F_MMAPABLE, xdp_md},
+    btf_maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray},
     helpers::{bpf_jiffies64, bpf_loop},
     macros::btf_map,
+    programs::XdpContext,
 };
 use core::ffi::c_void;
 use lvs_xdp_common::{
     abi::{
         Bucket, COUNTER_WORDS, ColdRow, Control, Counts, Cursor, DestinationRow, INTERFACE_ROWS, IndexBucket,
-        InterfaceRow, Kind, ListWord, RingWord, ServiceRow,
+        InterfaceRow, Kind, ListWord, RingWord, ServiceRow, TunnelRow,
     },
     atomic::Word,
     director,
     flow::Flow,
     maps::{self, Maps, Note, Step},
+    packet::{Address, Mac},
     reason::Reason,
     scheduler,
     table::{self, New},
+    unusual::{self, FragmentKey, Seen, Unusual},
 };
 
 const SHARED: usize = BPF_F_MMAPABLE as usize;
@@ -52,7 +56,17 @@ static COLD: Array<ColdRow, 16, SHARED> = Array::new();
 static INTERFACES: Array<InterfaceRow, { INTERFACE_ROWS as usize }, SHARED> = Array::new();
 #[btf_map]
 pub(crate) static REDIRECT: DevMapHash<64> = DevMapHash::new();
-// Not pinned with the others: it has nothing to keep.
+#[btf_map]
+static TUNNELS: Array<TunnelRow, 2, SHARED> = Array::new();
+#[btf_map]
+static VIPS: HashMap<[u64; 2], u64, 64> = HashMap::new();
+#[btf_map]
+static PEERS: HashMap<u64, u64, 64> = HashMap::new();
+#[btf_map]
+static FRAGMENTS: LruHashMap<FragmentKey, u64, 8192> = LruHashMap::new();
+// Not pinned with the others: these have nothing to keep.
+#[btf_map]
+static UNUSUAL: PerCpuArray<Unusual, 1> = PerCpuArray::new();
 #[btf_map]
 static NOTES: PerCpuArray<New, { maps::NOTES as usize }> = PerCpuArray::new();
 #[btf_map]
@@ -69,7 +83,7 @@ pub(crate) fn count(reason: Reason) {
 
 /// Counts a forwarded packet for its destination.
 #[inline(always)]
-pub(crate) fn count_forwarded(destination: u32, length: u16, is_new: bool) {
+pub(crate) fn count_forwarded(destination: u32, length: u32, is_new: bool) {
     if let Some(counters) = COUNTERS.get_ptr_mut(destination) {
         // SAFETY: as for `count`.
         let [packets, bytes, connections, _] = unsafe { &mut *counters };
@@ -172,6 +186,60 @@ impl Maps for Kernel {
     #[inline(always)]
     fn interface(&self, index: u32) -> Option<&InterfaceRow> {
         row!(INTERFACES, index)
+    }
+
+    #[inline(always)]
+    fn tunnel(&self, id: u32) -> Option<&TunnelRow> {
+        row!(TUNNELS, id)
+    }
+
+    #[inline(always)]
+    fn vip(&self, address: &Address) -> u64 {
+        let key = [address.high(), address.low()];
+        // SAFETY: a copy is made at once; the agent replaces values whole.
+        unsafe { VIPS.get(&key) }.copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn is_peer(&self, mac: Mac) -> bool {
+        // SAFETY: as for `vip`.
+        unsafe { PEERS.get(&mac.0) }.is_some()
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> u64 {
+        // SAFETY: as for `vip`.
+        unsafe { FRAGMENTS.get(key) }.copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn keep_fragment(&self, key: &FragmentKey, value: u64) {
+        // Where this fails the later fragments are counted as unknown.
+        let _ = FRAGMENTS.insert(key, &value, 0);
+    }
+
+    #[inline(always)]
+    fn put_unusual(&self, found: &Unusual) {
+        if let Some(row) = UNUSUAL.get_ptr_mut(0) {
+            // SAFETY: the row is this CPU's own and the program is not interrupted by itself.
+            unsafe { row.write(*found) };
+        }
+    }
+
+    #[inline(always)]
+    fn unusual(&self) -> Option<Unusual> {
+        // SAFETY: as for `put_unusual`.
+        UNUSUAL.get_ptr(0).map(|row| unsafe { *row })
+    }
+
+    #[inline(always)]
+    fn whose(&self) -> u32 {
+        whose()
+    }
+
+    #[inline(always)]
+    fn keep_fragment_to(&self, destination: u32) {
+        keep_fragment_to(destination);
     }
 
     #[inline(always)]
@@ -296,6 +364,40 @@ extern "C" fn begin(new: *const New, signal: u32) -> u64 {
         return u64::MAX;
     };
     director::begin(&kernel, new, signal)
+}
+
+/// [`unusual::look`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn look(context: *mut xdp_md) -> u64 {
+    let Some(kernel) = Kernel::new() else {
+        return Seen::stays(Reason::Internal).0;
+    };
+    unusual::look(&Packet(&XdpContext::new(context)), &kernel)
+}
+
+/// [`unusual::walk`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn walk(context: *mut xdp_md, first: u32, at: u32) -> u64 {
+    unusual::walk(&Packet(&XdpContext::new(context)), first, at)
+}
+
+/// [`unusual::whose`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn whose() -> u32 {
+    Kernel::new().map_or(scheduler::NONE, |kernel| unusual::whose(&kernel))
+}
+
+/// [`unusual::keep_fragment`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn keep_fragment_to(destination: u32) -> u32 {
+    if let Some(kernel) = Kernel::new() {
+        unusual::keep_fragment(&kernel, destination);
+    }
+    0
 }
 
 /// [`director::other_service`].

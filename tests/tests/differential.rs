@@ -15,9 +15,9 @@ use lvs_xdp_common::{
     atomic::Word,
     director,
     flow::Flow,
+    frame::rewrite_macs,
     hash::HashKey,
     maps::Maps as _,
-    packet,
     reason::{Outcome, Reason},
 };
 use lvs_xdp_tests::{
@@ -326,7 +326,7 @@ impl Pair {
         let elsewhere = verdict.if_index != LOOPBACK;
         let (reason, action) = match verdict.reason.outcome() {
             Outcome::Forward => {
-                packet::rewrite_macs(&mut expected[..], verdict.to, verdict.from).expect("it has a header");
+                rewrite_macs(&mut expected[..], verdict.to, verdict.from).expect("it has a header");
                 let reason = if elsewhere {
                     Reason::RedirectFailed
                 } else {

@@ -9,7 +9,7 @@ use etherparse::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::packet;
+use crate::parse;
 
 const DIRECTOR: [u8; 6] = [2, 0, 0, 0, 2, 200];
 const ROUTER: [u8; 6] = [2, 0, 0, 0, 2, 1];
@@ -400,7 +400,7 @@ proptest! {
         frame.truncate(end.max(14));
         let (mut as_reset, mut as_unreachable) = (frame.clone(), frame.clone());
         let answers = (reset(&mut as_reset), port_unreachable(&mut as_unreachable));
-        if let Ok(packet) = packet::parse(&frame[..]) {
+        if let Ok(packet) = parse::parse(&frame[..]) {
             if packet.protocol == IpProto::TCP && answers.0.is_some() {
                 let packet = read(&as_reset, &frame);
                 let tcp = tcp(&packet);

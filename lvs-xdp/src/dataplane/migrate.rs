@@ -25,7 +25,7 @@ use super::{
     pins::{LinkPin, Pins, open_map},
     rows::enter_index,
     sweep::Listed,
-    tables::{Capacity, Shared, Tables},
+    tables::{Capacity, OTHER_MAPS, Shared, Tables},
 };
 
 type Counters = PerCpuArray<MapData, [u64; COUNTER_WORDS]>;
@@ -82,7 +82,9 @@ pub(super) fn plan(pins: &Pins, capacity: Capacity) -> anyhow::Result<Plan> {
             pins.share(live, next, shape.name)?;
         }
     }
-    pins.share(live, next, name::REDIRECT)?;
+    for name in OTHER_MAPS {
+        pins.share(live, next, name)?;
+    }
     Ok(Plan {
         generation: next,
         from: Some(live),

@@ -2,6 +2,11 @@
 
 use std::path::Path;
 
+use super::{
+    Mode, Options,
+    pins::{LinkPin, mount_if_missing},
+    tables::OTHER_MAPS,
+};
 use anyhow::{Context as _, bail};
 use aya::{
     Ebpf, EbpfLoader,
@@ -10,12 +15,6 @@ use aya::{
         ProgramError, Xdp,
         links::{FdLink, PinnedLink},
     },
-};
-use lvs_xdp_common::abi::name;
-
-use super::{
-    Mode, Options,
-    pins::{LinkPin, mount_if_missing},
 };
 
 /// The object file; empty where the program could not be built (see build.rs).
@@ -77,7 +76,9 @@ pub(super) fn load(directory: &Path, options: &Options) -> anyhow::Result<Ebpf> 
         loader.map_max_entries(shape.name, shape.entries);
         loader.map_pin_path(shape.name, directory.join(shape.name));
     }
-    loader.map_pin_path(name::REDIRECT, directory.join(name::REDIRECT));
+    for name in OTHER_MAPS {
+        loader.map_pin_path(name, directory.join(name));
+    }
     loader.load(OBJECT).map_err(|error| {
         anyhow::anyhow!(
             "cannot make the maps: {}; is BPF in this kernel, and is there memory for the tables?",

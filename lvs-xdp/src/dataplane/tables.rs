@@ -13,7 +13,7 @@ use aya::maps::{MapData, MapInfo};
 use lvs_xdp_common::{
     abi::{
         Bucket, COUNTER_WORDS, ColdRow, Control, Counts, DestinationRow, INTERFACE_ROWS, IndexBucket,
-        InterfaceRow, ServiceRow, name,
+        InterfaceRow, ServiceRow, TunnelRow, name,
     },
     atomic::Word,
     maps::{Maps, Step},
@@ -55,8 +55,7 @@ impl Capacity {
         })
     }
 
-    /// The shapes of all maps for this capacity. REDIRECT is not among them: its value's size is the
-    /// kernel's own business.
+    /// The shapes of all array maps for this capacity; [`OTHER_MAPS`] are not among them.
     pub(super) fn shapes(self) -> Vec<Shape> {
         let Self {
             connections,
@@ -84,6 +83,7 @@ impl Capacity {
             shape(name::LISTS, size_of::<Word>(), destinations * 4 + services * 8),
             shape(name::RINGS, size_of::<Word>(), services * 128 + 4096),
             shape(name::DESTINATIONS, size_of::<DestinationRow>(), destinations + 1),
+            shape(name::TUNNELS, size_of::<TunnelRow>(), destinations + 1),
             shape(name::COUNTS, size_of::<Counts>(), destinations + 1),
             shape(
                 name::COUNTERS,
@@ -102,6 +102,9 @@ impl Capacity {
         ]
     }
 }
+
+/// Maps that are no arrays: of one size whatever the capacity, and shared by a generation with the next.
+pub(super) const OTHER_MAPS: [&str; 4] = [name::REDIRECT, name::VIPS, name::PEERS, name::FRAGMENTS];
 
 /// A shared array map as a slice of rows.
 #[derive(Debug)]
@@ -136,6 +139,8 @@ unsafe impl Row for Bucket {}
 unsafe impl Row for ColdRow {}
 // SAFETY: as above.
 unsafe impl Row for InterfaceRow {}
+// SAFETY: as above.
+unsafe impl Row for TunnelRow {}
 
 impl<T: Row> Shared<T> {
     pub(super) fn open(directory: &Path, name: &str) -> anyhow::Result<Self> {
@@ -189,6 +194,7 @@ pub struct Tables {
     pub(super) hot: Shared<Bucket>,
     pub(super) cold: Shared<ColdRow>,
     pub(super) interfaces: Shared<InterfaceRow>,
+    pub(super) tunnels: Shared<TunnelRow>,
     /// jiffies64 and CLOCK_MONOTONIC nanoseconds, as the program `clock` wrote them last.
     pub(super) clock: Shared<Clock>,
     now: AtomicU32,
@@ -208,6 +214,7 @@ impl Tables {
             hot: Shared::open(directory, name::HOT)?,
             cold: Shared::open(directory, name::COLD)?,
             interfaces: Shared::open(directory, name::INTERFACES)?,
+            tunnels: Shared::open(directory, name::TUNNELS)?,
             clock: Shared::open(directory, name::CLOCK)?,
             now: AtomicU32::new(0),
         })
@@ -255,6 +262,9 @@ impl Maps for Tables {
     }
     fn interface(&self, index: u32) -> Option<&InterfaceRow> {
         self.interfaces.get(index as usize)
+    }
+    fn tunnel(&self, id: u32) -> Option<&TunnelRow> {
+        self.tunnels.get(id as usize)
     }
     fn repeat<S: Step<Self>>(&self, count: u32, step: &mut S) {
         let _ = (0..count).all(|index| step.step(self, index));

@@ -206,6 +206,7 @@ fn frame((protocol, port): (IpProto, u16), client: u32, flags: u8) -> [u8; 60] {
     let source_port = u16::try_from(client % 4).expect("small") + 1000;
     frame[34..36].copy_from_slice(&source_port.to_be_bytes());
     frame[36..38].copy_from_slice(&port.to_be_bytes());
+    frame[46] = 0x50;
     frame[47] = flags;
     frame
 }

@@ -1,0 +1,127 @@
+//! A frame with a checked end: read, written, and made longer or shorter.
+
+use bytemuck::{AnyBitPattern, NoUninit};
+
+use crate::{maps::Maps, packet::Mac, unusual};
+
+/// A frame that may be read, and written where its first bytes are, with its end checked.
+pub trait Frame {
+    /// The value at `offset` bytes from the frame's start, in the frame's own byte order; `None` past the end.
+    fn load<T: AnyBitPattern>(&self, offset: usize) -> Option<T>;
+    /// Writes `value` at `offset`; `None`, and nothing written, past the end.
+    fn store<T: NoUninit>(&mut self, offset: usize, value: T) -> Option<()>;
+    /// Whether it has at least `length` bytes, those in further buffers included, which cannot be read.
+    fn holds(&self, length: usize) -> bool;
+    /// [`unusual::look`]; in the program a function of its own.
+    fn look<M: Maps>(&self, maps: &M) -> u64 {
+        unusual::look(self, maps)
+    }
+    /// [`unusual::walk`]; in the program a function of its own.
+    fn walk(&self, first: u32, at: u32) -> u64 {
+        unusual::walk(self, first, at)
+    }
+}
+
+/// A frame whose length can be changed.
+pub trait Resize: Frame {
+    /// Puts `by` bytes, of any value, before the first one.
+    fn grow(&mut self, by: u32) -> Option<()>;
+    /// Takes the first `by` bytes away.
+    fn shrink(&mut self, by: u32) -> Option<()>;
+    /// Cuts the frame off behind `length` bytes.
+    fn cut(&mut self, length: u32) -> Option<()>;
+}
+
+/// Writes both MAC addresses of a frame: of a plain frame, the only bytes that direct routing changes.
+///
+/// As one 8-byte and one 4-byte store, not octet by octet.
+#[inline(always)]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "what does not fit went into the first store"
+)]
+pub fn rewrite_macs<F: Frame + ?Sized>(frame: &mut F, to: Mac, from: Mac) -> Option<()> {
+    frame.store(0, (to.0 & Mac::MASK | from.0 << 48).to_le_bytes())?;
+    frame.store(8, ((from.0 >> 16) as u32).to_le_bytes())
+}
+
+impl Frame for [u8] {
+    fn load<T: AnyBitPattern>(&self, offset: usize) -> Option<T> {
+        let bytes = self.get(offset..offset.checked_add(size_of::<T>())?)?;
+        Some(bytemuck::pod_read_unaligned(bytes))
+    }
+
+    fn store<T: NoUninit>(&mut self, offset: usize, value: T) -> Option<()> {
+        self.get_mut(offset..offset.checked_add(size_of::<T>())?)?
+            .copy_from_slice(bytemuck::bytes_of(&value));
+        Some(())
+    }
+
+    fn holds(&self, length: usize) -> bool {
+        self.len() >= length
+    }
+}
+
+/// A frame in this process's memory, for tests and simulations.
+#[cfg(not(target_arch = "bpf"))]
+mod memory {
+    use alloc::vec::Vec;
+
+    use bytemuck::{AnyBitPattern, NoUninit};
+
+    use super::{Frame, Resize};
+
+    /// What new bytes are: no value that an answer could rest on.
+    const ANY: u8 = 0xa5;
+
+    impl Frame for Vec<u8> {
+        fn load<T: AnyBitPattern>(&self, offset: usize) -> Option<T> {
+            self.as_slice().load(offset)
+        }
+
+        fn store<T: NoUninit>(&mut self, offset: usize, value: T) -> Option<()> {
+            self.as_mut_slice().store(offset, value)
+        }
+
+        fn holds(&self, length: usize) -> bool {
+            self.as_slice().holds(length)
+        }
+    }
+
+    impl Resize for Vec<u8> {
+        fn grow(&mut self, by: u32) -> Option<()> {
+            self.splice(..0, core::iter::repeat_n(ANY, by as usize));
+            Some(())
+        }
+
+        fn shrink(&mut self, by: u32) -> Option<()> {
+            self.holds(by as usize).then(|| drop(self.drain(..by as usize)))
+        }
+
+        fn cut(&mut self, length: u32) -> Option<()> {
+            // As in the kernel, behind what is there already a frame grows.
+            self.resize(length as usize, ANY);
+            Some(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use super::*;
+
+    #[test]
+    fn only_the_mac_addresses_are_rewritten() {
+        let mut frame: Vec<u8> = (0..60).collect();
+        let before = frame.clone();
+        rewrite_macs(
+            &mut frame,
+            Mac::from_octets([1, 2, 3, 4, 5, 6]),
+            Mac::from_octets([7, 8, 9, 10, 11, 12]),
+        );
+        assert_eq!(frame[..12], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
+        assert_eq!(frame[12..], before[12..]);
+    }
+}

@@ -1,0 +1,70 @@
+//! What a frame needs beside two MAC addresses before it goes to its real server: another VLAN tag, or none.
+
+use crate::{
+    abi::{Tags, destination_flag},
+    frame::{Resize, rewrite_macs},
+    maps::Maps,
+    packet::{EtherType, Mac},
+    parse::{self, MAX_TAGS, TAG},
+    reason::Reason,
+};
+
+/// The priority and drop-eligibility bits of a tag (IEEE 802.1Q, 9.6).
+const PRIORITY: u16 = 0xf000;
+
+/// Makes a frame one for `destination`, whose row says that there is more to do than to write its MAC
+/// addresses.
+///
+/// # Errors
+///
+/// The reason why the frame cannot go there; it may have been changed.
+#[inline(always)]
+pub fn rewrite<F: Resize + ?Sized, M: Maps>(frame: &mut F, maps: &M, destination: u32) -> Result<(), Reason> {
+    let row = maps.destination(destination).ok_or(Reason::Internal)?;
+    let flags = row.towards.load();
+    let from = row.from.load();
+    if flags & destination_flag::VLAN != 0 {
+        retag(frame, row.tags()).ok_or(Reason::RewriteFailed)?;
+    }
+    rewrite_macs(frame, Mac(flags & Mac::MASK), Mac(from & Mac::MASK)).ok_or(Reason::RewriteFailed)
+}
+
+/// Gives a frame the tags of `wanted` in place of its own. The priority of the outermost tag that it had is kept.
+#[inline(always)]
+fn retag<F: Resize + ?Sized>(frame: &mut F, wanted: Tags) -> Option<()> {
+    let (_, network) = parse::network(frame)?;
+    let tags = (network - 14) / TAG;
+    let priority = if tags > 0 {
+        parse::be16(frame, 14)? & PRIORITY
+    } else {
+        0
+    };
+    let count = wanted.count;
+    // At most two each, so that the lengths below are constants to the verifier.
+    if tags > MAX_TAGS {
+        return None;
+    }
+    match count.cast_signed() - tags.cast_signed() {
+        2 => frame.grow(8)?,
+        1 => frame.grow(4)?,
+        -1 => frame.shrink(4)?,
+        -2 => frame.shrink(8)?,
+        _ => {}
+    }
+    let tag = |kind: EtherType, vlan: u16| -> [u8; 4] {
+        let [a, b] = kind.0.to_be_bytes();
+        let [c, d] = (priority | vlan).to_be_bytes();
+        [a, b, c, d]
+    };
+    if count == 1 {
+        frame.store(12, tag(EtherType::VLAN, wanted.outer))?;
+    }
+    if count == 2 {
+        frame.store(12, tag(EtherType::SERVICE_VLAN, wanted.outer))?;
+        frame.store(16, tag(EtherType::VLAN, wanted.inner))?;
+    }
+    Some(())
+}
+
+#[cfg(test)]
+mod tests;
