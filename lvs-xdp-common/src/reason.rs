@@ -146,3 +146,24 @@ impl Reason {
         matches!(self, Self::Fragment | Self::OtherProtocol)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::format;
+
+    use super::*;
+
+    #[test]
+    fn the_readme_has_a_line_for_every_reason() {
+        let readme = include_str!("../../README.md");
+        for reason in Reason::ALL {
+            let line = format!(
+                "\n| `{}` | {} | {} |\n",
+                reason.name(),
+                reason.outcome().name(),
+                reason.help()
+            );
+            assert!(readme.contains(&line), "{line}");
+        }
+    }
+}
