@@ -6,17 +6,17 @@ use crate::{
         index_buckets, index_word, service_flag,
     },
     connection::{Entry, State},
+    decision::{Decision, Verdict},
     flow::{FTP_DATA_PORT, FTP_PORT, Flow},
     frame::Frame,
     hash,
     maps::{Maps, Note},
-    packet::{Address, IpProto, Mac, Packet},
+    packet::{Address, EtherType, IpProto, Packet},
     parse,
     reason::{Outcome, Reason},
     scheduler,
     signal::Signal,
     table::{self, Changed, Followed, Inserted, Key, New, Place},
-    unusual::Seen,
 };
 
 /// Packets a second, over all CPUs, that are answered with ICMP port unreachable; a flood is not answered
@@ -24,46 +24,6 @@ use crate::{
 pub const ANSWERS_A_SECOND: u64 = 1000;
 /// Ports from here on may be FTP data connections' (`ip_unprivileged_port_start`).
 const UNPRIVILEGED: u16 = 1024;
-
-/// What is to be done with a packet: what [`Reason::outcome`] says. The rest is where it goes, and 0
-/// where it goes nowhere (not an enum: what a variant leaves open, the compiler leaves uninitialised in
-/// a register, which the verifier refuses).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Verdict {
-    /// What becomes of it, and why.
-    pub reason: Reason,
-    /// The destination's id.
-    pub destination: u32,
-    /// The real server's MAC address.
-    pub to: Mac,
-    /// The MAC address of the director's interface towards it.
-    pub from: Mac,
-    /// That interface.
-    pub if_index: u32,
-    /// Length of the IP packet in bytes, for the counters.
-    pub length: u32,
-    /// Whether there is more to do to the frame than to write the MAC addresses ([`crate::rewrite`]).
-    pub is_special: bool,
-    /// Whether it starts a connection, for the counters.
-    pub is_new: bool,
-}
-
-impl Verdict {
-    /// A packet that goes nowhere.
-    #[inline(always)]
-    pub const fn stay(reason: Reason) -> Self {
-        Self {
-            reason,
-            destination: 0,
-            to: Mac(0),
-            from: Mac(0),
-            if_index: 0,
-            length: 0,
-            is_special: false,
-            is_new: false,
-        }
-    }
-}
 
 /// What an entry of a packet's tag means for the packet.
 enum Fate {
@@ -79,34 +39,66 @@ enum Fate {
 /// [`crate::frame::rewrite_macs`] or [`crate::rewrite`] does that to one that is forwarded.
 #[inline(always)]
 pub fn decide<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -> Verdict {
-    let (packet, is_first_fragment) = match parse::parse(frame) {
+    consider(frame, maps, ingress).verdict(maps)
+}
+
+#[inline(always)]
+fn consider<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -> Decision {
+    let Some((mac, ether_type, at)) = parse::ethernet(frame) else {
+        return Decision::stays(Reason::Malformed);
+    };
+    if mac.is_group() {
+        return Decision::stays(Reason::NotUnicast);
+    }
+    let parsed = match ether_type {
+        EtherType::IPV4 => match parse::ipv4(frame, at) {
+            // A path of its own: that its addresses have but 32 bits is known all along it.
+            Ok(packet) => return judge(frame, maps, ingress, &packet, false),
+            Err(reason) => Err(reason),
+        },
+        EtherType::IPV6 => parse::ipv6(frame, at),
+        _ => Err(Reason::NotIp),
+    };
+    let (packet, is_first_fragment) = match parsed {
         Ok(packet) => (packet, false),
         Err(reason) if reason.may_be_ours() => {
-            let seen = Seen(frame.look(maps));
+            let seen = Decision(frame.look(maps));
             if !seen.is_packet() {
-                return seen_verdict(frame, maps, ingress, seen);
+                return look_again(frame, maps, ingress, seen);
             }
             let Some(found) = maps.unusual() else {
-                return Verdict::stay(Reason::Internal);
+                return Decision::stays(Reason::Internal);
             };
             (found.packet(), seen.is_first_fragment())
         }
-        Err(reason) => return Verdict::stay(reason),
+        Err(reason) => return Decision::stays(reason),
     };
-    let id = find_service(maps, &packet);
+    judge(frame, maps, ingress, &packet, is_first_fragment)
+}
+
+/// Decides about a packet.
+#[inline(always)]
+fn judge<F: Frame + ?Sized, M: Maps>(
+    frame: &F,
+    maps: &M,
+    ingress: u32,
+    packet: &Packet,
+    is_first_fragment: bool,
+) -> Decision {
+    let id = find_service(maps, packet);
     if id == 0 {
-        return Verdict::stay(Reason::NotForUs);
+        return Decision::stays(Reason::NotForUs);
     }
     if is_others(frame, maps, ingress) {
-        return Verdict::stay(Reason::OtherHost);
+        return Decision::stays(Reason::OtherHost);
     }
     let control = maps.control();
     if control.flags.load() & control_flag::PEERS != 0
         && parse::source_mac(frame).is_some_and(|mac| maps.is_peer(mac))
     {
-        return Verdict::stay(Reason::FromPeer);
+        return Decision::stays(Reason::FromPeer);
     }
-    let flow = Flow::new(&packet, id);
+    let flow = Flow::new(packet, id);
     let new = New {
         hash: hash::flow(control.key(), &flow),
         flow,
@@ -128,31 +120,31 @@ pub fn decide<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -> 
             if is_first_fragment {
                 maps.keep_fragment_to(destination);
             }
-            forward(maps, packet.length, destination, reason)
+            Decision::goes(reason, destination, packet.length)
         }
-        Outcome::Pass | Outcome::Drop | Outcome::Answer => Verdict::stay(reason),
+        Outcome::Pass | Outcome::Drop | Outcome::Answer => Decision::stays(reason),
     }
 }
 
 /// The verdict on what the second look has found to be no packet of its own.
 #[inline(always)]
-fn seen_verdict<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32, seen: Seen) -> Verdict {
+fn look_again<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32, seen: Decision) -> Decision {
     let reason = seen.reason();
     if !matches!(reason.outcome(), Outcome::Forward | Outcome::Answer) {
-        return Verdict::stay(reason);
+        return seen;
     }
     if is_others(frame, maps, ingress) {
-        return Verdict::stay(Reason::OtherHost);
+        return Decision::stays(Reason::OtherHost);
     }
     let destination = match reason {
         Reason::Related => maps.whose(),
         Reason::Fragment => seen.destination(),
-        _ => return Verdict::stay(reason),
+        _ => return seen,
     };
     if destination == scheduler::NONE {
-        return Verdict::stay(Reason::RelatedUnknown);
+        return Decision::stays(Reason::RelatedUnknown);
     }
-    forward(maps, seen.length(), destination, reason)
+    Decision::goes(reason, destination, seen.length())
 }
 
 /// Whether a frame is addressed to another host.
@@ -509,33 +501,6 @@ fn no_destination<M: Maps>(maps: &M) -> Reason {
         word.add(1);
     }
     Reason::NoDestination
-}
-
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "the lower half is the interface")]
-fn forward<M: Maps>(maps: &M, length: u32, destination: u32, was: Reason) -> Verdict {
-    let Some(row) = maps.destination(destination) else {
-        return Verdict::stay(Reason::Internal);
-    };
-    let towards = row.towards.load();
-    let flags = towards & (destination_flag::RESOLVED | destination_flag::SPECIAL | destination_flag::LOCAL);
-    let reason = if flags & destination_flag::LOCAL != 0 {
-        Reason::Local
-    } else if flags & destination_flag::RESOLVED == 0 {
-        return Verdict::stay(Reason::Unresolved);
-    } else {
-        was
-    };
-    Verdict {
-        reason,
-        is_new: matches!(was, Reason::NewConnection | Reason::OnePacket),
-        is_special: flags & destination_flag::SPECIAL != 0,
-        destination,
-        to: Mac(towards & Mac::MASK),
-        from: Mac(row.from.load() & Mac::MASK),
-        if_index: row.place.load() as u32,
-        length,
-    }
 }
 
 #[cfg(test)]

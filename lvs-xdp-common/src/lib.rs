@@ -6,7 +6,7 @@
 //!
 //! In reading order:
 //! - [`frame`], [`parse`]: from a frame to a [`packet::Packet`]; [`unusual`]: what is no common one
-//! - [`director`]: from a packet to a [`director::Verdict`], top to bottom as a packet goes
+//! - [`director`]: from a packet to a [`decision::Verdict`], top to bottom as a packet goes
 //! - [`rewrite`], [`answer`]: what is written into a frame that leaves
 //! - [`connection`]: what one connection entry says: states, time-outs, the entry's word
 //! - [`table`]: the connection table: find, insert, change, expire, without a lock
@@ -32,6 +32,7 @@ pub mod abi;
 pub mod answer;
 pub mod atomic;
 pub mod connection;
+pub mod decision;
 pub mod director;
 pub mod flow;
 pub mod frame;

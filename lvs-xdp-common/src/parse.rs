@@ -33,7 +33,16 @@ pub(crate) fn be16<F: Frame + ?Sized>(frame: &F, offset: usize) -> Option<u16> {
 /// What is behind the tags of a frame, and where it begins.
 #[inline(always)]
 pub(crate) fn network<F: Frame + ?Sized>(frame: &F) -> Option<(EtherType, usize)> {
-    let mut ether_type = EtherType(be16(frame, 12)?);
+    ethernet(frame).map(|(_, ether_type, at)| (ether_type, at))
+}
+
+/// To whom a frame is addressed, what is behind its tags, and where that begins.
+#[inline(always)]
+pub(crate) fn ethernet<F: Frame + ?Sized>(frame: &F) -> Option<(Mac, EtherType, usize)> {
+    // One load, so that one check of the end covers all of it.
+    let [a, b, c, d, e, f, _, _, _, _, _, _, high, low]: [u8; EthHdr::LEN] = frame.load(0)?;
+    let mac = Mac::from_octets([a, b, c, d, e, f]);
+    let mut ether_type = EtherType(u16::from_be_bytes([high, low]));
     let mut at = EthHdr::LEN;
     // Not a loop: the verifier is to know where the header begins.
     if ether_type.is_tag() {
@@ -44,7 +53,7 @@ pub(crate) fn network<F: Frame + ?Sized>(frame: &F) -> Option<(EtherType, usize)
             at += TAG;
         }
     }
-    Some((ether_type, at))
+    Some((mac, ether_type, at))
 }
 
 /// Reads the headers of a TCP, UDP or SCTP packet, not a fragment, over IPv4, or over IPv6 without extension
@@ -56,24 +65,32 @@ pub(crate) fn network<F: Frame + ?Sized>(frame: &F) -> Option<(EtherType, usize)
 /// found in it.
 #[inline(always)]
 pub fn parse<F: Frame + ?Sized>(frame: &F) -> Result<Packet, Reason> {
-    if mac(frame).ok_or(Reason::Malformed)?.is_group() {
+    let (mac, ether_type, at) = ethernet(frame).ok_or(Reason::Malformed)?;
+    if mac.is_group() {
         return Err(Reason::NotUnicast);
     }
-    let (ether_type, at) = network(frame).ok_or(Reason::Malformed)?;
     match ether_type {
-        EtherType::IPV4 => {
-            let header = Ipv4::read(frame, at)?;
-            if header.fragment & FRAGMENT_MASK != 0 {
-                return Err(Reason::Fragment);
-            }
-            transport(frame, header.packet, at + header.length, header.room(), true)
-        }
-        EtherType::IPV6 => {
-            let header = Ipv6::read(frame, at)?;
-            transport(frame, header.packet, at + Ipv6Hdr::LEN, header.room, true)
-        }
+        EtherType::IPV4 => ipv4(frame, at),
+        EtherType::IPV6 => ipv6(frame, at),
         _ => Err(Reason::NotIp),
     }
+}
+
+/// [`parse`] of a frame whose IPv4 header is at `at`.
+#[inline(always)]
+pub(crate) fn ipv4<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Packet, Reason> {
+    let header = Ipv4::read(frame, at)?;
+    if header.fragment & FRAGMENT_MASK != 0 {
+        return Err(Reason::Fragment);
+    }
+    transport(frame, header.packet, at + header.length, header.room(), true)
+}
+
+/// [`parse`] of a frame whose IPv6 header is at `at`.
+#[inline(always)]
+pub(crate) fn ipv6<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Packet, Reason> {
+    let header = Ipv6::read(frame, at)?;
+    transport(frame, header.packet, at + Ipv6Hdr::LEN, header.room, true)
 }
 
 /// To whom a frame is addressed.

@@ -1,13 +1,14 @@
 //! A second look at what is no common packet: fragments, extension headers, ICMP errors, echo requests.
 //!
-//! What is found is a packet like any other, put down where the director finds it ([`Unusual`]), or a verdict:
-//! where it goes, or why it stays ([`Seen`]). In the program all of this is a function of its own, so that the
+//! What is found is a packet like any other, put down where the director finds it ([`Unusual`]), or a decision:
+//! where it goes, or why it stays. In the program all of this is a function of its own, so that the
 //! common packet does not pay for it.
 
 use network_types::ip::Ipv6Hdr;
 
 use crate::{
     abi::{Kind, ListWord, Options, RingWord, destination_flag, vip_flag},
+    decision::Decision,
     director,
     flow::Flow,
     frame::Frame,
@@ -130,77 +131,26 @@ impl Unusual {
     }
 }
 
-/// What the second look says, in one register:
-/// `length 32 | is first fragment 1 | is packet 1 | reason 8 | destination 20`, from the top.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seen(pub u64);
-
-impl Seen {
-    const PACKET: u64 = 1 << 28;
-    const FIRST: u64 = 1 << 29;
-
-    /// It stays, for this reason.
-    #[inline(always)]
-    pub const fn stays(reason: Reason) -> Self {
-        Self((reason as u64) << 20)
-    }
-
-    #[inline(always)]
-    const fn goes(reason: Reason, destination: u32, length: u32) -> Self {
-        Self((length as u64) << 32 | (reason as u64) << 20 | destination as u64)
-    }
-
-    /// Whether a packet was found and put down; the first fragment of one, too.
-    #[inline(always)]
-    pub const fn is_packet(self) -> bool {
-        self.0 & Self::PACKET != 0
-    }
-
-    /// Whether further fragments of it will come.
-    #[inline(always)]
-    pub const fn is_first_fragment(self) -> bool {
-        self.0 & Self::FIRST != 0
-    }
-
-    /// What becomes of it, where it is no packet.
-    #[inline(always)]
-    pub const fn reason(self) -> Reason {
-        Reason::from_number((self.0 >> 20 & 0xff) as u32)
-    }
-
-    /// Where it goes; of an ICMP error, [`whose`] says that.
-    #[inline(always)]
-    pub const fn destination(self) -> u32 {
-        (self.0 & 0xf_ffff) as u32
-    }
-
-    /// Length of the IP packet in bytes, of what goes somewhere.
-    #[inline(always)]
-    pub const fn length(self) -> u32 {
-        (self.0 >> 32) as u32
-    }
-}
-
-/// Looks at a frame that [`parse::parse`] found to be no common packet. The result is [`Seen`]'s.
+/// Looks at a frame that [`parse::parse`] found to be no common packet. The result is [`Decision`]'s.
 #[inline(always)]
 pub fn look<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M) -> u64 {
-    let (Some(mac), Some((ether_type, at))) = (parse::mac(frame), parse::network(frame)) else {
-        return Seen::stays(Reason::Malformed).0;
+    let Some((mac, ether_type, at)) = parse::ethernet(frame) else {
+        return Decision::stays(Reason::Malformed).0;
     };
     let seen = match ether_type {
-        _ if mac.is_group() => Ok(Seen::stays(Reason::NotUnicast)),
+        _ if mac.is_group() => Ok(Decision::stays(Reason::NotUnicast)),
         EtherType::IPV4 => ipv4(frame, maps, at),
         EtherType::IPV6 => ipv6(frame, maps, at),
-        _ => Ok(Seen::stays(Reason::NotIp)),
+        _ => Ok(Decision::stays(Reason::NotIp)),
     };
     match seen {
         Ok(seen) => seen.0,
-        Err(reason) => Seen::stays(reason).0,
+        Err(reason) => Decision::stays(reason).0,
     }
 }
 
 #[inline(always)]
-fn ipv4<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, at: usize) -> Result<Seen, Reason> {
+fn ipv4<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, at: usize) -> Result<Decision, Reason> {
     let header = Ipv4::read(frame, at)?;
     let packet = header.packet;
     let identification = u64::from(header.identification) | u64::from(packet.protocol.0) << 32;
@@ -217,7 +167,7 @@ fn ipv4<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, at: usize) -> Result<Se
 }
 
 #[inline(always)]
-fn ipv6<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, at: usize) -> Result<Seen, Reason> {
+fn ipv6<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, at: usize) -> Result<Decision, Reason> {
     let header = Ipv6::read(frame, at)?;
     let behind = at + Ipv6Hdr::LEN;
     let walked = walked(frame, header.packet.protocol, behind)?;
@@ -256,13 +206,9 @@ fn walked<F: Frame + ?Sized>(frame: &F, first: IpProto, at: usize) -> Result<Wal
 
 /// Puts a packet down where the director finds it.
 #[inline(always)]
-fn put_down<M: Maps>(maps: &M, packet: &Packet, identification: u64, is_first: bool) -> Seen {
+fn put_down<M: Maps>(maps: &M, packet: &Packet, identification: u64, is_first: bool) -> Decision {
     maps.put_unusual(&Unusual::new(packet, identification));
-    Seen(if is_first {
-        Seen::PACKET | Seen::FIRST
-    } else {
-        Seen::PACKET
-    })
+    Decision::packet(is_first)
 }
 
 /// What is behind IPv6's extension headers, in one register:
@@ -365,7 +311,7 @@ pub fn walk<F: Frame + ?Sized>(frame: &F, first: u32, at: u32) -> u64 {
 
 /// A fragment that is not the first one has no ports: it goes where the first one went.
 #[inline(always)]
-fn later_fragment<M: Maps>(maps: &M, packet: &Packet, identification: u64) -> Seen {
+fn later_fragment<M: Maps>(maps: &M, packet: &Packet, identification: u64) -> Decision {
     let found = Unusual::new(packet, identification);
     let kept = maps.fragment(&found.key);
     #[expect(clippy::cast_possible_truncation, reason = "the halves are wanted")]
@@ -375,11 +321,11 @@ fn later_fragment<M: Maps>(maps: &M, packet: &Packet, identification: u64) -> Se
         flags & destination_flag::USED != 0 && flags & destination_flag::REMOVED == 0
     });
     if destination != 0 && is_there && maps.now().wrapping_sub(since) <= FRAGMENT_SECONDS {
-        Seen::goes(Reason::Fragment, destination, packet.length)
+        Decision::goes(Reason::Fragment, destination, packet.length)
     } else if maps.vip(&found.key.destination) == 0 {
-        Seen::stays(Reason::NotForUs)
+        Decision::stays(Reason::NotForUs)
     } else {
-        Seen::stays(Reason::FragmentUnknown)
+        Decision::stays(Reason::FragmentUnknown)
     }
 }
 
@@ -409,7 +355,7 @@ fn icmp<F: Frame + ?Sized, M: Maps>(
     outer: &Packet,
     at: usize,
     room: usize,
-) -> Result<Seen, Reason> {
+) -> Result<Decision, Reason> {
     let [kind, code]: [u8; 2] = frame.load(at).ok_or(Reason::Malformed)?;
     match kind {
         ICMP_ECHO => Ok(echo(maps, outer, code, room)),
@@ -418,7 +364,7 @@ fn icmp<F: Frame + ?Sized, M: Maps>(
             let inner = Ipv4::read_cut(frame, at)?;
             if inner.fragment & OFFSET_MASK != 0 {
                 // Without ports there is no telling whose it is.
-                return Ok(Seen::stays(Reason::RelatedUnknown));
+                return Ok(Decision::stays(Reason::RelatedUnknown));
             }
             related(frame, maps, outer, inner.packet, at + inner.length)
         }
@@ -433,7 +379,7 @@ fn icmpv6<F: Frame + ?Sized, M: Maps>(
     outer: &Packet,
     at: usize,
     room: usize,
-) -> Result<Seen, Reason> {
+) -> Result<Decision, Reason> {
     let [kind, code]: [u8; 2] = frame.load(at).ok_or(Reason::Malformed)?;
     match kind {
         ICMPV6_ECHO => Ok(echo(maps, outer, code, room)),
@@ -442,7 +388,7 @@ fn icmpv6<F: Frame + ?Sized, M: Maps>(
             let inner = Ipv6::read_cut(frame, at)?;
             let walked = walked(frame, inner.packet.protocol, at + Ipv6Hdr::LEN)?;
             if walked.0 & Walked::LATER != 0 {
-                return Ok(Seen::stays(Reason::RelatedUnknown));
+                return Ok(Decision::stays(Reason::RelatedUnknown));
             }
             let packet = Packet {
                 protocol: walked.protocol(),
@@ -456,12 +402,12 @@ fn icmpv6<F: Frame + ?Sized, M: Maps>(
 
 /// An echo request is the host's own, unless it is to a virtual address that the host has not.
 #[inline(always)]
-fn echo<M: Maps>(maps: &M, outer: &Packet, code: u8, room: usize) -> Seen {
+fn echo<M: Maps>(maps: &M, outer: &Packet, code: u8, room: usize) -> Decision {
     let flags = maps.vip(&outer.destination);
     if flags == 0 || flags & vip_flag::LOCAL != 0 || code != 0 || room < ICMP_HEADER {
-        Seen::stays(Reason::OtherProtocol)
+        Decision::stays(Reason::OtherProtocol)
     } else {
-        Seen::stays(Reason::Echo)
+        Decision::stays(Reason::Echo)
     }
 }
 
@@ -474,7 +420,7 @@ fn related<F: Frame + ?Sized, M: Maps>(
     outer: &Packet,
     inner: Packet,
     at: usize,
-) -> Result<Seen, Reason> {
+) -> Result<Decision, Reason> {
     if !inner.protocol.has_services() || inner.source != outer.destination {
         return Err(Reason::OtherProtocol);
     }
@@ -487,7 +433,7 @@ fn related<F: Frame + ?Sized, M: Maps>(
     };
     maps.put_unusual(&Unusual::new(&answered, 0));
     // Whose it is, the director asks: called from here it would be one more frame on a stack that has no room.
-    Ok(Seen::goes(Reason::Related, 0, outer.length))
+    Ok(Decision::goes(Reason::Related, 0, outer.length))
 }
 
 /// The destination that the flow of the packet that was put down goes to, by its entry, or by its hash alone;

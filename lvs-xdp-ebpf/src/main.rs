@@ -9,7 +9,8 @@ use aya_ebpf::{Global, bindings::xdp_action, helpers::bpf_ktime_get_ns, macros::
 use aya_log_ebpf::info;
 use lvs_xdp_common::{
     answer,
-    director::{self, Verdict},
+    decision::Verdict,
+    director,
     frame::rewrite_macs,
     reason::{Outcome, Reason},
     rewrite,

@@ -15,6 +15,7 @@ use lvs_xdp_common::{
         InterfaceRow, Kind, ListWord, RingWord, ServiceRow, TunnelRow,
     },
     atomic::Word,
+    decision::Decision,
     director,
     flow::Flow,
     maps::{self, Maps, Note, Step},
@@ -22,7 +23,7 @@ use lvs_xdp_common::{
     reason::Reason,
     scheduler,
     table::{self, New},
-    unusual::{self, FragmentKey, Seen, Unusual},
+    unusual::{self, FragmentKey, Unusual},
 };
 
 const SHARED: usize = BPF_F_MMAPABLE as usize;
@@ -371,7 +372,7 @@ extern "C" fn begin(new: *const New, signal: u32) -> u64 {
 #[inline(never)]
 pub(crate) extern "C" fn look(context: *mut xdp_md) -> u64 {
     let Some(kernel) = Kernel::new() else {
-        return Seen::stays(Reason::Internal).0;
+        return Decision::stays(Reason::Internal).0;
     };
     unusual::look(&Packet(&XdpContext::new(context)), &kernel)
 }

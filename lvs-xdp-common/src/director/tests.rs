@@ -2,7 +2,7 @@ use super::*;
 use crate::{
     abi::{DestinationRow, ListEntry},
     maps::memory::Memory,
-    packet::Address,
+    packet::{Address, Mac},
     reason::Reason::{
         Connection, DestinationRemoved, Malformed, Migrating, NewConnection, NoConnection,
         NoConnectionPassed, NoDestination, NotForUs, NotIp, NotUnicast, OtherHost, OtherProtocol, TableFull,

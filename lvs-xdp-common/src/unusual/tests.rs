@@ -28,8 +28,8 @@ fn maps() -> Memory {
     Memory::new(16, 4, 8)
 }
 
-fn seen(maps: &Memory, frame: &[u8]) -> Seen {
-    Seen(look(frame, maps))
+fn seen(maps: &Memory, frame: &[u8]) -> Decision {
+    Decision(look(frame, maps))
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn an_error_is_about_the_packet_in_it_turned_round() {
     // Not about a packet of the address that it came to.
     let mut stray = error;
     stray[14 + 40 + 8 + 8] = 0xfe;
-    assert_eq!(Seen(look(&stray[..], &maps)).reason(), Reason::OtherProtocol);
+    assert_eq!(Decision(look(&stray[..], &maps)).reason(), Reason::OtherProtocol);
 }
 
 #[test]
