@@ -130,8 +130,15 @@ fn unfit_services() {
         ("0.0.0.0", 80, "unspecified"),
         ("239.1.2.3", 80, "multicast"),
         ("255.255.255.255", 80, "broadcast"),
-        ("2001:db8::1", 80, "IPv6"),
-        ("::ffff:192.0.2.1", 80, "IPv6"),
+        ("::", 80, "unspecified"),
+        ("ff05::2", 80, "multicast"),
+        (
+            "fe80::1",
+            80,
+            "is link-local: use a global or unique local address",
+        ),
+        ("::ffff:192.0.2.1", 80, "in IPv6's form: use the IPv4 address"),
+        ("2001:db8::1", 0, "port 0 stands for all ports"),
     ] {
         refused(&model, add(address, port), ErrorCode::Invalid, words);
     }
