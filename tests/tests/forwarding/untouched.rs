@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
     time::Duration,
 };
@@ -64,7 +64,7 @@ fn tcp_to_the_director_itself_works(mode: XdpMode) -> Result<()> {
     let lab = forwarding(mode)?;
     // The service's own port too, at an address that is no VIP.
     for port in [22, 80] {
-        let address = SocketAddrV4::new(DIRECTOR, port);
+        let address = SocketAddr::from((DIRECTOR, port));
         let listener = lab.director().enter(|| TcpListener::bind(address))??;
         let server = thread::spawn(move || -> Result<()> {
             let (mut connection, _) = listener.accept()?;
@@ -75,7 +75,7 @@ fn tcp_to_the_director_itself_works(mode: XdpMode) -> Result<()> {
         let limit = Duration::from_secs(5);
         let mut client = lab
             .client()
-            .enter(|| TcpStream::connect_timeout(&address.into(), limit))??;
+            .enter(|| TcpStream::connect_timeout(&address, limit))??;
         client.set_read_timeout(Some(limit))?;
         let sent: Vec<u8> = (0..=250).cycle().take(LENGTH).collect();
         client.write_all(&sent)?;
@@ -110,7 +110,7 @@ fn the_director_itself_refuses_a_port_without_a_service(mode: XdpMode) -> Result
     let lab = forwarding(mode)?;
     let capture = Capture::start(lab.director(), "eth0")?;
     let report = Load {
-        target: SocketAddrV4::new(VIP, 81),
+        target: SocketAddr::from((VIP, 81)),
         ..Load::sequential(VIP, 1)
     }
     .run(lab.client())?;

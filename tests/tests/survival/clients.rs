@@ -1,6 +1,6 @@
 //! Clients that notice what is lost: transfers, and a steady request loop.
 
-use std::{fs, net::SocketAddrV4, path::PathBuf, time::Duration};
+use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use lvs_xdp_tests::{
@@ -70,7 +70,7 @@ impl Transfers {
 pub(crate) fn request_loop() -> Load {
     let ports = 10_000..10_000 + u16::try_from(LOOP_REQUESTS).unwrap_or(u16::MAX);
     Load {
-        sources: ports.map(|port| SocketAddrV4::new(CLIENT, port)).collect(),
+        sources: ports.map(|port| SocketAddr::from((CLIENT, port))).collect(),
         ..Load::steady(VIP, LOOP_RATE, LOOP_TIME)
     }
 }
