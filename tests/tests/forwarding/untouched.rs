@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result};
 use lvs_xdp_tests::{
     agent::XdpMode,
     datagram::{Echo, ask, connected},
+    family::Family,
     lab::{CLIENT, DIRECTOR, Lab, VIP},
     load::Load,
     packet::Capture,
@@ -35,7 +36,8 @@ fn forwarding(mode: XdpMode) -> Result<Lab> {
 
 fn the_director_is_pinged(mode: XdpMode) -> Result<()> {
     let lab = forwarding(mode)?;
-    for address in [DIRECTOR, VIP] {
+    let addresses = Family::ALL.map(|family| [family.director(), family.vip()]);
+    for address in addresses.as_flattened() {
         // Whole ones and fragments.
         for size in ["56", "4000"] {
             let address = address.to_string();
@@ -45,8 +47,11 @@ fn the_director_is_pinged(mode: XdpMode) -> Result<()> {
     }
     let shown = lab.director().ip("-json -6 address show dev eth0 scope link")?;
     let shown: serde_json::Value = serde_json::from_str(&shown)?;
-    let address = shown[0]["addr_info"][0]["local"]
-        .as_str()
+    // What is not of this scope leaves an empty place in the list.
+    let listed = shown[0]["addr_info"].as_array().into_iter().flatten();
+    let address = listed
+        .filter_map(|address| address["local"].as_str())
+        .next()
         .context("the director has no link-local address")?;
     let router = lab.router();
     for size in ["56", "4000"] {
