@@ -4,6 +4,33 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use crate::lab::{CLIENT, DIRECTOR, ROUTER_INSIDE, ROUTER_OUTSIDE, VIP, real_server_address};
 
+/// Makes of each function that takes the mode and the family four tests, one for each pair.
+#[macro_export]
+macro_rules! in_both_families {
+    ($($test:ident),+ $(,)?) => {
+        $crate::in_both_families!(@ ipv4 V4: $($test),+);
+        $crate::in_both_families!(@ ipv6 V6: $($test),+);
+    };
+    (@ $module:ident $family:ident: $($test:ident),+) => {
+        mod $module {
+            mod native {
+                $(#[test]
+                fn $test() -> anyhow::Result<()> {
+                    use $crate::{agent::XdpMode, family::Family};
+                    super::super::$test(XdpMode::Native, Family::$family)
+                })+
+            }
+            mod generic {
+                $(#[test]
+                fn $test() -> anyhow::Result<()> {
+                    use $crate::{agent::XdpMode, family::Family};
+                    super::super::$test(XdpMode::Generic, Family::$family)
+                })+
+            }
+        }
+    };
+}
+
 /// IPv4 or IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
