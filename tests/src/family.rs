@@ -4,29 +4,38 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use crate::lab::{CLIENT, DIRECTOR, ROUTER_INSIDE, ROUTER_OUTSIDE, VIP, real_server_address};
 
-/// Makes of each function that takes the mode and the family four tests, one for each pair.
+/// Makes of each function that takes the family a test over IPv4 and one over IPv6.
 #[macro_export]
-macro_rules! in_both_families {
+macro_rules! over_both_families {
     ($($test:ident),+ $(,)?) => {
-        $crate::in_both_families!(@ ipv4 V4: $($test),+);
-        $crate::in_both_families!(@ ipv6 V6: $($test),+);
+        mod ipv4 {
+            $(#[test]
+            fn $test() -> anyhow::Result<()> {
+                super::$test($crate::family::Family::V4)
+            })+
+        }
+        mod ipv6 {
+            $(#[test]
+            fn $test() -> anyhow::Result<()> {
+                super::$test($crate::family::Family::V6)
+            })+
+        }
     };
-    (@ $module:ident $family:ident: $($test:ident),+) => {
+}
+
+/// Makes of each function that takes mode and family four tests, one for each pair.
+#[macro_export]
+macro_rules! in_both_modes_and_families {
+    ($($test:ident),+ $(,)?) => {
+        $crate::in_both_modes_and_families!(@ ipv4 V4 $($test),+);
+        $crate::in_both_modes_and_families!(@ ipv6 V6 $($test),+);
+    };
+    (@ $module:ident $family:ident $($test:ident),+) => {
         mod $module {
-            mod native {
-                $(#[test]
-                fn $test() -> anyhow::Result<()> {
-                    use $crate::{agent::XdpMode, family::Family};
-                    super::super::$test(XdpMode::Native, Family::$family)
-                })+
-            }
-            mod generic {
-                $(#[test]
-                fn $test() -> anyhow::Result<()> {
-                    use $crate::{agent::XdpMode, family::Family};
-                    super::super::$test(XdpMode::Generic, Family::$family)
-                })+
-            }
+            $(fn $test(mode: $crate::agent::XdpMode) -> anyhow::Result<()> {
+                super::$test(mode, $crate::family::Family::$family)
+            })+
+            $crate::in_both_modes!($($test),+);
         }
     };
 }

@@ -11,9 +11,9 @@ use lvs_xdp_tests::{
     process::run,
 };
 
-use crate::{in_both_families, lab};
+use crate::{in_both_modes_and_families, lab};
 
-in_both_families!(
+in_both_modes_and_families!(
     real_servers_answer_in_turns,
     large_files_arrive_intact_both_ways,
     five_hundred_connections_at_once_succeed,

@@ -10,9 +10,9 @@ use lvs_xdp_tests::{
     lab::real_server_name,
 };
 
-use crate::{in_both_families, lab};
+use crate::{in_both_modes_and_families, lab};
 
-in_both_families!(a_flow_stays_and_new_flows_go_round);
+in_both_modes_and_families!(a_flow_stays_and_new_flows_go_round);
 
 fn a_flow_stays_and_new_flows_go_round(mode: XdpMode, family: Family) -> Result<()> {
     let lab = lab(mode, 3)?.over(family);
