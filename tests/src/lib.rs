@@ -14,6 +14,7 @@ pub mod family;
 pub mod frame;
 pub mod lab;
 pub mod load;
+pub mod maglev;
 pub mod netns;
 pub mod packet;
 pub mod process;
