@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
 
@@ -370,12 +370,6 @@ fn checked_service(spec: &ServiceSpec) -> Result<ServiceSpec, ApiError> {
         slow_start,
         settings,
     } = spec;
-    // The one place that keeps IPv6 out: real servers follow their service's family.
-    if key.address.is_ipv6() {
-        return Err(invalid(format!(
-            "service {key}: IPv6 services are not supported: use an IPv4 address"
-        )));
-    }
     check_address("virtual", key.address)?;
     if key.port == 0 && persistence.is_none() {
         return Err(invalid(format!(
@@ -506,19 +500,22 @@ fn check_server(service: &ServiceKey, spec: &ServerSpec) -> Result<(), ApiError>
     Ok(())
 }
 
-/// Refuses what can be no host's address.
+/// Refuses what can be no host's address, or not one host's alone.
 fn check_address(whose: &str, address: IpAddr) -> Result<(), ApiError> {
-    let kind = if address.is_unspecified() {
-        "unspecified"
-    } else if address.is_multicast() {
-        "multicast"
-    } else if matches!(address, IpAddr::V4(v4) if v4.is_broadcast()) {
-        "broadcast"
-    } else {
-        return Ok(());
+    let (kind, instead) = match address {
+        _ if address.is_unspecified() => ("unspecified", "a unicast address"),
+        _ if address.is_multicast() => ("multicast", "a unicast address"),
+        IpAddr::V4(Ipv4Addr::BROADCAST) => ("broadcast", "a unicast address"),
+        // The maps keep IPv4 addresses in this form, so it would be taken for the IPv4 address.
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
+            ("an IPv4 address in IPv6's form", "the IPv4 address")
+        }
+        // Another host on each segment; and routers forward nothing to or from one (RFC 4291, 2.5.6).
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => ("link-local", "a global or unique local address"),
+        IpAddr::V4(_) | IpAddr::V6(_) => return Ok(()),
     };
     Err(invalid(format!(
-        "the {whose} address {address} is {kind}: use a unicast address"
+        "the {whose} address {address} is {kind}: use {instead}"
     )))
 }
 

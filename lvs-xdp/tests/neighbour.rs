@@ -283,6 +283,61 @@ fn probes_disturb_nobody_while_they_are_answered() {
     assert_eq!(reachable, "30000", "the sysctls of the host are left alone");
 }
 
+/// The VIP is nearer to the real server's address than the director's own, so that the kernel would send from it;
+/// and what answers the VIP never leaves the real server, which has it too.
+#[test]
+fn the_vip_is_never_what_a_real_server_is_asked_from() {
+    const VIP: &str = "2001:db8:2::211";
+    let segment = Segment::new();
+    for host in [&segment.director, &segment.server] {
+        host.set_sysctl("ipv6/conf/eth0/router_solicitations", "0");
+    }
+    let vip_on = |interface| format!("address add {VIP}/128 dev {interface} nodad");
+    segment.director.ip(&vip_on("eth0"));
+    segment.server.ip(&vip_on("lo"));
+    let route = segment.director.ip(&format!("route get {SERVER6}"));
+    assert!(
+        route.contains(&format!("src {VIP}")),
+        "the test tests nothing: {route}"
+    );
+
+    // Of the packets that the real server takes in and sends: for groups, solicitations, advertisements.
+    let counted = || {
+        segment.server.enter(|| {
+            let counters =
+                std::fs::read_to_string("/proc/thread-self/net/dev_snmp6/eth0").expect("it is there");
+            [
+                "Ip6InMcastPkts",
+                "Icmp6InNeighborSolicits",
+                "Icmp6OutNeighborAdvertisements",
+            ]
+            .map(|name| {
+                let mut lines = counters
+                    .lines()
+                    .filter_map(|line| line.split_once(char::is_whitespace));
+                let (_, count) = lines.find(|(other, _)| *other == name).expect("it is counted");
+                count.trim().parse::<u64>().expect("a number")
+            })
+        })
+    };
+    segment.director.block_on(async || {
+        let (neighbours, _events) = Neighbours::start().await.expect("it starts");
+        neighbours.resolve(ip(SERVER6), PATIENCE).await;
+        // Both hosts have introduced themselves by then.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let before = counted();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let after = counted();
+        let [groups, asked, answered] = std::array::from_fn(|at| after[at] - before[at]);
+        assert!(
+            groups == 0 && (3..=5).contains(&asked) && answered == asked,
+            "for groups {groups}, asked {asked}, answered {answered}"
+        );
+        let resolution = neighbours.resolution(ip(SERVER6)).expect("watched");
+        assert_eq!(mac_of(&resolution), Some(SERVER_MAC));
+    });
+}
+
 #[test]
 fn local_addresses_and_interfaces_are_followed() {
     let segment = Segment::new();

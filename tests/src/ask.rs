@@ -1,15 +1,12 @@
 //! What the director says of itself: the command line's JSON, as the API's own types.
 
-use std::{
-    net::IpAddr,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use lvs_xdp::api::types::{Connection, Server, Service, Status};
 use serde::de::DeserializeOwned;
 
-use crate::lab::{Lab, real_server_address};
+use crate::lab::Lab;
 
 /// How long whatever is waited for may take on a busy machine.
 pub const LIMIT: Duration = Duration::from_secs(15);
@@ -60,7 +57,7 @@ pub fn servers(lab: &Lab) -> Result<Vec<Server>> {
 ///
 /// As [`json`], and when no service has it.
 pub fn server(lab: &Lab, number: usize) -> Result<Server> {
-    let address = IpAddr::V4(real_server_address(number));
+    let address = lab.family().real_server(number);
     servers(lab)?
         .into_iter()
         .find(|server| server.spec.key.address == address)

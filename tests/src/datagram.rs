@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::UdpSocket,
+    net::{IpAddr, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,7 +14,7 @@ use std::{
 use anyhow::Result;
 
 use crate::{
-    lab::{CLIENT, Lab, VIP},
+    lab::{Lab, VIP},
     netns::Netns,
 };
 
@@ -26,14 +26,24 @@ pub struct Echo {
 }
 
 impl Echo {
-    /// Starts answering on `port` of the VIP in `netns`.
+    /// Starts answering on `port` of the IPv4 VIP in `netns`.
     ///
     /// # Errors
     ///
-    /// When the host does not have the VIP, or the port is taken.
+    /// As [`Echo::at`].
     pub fn start(netns: &Netns, name: &str, port: u16) -> Result<Self> {
-        // A socket stays in the namespace it was made in. On the VIP alone: answers leave from there.
-        let socket = netns.enter(|| UdpSocket::bind((VIP, port)))??;
+        Self::at(netns, name, VIP, port)
+    }
+
+    /// Starts answering on `port` of an address in `netns`.
+    ///
+    /// # Errors
+    ///
+    /// When the host does not have the address, or the port is taken.
+    pub fn at(netns: &Netns, name: &str, address: impl Into<IpAddr>, port: u16) -> Result<Self> {
+        let address = address.into();
+        // A socket stays in the namespace it was made in. On this address alone: answers leave from there.
+        let socket = netns.enter(|| UdpSocket::bind((address, port)))??;
         socket.set_read_timeout(Some(Duration::from_millis(20)))?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -72,9 +82,11 @@ impl Drop for Echo {
 ///
 /// When the client cannot be entered.
 pub fn connected(lab: &Lab, port: u16) -> Result<UdpSocket> {
-    let socket = lab.client().enter(|| UdpSocket::bind((CLIENT, 0)))??;
+    let socket = lab
+        .client()
+        .enter(|| UdpSocket::bind((lab.family().client(), 0)))??;
     socket.set_read_timeout(Some(Duration::from_secs(2)))?;
-    socket.connect((VIP, port))?;
+    socket.connect((lab.vip(), port))?;
     Ok(socket)
 }
 

@@ -7,13 +7,14 @@
 //!                                                 └─ rs2  192.168.2.210, VIP on lo
 //! ```
 //!
-//! Each of them is a network namespace; two bridges in one more are the segments.
+//! Each of them is a network namespace; two bridges in one more are the segments. Every host has IPv6 addresses
+//! beside these, fd00:1::200 for 192.168.1.200 and so on: [`Lab::over`] says which family the lab speaks.
 
 use std::{
     ffi::OsStr,
     fs::File,
     io::{self, Read as _},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -24,6 +25,7 @@ use tempfile::TempDir;
 
 use crate::{
     agent::{Agent, AgentConfig, XdpMode, find_binary},
+    family::Family,
     netns::Netns,
     process::run,
     stale,
@@ -107,6 +109,7 @@ pub struct Lab {
     topology: Topology,
     content: TempDir,
     config: LabConfig,
+    family: Family,
 }
 
 impl Lab {
@@ -154,6 +157,7 @@ impl Lab {
             topology,
             content,
             config,
+            family: Family::V4,
         };
         write_noise(&lab.big_file())?;
         for number in 1..=lab.config.real_servers {
@@ -164,17 +168,50 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Gives every real server the VIP, by `lvs-xdp realserver setup`.
+    /// Has the lab speak this family, in place of IPv4: its service, its clients and what they ask for.
+    pub fn over(mut self, family: Family) -> Self {
+        self.family = family;
+        self
+    }
+
+    /// The family that the lab speaks.
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// The virtual address, of the lab's family.
+    pub fn vip(&self) -> IpAddr {
+        self.family.vip()
+    }
+
+    /// The virtual address, and the port of the reference case.
+    pub fn service(&self) -> SocketAddr {
+        SocketAddr::new(self.vip(), 80)
+    }
+
+    /// `http://VIP/PATH`; the path begins with a slash.
+    pub fn url(&self, path: &str) -> String {
+        match self.vip() {
+            IpAddr::V4(vip) => format!("http://{vip}{path}"),
+            IpAddr::V6(vip) => format!("http://[{vip}]{path}"),
+        }
+    }
+
+    /// Gives every real server the VIPs of both families, by `lvs-xdp realserver setup`.
     ///
     /// # Errors
     ///
     /// When there is no binary or it fails.
     pub fn prepare_real_servers(&self) -> Result<()> {
         let binary = self.binary()?;
+        let vips = Family::ALL.map(|family| family.vip().to_string());
         for server in &self.servers {
             server
                 .netns()
-                .run(&binary, ["realserver", "setup", "--vip", &VIP.to_string()])
+                .run(
+                    &binary,
+                    ["realserver", "setup", "--vip", &vips[0], "--vip", &vips[1]],
+                )
                 .with_context(|| format!("preparing {}", server.name()))?;
         }
         Ok(())
@@ -221,10 +258,11 @@ impl Lab {
     /// The arguments of the ipvsadm commands that make the virtual service of the reference case: the
     /// service, then each real server, rs1 first.
     pub fn service_commands(&self, scheduler: &str) -> Vec<String> {
-        let mut commands = vec![format!("-A -t {VIP}:80 -s {scheduler}")];
+        let service = self.service();
+        let mut commands = vec![format!("-A -t {service} -s {scheduler}")];
         commands.extend((1..=self.config.real_servers).map(|number| {
-            let address = real_server_address(number);
-            format!("-a -t {VIP}:80 -r {address}:80 -g")
+            let server = SocketAddr::new(self.family.real_server(number), service.port());
+            format!("-a -t {service} -r {server} -g")
         }));
         commands
     }
@@ -246,7 +284,7 @@ impl Lab {
     /// When there is no answer within 10 s or its status is not 2xx; the error carries the end of the agent's log.
     pub fn fetch(&self, path: &str) -> Result<String> {
         let mut command = self.curl();
-        command.arg(format!("http://{VIP}{path}"));
+        command.arg(self.url(path));
         self.explained(run(command))
     }
 
@@ -376,48 +414,67 @@ fn build(real_servers: usize) -> Result<Topology> {
     topology.add_switch(SWITCH_INSIDE)?;
 
     topology.add_host("router")?;
-    topology.connect(
+    connect(
+        &mut topology,
         "router",
         "eth0",
         SWITCH_OUTSIDE,
-        &[&format!("{ROUTER_OUTSIDE}/24")],
+        Family::router_outside,
     )?;
-    topology.connect("router", "eth1", SWITCH_INSIDE, &[&format!("{ROUTER_INSIDE}/24")])?;
-    topology.host("router").sysctl("net.ipv4.ip_forward", "1")?;
+    connect(
+        &mut topology,
+        "router",
+        "eth1",
+        SWITCH_INSIDE,
+        Family::router_inside,
+    )?;
+    let router = topology.host("router");
+    router.sysctl("net.ipv4.ip_forward", "1")?;
+    router.sysctl("net.ipv6.conf.all.forwarding", "1")?;
 
     topology.add_host("client")?;
-    topology.connect("client", "eth0", SWITCH_OUTSIDE, &[&format!("{CLIENT}/24")])?;
-    topology
-        .host("client")
-        .ip(&format!("route add default via {ROUTER_OUTSIDE}"))?;
+    connect(&mut topology, "client", "eth0", SWITCH_OUTSIDE, Family::client)?;
+    route_by(topology.host("client"), Family::router_outside)?;
 
-    // The director's own address comes first: it is the source of what the director itself says.
-    let director = [format!("{DIRECTOR}/24"), format!("{VIP}/32")];
     topology.add_host("director")?;
-    topology.connect(
-        "director",
-        "eth0",
-        SWITCH_INSIDE,
-        &director.each_ref().map(String::as_str),
-    )?;
-    topology
-        .host("director")
-        .ip(&format!("route add default via {ROUTER_INSIDE}"))?;
+    connect(&mut topology, "director", "eth0", SWITCH_INSIDE, Family::director)?;
+    let director = topology.host("director");
+    // The director's own address comes first: it is the source of what the director itself says.
+    director.ip(&format!("address add {VIP}/32 dev eth0"))?;
+    // With IPv6 the order says nothing, but a deprecated address is nobody's first choice (RFC 6724, rule 3).
+    let vip = Family::V6.vip();
+    director.ip(&format!("address add {vip}/128 dev eth0 preferred_lft 0"))?;
+    route_by(director, Family::router_inside)?;
 
     for number in 1..=real_servers {
         let name = real_server_name(number);
         topology.add_host(&name)?;
-        topology.connect(
-            &name,
-            "eth0",
-            SWITCH_INSIDE,
-            &[&format!("{}/24", real_server_address(number))],
-        )?;
-        topology
-            .host(&name)
-            .ip(&format!("route add default via {ROUTER_INSIDE}"))?;
+        connect(&mut topology, &name, "eth0", SWITCH_INSIDE, |family| {
+            family.real_server(number)
+        })?;
+        route_by(topology.host(&name), Family::router_inside)?;
     }
     Ok(topology)
+}
+
+/// Connects a host to a segment, by its addresses there, IPv4 first.
+fn connect(
+    topology: &mut Topology,
+    host: &str,
+    interface: &str,
+    switch: &str,
+    address: impl Fn(Family) -> IpAddr,
+) -> Result<()> {
+    let addresses = Family::ALL.map(|family| format!("{}/{}", address(family), family.prefix_len()));
+    topology.connect(host, interface, switch, &addresses.each_ref().map(String::as_str))
+}
+
+/// Routes what is elsewhere by this router.
+fn route_by(host: &Netns, router: impl Fn(Family) -> IpAddr) -> Result<()> {
+    for family in Family::ALL {
+        host.ip(&format!("route add default via {}", router(family)))?;
+    }
+    Ok(())
 }
 
 /// Says at once what is missing, rather than in the middle.

@@ -10,9 +10,11 @@
 pub mod agent;
 pub mod ask;
 pub mod datagram;
+pub mod family;
 pub mod frame;
 pub mod lab;
 pub mod load;
+pub mod maglev;
 pub mod netns;
 pub mod packet;
 pub mod process;

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Barrier, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -21,7 +21,7 @@ use crate::netns::Netns;
 #[derive(Debug, Clone)]
 pub struct Load {
     /// Where to; each request is a connection of its own.
-    pub target: SocketAddrV4,
+    pub target: SocketAddr,
     /// What for, such as `/`.
     pub path: String,
     /// How many requests in all.
@@ -35,16 +35,16 @@ pub struct Load {
     pub together: bool,
     /// The address and port each request comes from, by its number; those without one are the kernel's choice.
     /// An address must be the client's own or belong to a local route of it.
-    pub sources: Vec<SocketAddrV4>,
+    pub sources: Vec<SocketAddr>,
     /// How long each of connecting, and waiting for more of the answer, may take.
     pub timeout: Duration,
 }
 
 impl Load {
     /// `requests` requests for `/` at port 80 of `address`, one after the other.
-    pub fn sequential(address: Ipv4Addr, requests: usize) -> Self {
+    pub fn sequential(address: impl Into<IpAddr>, requests: usize) -> Self {
         Self {
-            target: SocketAddrV4::new(address, 80),
+            target: SocketAddr::new(address.into(), 80),
             path: String::from("/"),
             requests,
             concurrency: 1,
@@ -56,7 +56,7 @@ impl Load {
     }
 
     /// `requests` connections to port 80 of `address` that are all open at the same time.
-    pub fn at_once(address: Ipv4Addr, requests: usize) -> Self {
+    pub fn at_once(address: impl Into<IpAddr>, requests: usize) -> Self {
         Self {
             concurrency: requests,
             together: true,
@@ -65,7 +65,7 @@ impl Load {
     }
 
     /// `rate` requests a second for `time`, whether or not earlier ones were answered (up to 64 may be open).
-    pub fn steady(address: Ipv4Addr, rate: u32, time: Duration) -> Self {
+    pub fn steady(address: impl Into<IpAddr>, rate: u32, time: Duration) -> Self {
         let requests = (f64::from(rate) * time.as_secs_f64()).round() as usize;
         Self {
             concurrency: 64,
@@ -163,9 +163,13 @@ impl Load {
     }
 
     fn connect(&self, number: usize, source: &mut Option<SocketAddr>) -> Result<Socket> {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+        let socket = Socket::new(
+            Domain::for_address(self.target),
+            Type::STREAM,
+            Some(Protocol::TCP),
+        )?;
         if let Some(&wanted) = self.sources.get(number) {
-            *source = Some(wanted.into());
+            *source = Some(wanted);
             // A port may be used again while an earlier connection from it is in TIME_WAIT.
             socket.set_reuse_address(true)?;
             socket
@@ -181,7 +185,7 @@ impl Load {
     fn ask(&self, mut connection: Socket) -> Result<String> {
         connection.set_read_timeout(Some(self.timeout))?;
         connection.set_write_timeout(Some(self.timeout))?;
-        let request = format!("GET {} HTTP/1.0\r\nHost: {}\r\n\r\n", self.path, self.target.ip());
+        let request = format!("GET {} HTTP/1.0\r\nHost: {}\r\n\r\n", self.path, self.target);
         connection
             .write_all(request.as_bytes())
             .context("sending the request")?;

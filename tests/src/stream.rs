@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream},
+    net::{SocketAddr, TcpStream},
     path::PathBuf,
     process::Stdio,
     time::{Duration, Instant},
@@ -12,11 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::{
-    ask::LIMIT,
-    lab::{Lab, VIP},
-    process::Process,
-};
+use crate::{ask::LIMIT, lab::Lab, process::Process};
 
 /// A connection of the client's that stays open, and over which it can ask again and again.
 #[derive(Debug)]
@@ -33,7 +29,7 @@ impl OpenConnection {
     ///
     /// When the connection fails, or nobody answers.
     pub fn new(lab: &Lab) -> Result<Self> {
-        Self::from(lab, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))
+        Self::from(lab, SocketAddr::new(lab.family().client(), 0))
     }
 
     /// As [`OpenConnection::new`], from an address of the client's, and a port that may have been used just now.
@@ -41,10 +37,10 @@ impl OpenConnection {
     /// # Errors
     ///
     /// As [`OpenConnection::new`], and when address or port are not to be had.
-    pub fn from(lab: &Lab, source: SocketAddrV4) -> Result<Self> {
-        let target = SocketAddrV4::new(VIP, 80);
+    pub fn from(lab: &Lab, source: impl Into<SocketAddr>) -> Result<Self> {
+        let (source, target) = (source.into(), lab.service());
         let stream = lab.client().enter(|| {
-            let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+            let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
             socket.set_reuse_address(true)?;
             socket.bind(&source.into())?;
             socket.connect_timeout(&target.into(), LIMIT)?;
@@ -74,7 +70,7 @@ impl OpenConnection {
     ///
     /// When the connection has ended.
     pub fn send(&mut self) -> Result<()> {
-        let request = format!("GET / HTTP/1.1\r\nHost: {VIP}\r\n\r\n");
+        let request = "GET / HTTP/1.1\r\nHost: lab\r\n\r\n";
         Ok(self.stream.get_mut().write_all(request.as_bytes())?)
     }
 
@@ -169,7 +165,7 @@ impl Download {
             .args(arguments)
             .arg("--output")
             .arg(directory.path().join("body"))
-            .arg(format!("http://{VIP}/big"))
+            .arg(lab.url("/big"))
             .stderr(Stdio::from(fs::File::create(directory.path().join("stderr"))?));
         Ok(Self {
             process: Process::spawn(command)?,

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::Command,
@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lvs_xdp_tests::{
+    family::Family,
     lab::{BIG_SIZE, CLIENT, DIRECTOR, Lab, LabConfig, VIP, real_server_address},
     load::Load,
     netns::Netns,
@@ -22,8 +23,9 @@ use lvs_xdp_tests::{
 use tempfile::TempDir;
 
 /// A client asks a host directly, by its own address.
-fn ask(lab: &Lab, address: Ipv4Addr, path: &str) -> Result<String> {
+fn ask(lab: &Lab, address: impl Into<IpAddr>, path: &str) -> Result<String> {
     let mut command = lab.curl();
+    let address = SocketAddr::new(address.into(), 80);
     command.arg(format!("http://{address}{path}"));
     run(command)
 }
@@ -50,16 +52,19 @@ fn the_client_reaches_every_real_server_through_the_router() -> Result<()> {
         real_servers: 3,
         ..LabConfig::default()
     })?;
-    for (index, server) in lab.real_servers().iter().enumerate() {
-        let address = real_server_address(index + 1);
-        assert_eq!(ask(&lab, address, "/")?, format!("rs{}\n", index + 1));
-        // Routed, not translated: the real server sees who asks.
-        let log = server.access_log()?;
-        assert!(log.starts_with(&format!("{CLIENT}:")), "{log}");
-        assert!(
-            log.contains(&format!(" {address} \"GET / HTTP/1.1\" 200")),
-            "{log}"
-        );
+    for (number, server) in (1..).zip(lab.real_servers()) {
+        for family in Family::ALL {
+            let (client, address) = (family.client(), family.real_server(number));
+            assert_eq!(ask(&lab, address, "/")?, format!("rs{number}\n"));
+            // Routed, not translated: the real server sees who asks.
+            let log = server.access_log()?;
+            let line = log.lines().last().context("nothing is logged")?;
+            assert!(line.starts_with(&format!("{client}:")), "{log}");
+            assert!(
+                line.contains(&format!(" {address} \"GET / HTTP/1.1\" 200")),
+                "{log}"
+            );
+        }
     }
     Ok(())
 }
@@ -70,20 +75,39 @@ fn every_host_has_the_addresses_of_the_reference_case() -> Result<()> {
     let shown = lab.director().ip("-oneline -4 address show dev eth0")?;
     assert!(shown.contains(&format!("inet {DIRECTOR}/24")), "{shown}");
     assert!(shown.contains(&format!("inet {VIP}/32")), "{shown}");
-    for (host, gateway) in [
-        ("client", "192.168.1.1"),
-        ("director", "192.168.2.1"),
-        ("rs2", "192.168.2.1"),
+    let shown = lab
+        .director()
+        .ip("-oneline -6 address show dev eth0 scope global")?;
+    assert!(shown.contains("inet6 fd00:2::200/64 scope global"), "{shown}");
+    assert!(
+        shown.contains("inet6 fd00:2::100/128 scope global deprecated"),
+        "{shown}"
+    );
+    for (host, family, gateway) in [
+        ("client", "-4", "192.168.1.1"),
+        ("client", "-6", "fd00:1::1"),
+        ("director", "-4", "192.168.2.1"),
+        ("director", "-6", "fd00:2::1"),
+        ("rs2", "-4", "192.168.2.1"),
+        ("rs2", "-6", "fd00:2::1"),
     ] {
-        let routes = lab.topology().host(host).ip("route show default")?;
-        assert_eq!(routes.trim_end(), format!("default via {gateway} dev eth0"));
+        let routes = lab
+            .topology()
+            .host(host)
+            .ip(&format!("{family} route show default"))?;
+        assert!(
+            routes.starts_with(&format!("default via {gateway} dev eth0")) && routes.lines().count() == 1,
+            "{host}: {routes}"
+        );
     }
     assert_eq!(lab.topology().mac("rs1", "eth0")?, [2, 0, 192, 168, 2, 220]);
     // No service, no VIP on a real server: the director is who answers, and it does not listen.
-    let failure = ask(&lab, VIP, "/")
-        .err()
-        .context("the VIP answers though nothing serves it")?;
-    assert!(format!("{failure:#}").contains("curl: (7)"), "{failure:#}");
+    for family in Family::ALL {
+        let failure = ask(&lab, family.vip(), "/")
+            .err()
+            .context("the VIP answers though nothing serves it")?;
+        assert!(format!("{failure:#}").contains("curl: (7)"), "{failure:#}");
+    }
     Ok(())
 }
 
@@ -183,7 +207,7 @@ fn a_load_counts_answers_and_failures() -> Result<()> {
     assert_eq!(report.counts().into_iter().collect::<Vec<_>>(), [("rs1", 300)]);
 
     let sources: Vec<_> = (40_000..40_003)
-        .map(|port| SocketAddrV4::new(CLIENT, port))
+        .map(|port| SocketAddr::from((CLIENT, port)))
         .collect();
     let report = Load {
         sources: sources.clone(),
@@ -191,17 +215,11 @@ fn a_load_counts_answers_and_failures() -> Result<()> {
     }
     .run(lab.client())?;
     let seen: Vec<_> = report.outcomes.iter().map(|outcome| outcome.source).collect();
-    assert_eq!(
-        seen,
-        sources
-            .into_iter()
-            .map(|source| Some(source.into()))
-            .collect::<Vec<_>>()
-    );
+    assert_eq!(seen, sources.into_iter().map(Some).collect::<Vec<_>>());
     assert_eq!(report.failures(), []);
 
     let closed = Load {
-        target: SocketAddrV4::new(address, 81),
+        target: SocketAddr::from((address, 81)),
         ..Load::sequential(address, 2)
     };
     let report = closed.run(lab.client())?;
@@ -444,16 +462,19 @@ fn an_agent_that_does_not_come_up_is_shown_by_its_log() -> Result<()> {
 #[test]
 fn real_servers_are_prepared_in_their_own_namespaces() -> Result<()> {
     // What the product's command does, in its shortest form.
-    let (_directory, binary) =
-        script("test \"$1 $2 $3\" = 'realserver setup --vip' && ip addr add $4/32 dev lo")?;
+    let (_directory, binary) = script(
+        "test \"$1 $2 $3 $5\" = 'realserver setup --vip --vip' &&
+         ip addr add $4/32 dev lo && ip addr add $6/128 dev lo nodad",
+    )?;
     let lab = Lab::hosts(LabConfig {
         binary: Some(binary),
         ..LabConfig::default()
     })?;
     lab.prepare_real_servers()?;
     for host in ["rs1", "rs2"] {
-        let shown = lab.topology().host(host).ip("-oneline -4 address show dev lo")?;
+        let shown = lab.topology().host(host).ip("-oneline address show dev lo")?;
         assert!(shown.contains(&format!("inet {VIP}/32")), "{shown}");
+        assert!(shown.contains("inet6 fd00:2::100/128"), "{shown}");
     }
     assert!(
         !lab.client()
@@ -466,7 +487,8 @@ fn real_servers_are_prepared_in_their_own_namespaces() -> Result<()> {
         .context("the address was added twice")?;
     let again = format!("{again:#}");
     assert!(
-        again.contains("preparing rs1: ") && again.contains("setup --vip 192.168.2.100` failed"),
+        again.contains("preparing rs1: ")
+            && again.contains("setup --vip 192.168.2.100 --vip fd00:2::100` failed"),
         "{again}"
     );
     Ok(())

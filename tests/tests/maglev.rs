@@ -1,17 +1,16 @@
 //! mh keeps clients with their servers when one of them leaves and comes back: as many as the kernel's own
-//! table does, computed here a second time, from the formula and another crate's SipHash.
+//! table does.
 
-use std::{collections::BTreeMap, hash::Hasher as _, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use lvs_xdp::api::types::{Protocol, Scheduler, ServiceKey};
 use lvs_xdp_tests::{
     frame::{Frame, tcp},
+    maglev::Table,
     trial::{Director, add_server, add_service, delete_server, service_key},
 };
-use siphasher::sip::SipHasher13;
 
 const CLIENTS: u32 = 10_000;
-const SLOTS: u32 = 4093;
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 100);
 
 fn server(number: u8) -> Ipv4Addr {
@@ -22,48 +21,13 @@ fn client(number: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(0x0a09_4000 + number)
 }
 
-/// hsiphash of one 32-bit number, as the kernel has it on 64 bits.
-fn hash(value: u32, key: u64) -> u32 {
-    let mut hasher = SipHasher13::new_with_keys(key, key);
-    hasher.write(&value.to_le_bytes());
-    (hasher.finish() & 0xffff_ffff) as u32
-}
-
-/// The kernel's table for these servers, in the order of its list, all of weight 1.
-fn table(servers: &[Ipv4Addr]) -> Vec<Ipv4Addr> {
-    const FIRST: u64 = 2_654_435_761;
-    const SECOND: u64 = 2_654_446_892;
-    let mut table = vec![None; SLOTS as usize];
-    let mut next: Vec<(u32, u32)> = servers
-        .iter()
-        .map(|server| {
-            let what = server.to_bits() + 80;
-            (hash(what, FIRST) % SLOTS, hash(what, SECOND) % (SLOTS - 1) + 1)
-        })
-        .collect();
-    let mut filled = 0;
-    while filled < SLOTS {
-        for (server, (offset, skip)) in servers.iter().zip(&mut next) {
-            if filled == SLOTS {
-                break;
-            }
-            while table[*offset as usize].is_some() {
-                *offset = (*offset + *skip) % SLOTS;
-            }
-            table[*offset as usize] = Some(*server);
-            filled += 1;
-        }
-    }
-    let expected = table.into_iter().flatten().collect::<Vec<_>>();
-    assert_eq!(expected.len(), SLOTS as usize);
-    expected
-}
-
-/// Where every client goes by a table.
+/// Where every client goes by the kernel's table.
 fn expected(servers: &[Ipv4Addr]) -> Vec<Ipv4Addr> {
-    let table = table(servers);
-    let slot = |number| hash(client(number).to_bits(), 2_654_435_761) % SLOTS;
-    (0..CLIENTS).map(|number| table[slot(number) as usize]).collect()
+    let addresses: Vec<_> = servers.iter().map(|server| server.to_bits()).collect();
+    let table = Table::new(&addresses, 80);
+    (0..CLIENTS)
+        .map(|number| servers[table.server(client(number).to_bits())])
+        .collect()
 }
 
 /// Where every client is sent; `port` makes new connections of them.

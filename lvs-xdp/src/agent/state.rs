@@ -24,7 +24,7 @@ use crate::{
     },
     journal::Journal,
     model::Model,
-    neighbour::{Event, Neighbours, Resolution},
+    neighbour::{self, Event, Neighbours, Resolution},
 };
 
 /// How long the neighbours of the restored state are waited for before the first compilation.
@@ -465,7 +465,8 @@ impl State {
                 warn!("real server {address} cannot work with direct routing: {why}");
             }
             Resolution::Unreachable | Resolution::Resolving => {
-                warn!("real server {address} does not answer ARP: it gets no new connections");
+                let asked_by = neighbour::protocol(address);
+                warn!("real server {address} does not answer {asked_by}: it gets no new connections");
             }
         }
         let concerned = (self.model.services().iter())

@@ -441,7 +441,7 @@ pub(super) enum ServerVerb {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum RealserverVerb {
-    /// Take the VIPs on, without answering ARP for them
+    /// Take the VIPs on, without answering ARP or neighbour discovery for them
     #[command(after_help = "Example:\n  lvs-xdp realserver setup --vip 192.168.2.100 --dry-run")]
     Setup {
         /// A virtual address this real server is to serve; repeat it for more

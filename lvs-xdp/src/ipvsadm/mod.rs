@@ -271,14 +271,18 @@ fn refusal(error: ClientError, change: &Change) -> Failure {
     })
 }
 
-/// Whether the real server of a change, if it has one, has an address that one host can have.
+/// Whether the real server of a change, if it has one, has an address that one host alone can have
+/// (`ip_vs_new_dest`).
 fn names_unicast(change: &Change) -> bool {
     let (Change::AddServer { server, .. } | Change::EditServer { server, .. }) = change else {
         return true;
     };
     let address = server.key.address;
-    let broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
-    !(address.is_unspecified() || address.is_multicast() || broadcast)
+    let is_refused = match address {
+        IpAddr::V4(address) => address.is_broadcast(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    !(address.is_unspecified() || address.is_multicast() || is_refused)
 }
 
 /// No answer from an agent is what a kernel without IPVS is to ipvsadm: the same status.

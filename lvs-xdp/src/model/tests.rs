@@ -45,6 +45,7 @@ fn add_server(service: ServiceKey, server: ServerSpec) -> Change {
 }
 
 const VIP: &str = "192.0.2.1";
+const VIP6: &str = "2001:db8::1";
 
 fn with_service() -> (Model, ServiceKey) {
     let mut model = Model::default();
@@ -130,8 +131,15 @@ fn unfit_services() {
         ("0.0.0.0", 80, "unspecified"),
         ("239.1.2.3", 80, "multicast"),
         ("255.255.255.255", 80, "broadcast"),
-        ("2001:db8::1", 80, "IPv6"),
-        ("::ffff:192.0.2.1", 80, "IPv6"),
+        ("::", 80, "unspecified"),
+        ("ff05::2", 80, "multicast"),
+        (
+            "fe80::1",
+            80,
+            "is link-local: use a global or unique local address",
+        ),
+        ("::ffff:192.0.2.1", 80, "in IPv6's form: use the IPv4 address"),
+        ("2001:db8::1", 0, "port 0 stands for all ports"),
     ] {
         refused(&model, add(address, port), ErrorCode::Invalid, words);
     }
@@ -166,6 +174,31 @@ fn unfit_servers() {
             words,
         );
     }
+}
+
+#[test]
+fn unfit_servers_of_an_ipv6_service() {
+    let mut model = Model::default();
+    model.apply(&[add(VIP6, 80)]).unwrap();
+    let key = service_key(VIP6, 80);
+    for (address, words) in [
+        ("::", "unspecified"),
+        ("ff02::1", "multicast"),
+        ("fe80::1", "is link-local"),
+        ("::ffff:198.51.100.1", "use the IPv4 address"),
+        ("198.51.100.1", "family"),
+        (VIP6, "own address"),
+    ] {
+        refused(
+            &model,
+            add_server(key, server(address, 80, 1)),
+            ErrorCode::Invalid,
+            words,
+        );
+    }
+    let fit = server("2001:db8:1::1", 80, 1);
+    model.apply(&[add_server(key, fit.clone())]).unwrap();
+    assert_eq!(model.services()[&key].servers, [fit]);
 }
 
 #[test]
@@ -471,26 +504,33 @@ impl Plain {
     }
 }
 
+/// A real server's address of the service's family.
+fn host_beside(service: IpAddr, host: u8) -> String {
+    match service {
+        IpAddr::V4(_) => format!("198.51.100.{host}"),
+        IpAddr::V6(_) => format!("2001:db8:1::{host}"),
+    }
+}
+
 /// Valid changes over so few names that many of them meet.
 pub(crate) fn any_change() -> impl Strategy<Value = Change> {
-    let key = (1u16..=3).prop_map(|port| service_key(VIP, port));
+    let key = (1u16..=3).prop_map(|port| service_key(if port == 3 { VIP6 } else { VIP }, port));
     let flags = btree_set(
         prop_oneof![Just(SchedulerFlag::Fallback), Just(SchedulerFlag::Port)],
         0..=2,
     );
-    let persistence = option::of((1u32..3).prop_map(|timeout| {
-        Persistence {
-            timeout,
-            mask: timeout
-                .is_power_of_two()
-                .then(|| ClientMask::V4([255, 255, 255, 0].into())),
-        }
-    }));
+    let persistence = option::of(1u32..3);
     let removal = option::of(prop_oneof![Just(Removal::Drop), Just(Removal::Reset)]);
     let conn_reuse_mode = option::of(0u32..2);
     let spec = (key.clone(), flags, persistence, removal, 0u32..2, conn_reuse_mode).prop_map(
         |(key, flags, persistence, removal, slow_start, conn_reuse_mode)| ServiceSpec {
-            persistence,
+            persistence: persistence.map(|timeout| Persistence {
+                timeout,
+                mask: timeout.is_power_of_two().then(|| match key.address {
+                    IpAddr::V4(_) => ClientMask::V4([255, 255, 255, 0].into()),
+                    IpAddr::V6(_) => ClientMask::V6(64),
+                }),
+            }),
             removal,
             slow_start,
             settings: ServiceSettings {
@@ -504,7 +544,7 @@ pub(crate) fn any_change() -> impl Strategy<Value = Change> {
         let server = ServerSpec {
             upper_threshold: weight * 2,
             lower_threshold: weight,
-            ..server(&format!("198.51.100.{host}"), key.port, weight)
+            ..server(&host_beside(key.address, host), key.port, weight)
         };
         (key, server)
     });

@@ -95,6 +95,15 @@ pub enum OffLink {
     NotEthernet,
 }
 
+/// How an address is asked for its MAC address: `ARP`, or `neighbour discovery`.
+pub fn protocol(address: IpAddr) -> &'static str {
+    if address.is_ipv4() {
+        "ARP"
+    } else {
+        "neighbour discovery"
+    }
+}
+
 impl fmt::Display for OffLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -5,16 +5,17 @@
 //! whether somebody is there.
 
 use std::{
-    future, io,
+    future,
+    io::{self, IoSlice},
     mem::MaybeUninit,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV6},
     num::NonZeroU8,
     os::fd::AsRawFd as _,
     ptr,
 };
 
 use anyhow::Context as _;
-use nix::sys::socket::{LinkAddr, recvfrom};
+use nix::sys::socket::{ControlMessage, LinkAddr, MsgFlags, SockaddrIn6, recvfrom, sendmsg};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -30,6 +31,8 @@ const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const NDP_LEN: usize = 24;
 const SOURCE_LINK_LAYER_ADDRESS: u8 = 1;
 const TARGET_LINK_LAYER_ADDRESS: u8 = 2;
+/// The flag of an advertisement that answers a solicitation.
+const SOLICITED: u8 = 0x40;
 
 /// Somebody says that this address has this MAC address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +40,8 @@ pub(super) struct Answer {
     pub(super) address: IpAddr,
     /// The interface it came in by, where the socket tells.
     pub(super) if_index: Option<u32>,
-    pub(super) mac: Mac,
+    /// `None`: the one that was asked.
+    pub(super) mac: Option<Mac>,
 }
 
 /// The sockets for questions and answers.
@@ -84,10 +88,15 @@ impl Probes {
                 let Some(ndp) = &self.ndp else { return Ok(()) };
                 // A unicast goes, by the kernel's entry, to the known MAC address.
                 let to = if everybody { solicited_node(target) } else { target };
-                let to = SocketAddr::V6(SocketAddrV6::new(to, 0, 0, probe.if_index));
-                ndp.get_ref()
-                    .send_to(&solicitation(probe.source_mac, target), &to.into())
-                    .map(drop)
+                let to = SocketAddrV6::new(to, 0, 0, probe.if_index);
+                let solicitation = solicitation(probe.source_mac, target);
+                let ask_from = |source| send_from(ndp.get_ref(), source, to, &solicitation);
+                let kernels_choice = Ipv6Addr::UNSPECIFIED;
+                match probe.source {
+                    // It cannot be used until the kernel knows that nobody else has it.
+                    Some(IpAddr::V6(source)) => ask_from(source).or_else(|_| ask_from(kernels_choice)),
+                    Some(IpAddr::V4(_)) | None => ask_from(kernels_choice),
+                }
             }
         }
     }
@@ -227,7 +236,7 @@ fn receive_arp(socket: &Socket) -> io::Result<Option<Answer>> {
     Ok(Some(Answer {
         address: address.into(),
         if_index,
-        mac,
+        mac: Some(mac),
     }))
 }
 
@@ -260,6 +269,24 @@ fn solicitation(source_mac: Mac, target: Ipv6Addr) -> [u8; NDP_LEN + 8] {
     packet
 }
 
+/// Sends from this address, by the interface that is `to`'s scope.
+fn send_from(socket: &Socket, source: Ipv6Addr, to: SocketAddrV6, packet: &[u8]) -> io::Result<()> {
+    let way = libc::in6_pktinfo {
+        ipi6_addr: libc::in6_addr {
+            s6_addr: source.octets(),
+        },
+        ipi6_ifindex: to.scope_id(),
+    };
+    sendmsg(
+        socket.as_raw_fd(),
+        &[IoSlice::new(packet)],
+        &[ControlMessage::Ipv6PacketInfo(&way)],
+        MsgFlags::empty(),
+        Some(&SockaddrIn6::from(to)),
+    )?;
+    Ok(())
+}
+
 fn receive_ndp(socket: &Socket) -> io::Result<Option<Answer>> {
     let mut buffer = [MaybeUninit::uninit(); 256];
     let (length, from) = socket.recv_from(&mut buffer)?;
@@ -280,7 +307,9 @@ fn receive_ndp(socket: &Socket) -> io::Result<Option<Answer>> {
     }))
 }
 
-fn parse_advertisement(packet: &[u8]) -> Option<(Ipv6Addr, Mac)> {
+/// The address that an advertisement is about, and its MAC address; `None` where it answers one who knows it
+/// (RFC 4861, section 4.4), as Linux answers every solicitation that came by unicast.
+fn parse_advertisement(packet: &[u8]) -> Option<(Ipv6Addr, Option<Mac>)> {
     let (header, mut options) = packet.split_first_chunk::<NDP_LEN>()?;
     if header[0] != NEIGHBOUR_ADVERTISEMENT {
         return None;
@@ -291,11 +320,12 @@ fn parse_advertisement(packet: &[u8]) -> Option<(Ipv6Addr, Mac)> {
         let length = usize::from(NonZeroU8::new(units)?.get()) * 8;
         let (option, rest) = options.split_at_checked(length)?;
         if kind == TARGET_LINK_LAYER_ADDRESS {
-            return Some((target.into(), *option[2..].first_chunk()?));
+            return Some((target.into(), Some(*option[2..].first_chunk()?)));
         }
         options = rest;
     }
-    None
+    let is_solicited = header[4] & SOLICITED != 0;
+    (is_solicited && options.is_empty()).then_some((target.into(), None))
 }
 
 #[cfg(test)]
@@ -355,14 +385,21 @@ mod tests {
             "a source address is not what was asked for"
         );
         packet[24] = TARGET_LINK_LAYER_ADDRESS;
-        assert_eq!(parse_advertisement(&packet), Some((target, MAC)));
+        assert_eq!(parse_advertisement(&packet), Some((target, Some(MAC))));
         // Another option before it, of two units.
         let long = [&packet[..24], &[14, 2], &[0; 14], &packet[24..]].concat();
-        assert_eq!(parse_advertisement(&long), Some((target, MAC)));
+        assert_eq!(parse_advertisement(&long), Some((target, Some(MAC))));
         // An option of no length would be read for ever.
         let endless = [&packet[..24], &[14, 0, 0, 0, 0, 0, 0, 0]].concat();
         assert_eq!(parse_advertisement(&endless), None);
         for length in 0..packet.len() {
+            assert_eq!(parse_advertisement(&packet[..length]), None, "cut at {length}");
+        }
+        // It may be left out where one was asked who is known, and only there.
+        packet[4] = SOLICITED;
+        assert_eq!(parse_advertisement(&packet[..24]), Some((target, None)));
+        assert_eq!(parse_advertisement(&packet), Some((target, Some(MAC))));
+        for length in 25..packet.len() {
             assert_eq!(parse_advertisement(&packet[..length]), None, "cut at {length}");
         }
     }

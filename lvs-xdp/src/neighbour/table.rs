@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     mem,
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     time::Instant,
 };
 
@@ -101,6 +101,7 @@ pub(super) struct Probe {
     pub(super) if_index: u32,
     pub(super) mac: Mac,
     pub(super) source_mac: Mac,
+    /// The address to ask from, where one is known.
     pub(super) source: Option<IpAddr>,
 }
 
@@ -306,14 +307,21 @@ impl Table {
         self.local.iter().map(|(address, _)| *address).collect()
     }
 
-    /// Somebody says that an address has this MAC address.
-    pub(super) fn answered(&mut self, address: IpAddr, if_index: Option<u32>, mac: Mac, now: Instant) {
+    /// Somebody says that an address has this MAC address, or, with `None`, still has the one that was asked.
+    pub(super) fn answered(
+        &mut self,
+        address: IpAddr,
+        if_index: Option<u32>,
+        mac: Option<Mac>,
+        now: Instant,
+    ) {
         let on_link = self.on_link(address);
         if on_link.is_none() || if_index.is_some_and(|index| Some(index) != on_link) {
             return;
         }
         if let Some(watched) = self.watched.get_mut(&address) {
-            watched.schedule.answered(watched.probed == Some(mac), now);
+            let from_known = mac.is_none() || mac == watched.probed;
+            watched.schedule.answered(from_known, now);
         }
     }
 
@@ -340,6 +348,12 @@ impl Table {
             return None;
         };
         let source_mac = self.links.get(&if_index)?.mac?;
+        let source = match address {
+            IpAddr::V4(_) => source,
+            // As the kernel asks itself (`ndisc_solicit()`). The address that the host would send from may be
+            // a VIP, and a real server has the VIP itself: its answer would not leave it.
+            IpAddr::V6(_) => self.link_local(if_index),
+        };
         Some(Probe {
             address,
             if_index,
@@ -347,6 +361,17 @@ impl Table {
             source_mac,
             source,
         })
+    }
+
+    /// A link-local IPv6 address of this host on an interface.
+    fn link_local(&self, if_index: u32) -> Option<IpAddr> {
+        // fe80::/10 (RFC 4291, section 2.4).
+        let first = (Ipv6Addr::from_bits(0xfe80 << 112).into(), 0);
+        let end = (Ipv6Addr::from_bits(0xfec0 << 112).into(), 0);
+        let mut addresses = self.local.range(first..end);
+        addresses
+            .find(|(_, index)| *index == if_index)
+            .map(|(address, _)| *address)
     }
 
     /// What is to be told, in order.

@@ -118,7 +118,7 @@ impl Host {
         };
         ensure!(
             interface.flags.intersects(LinkFlags::Loopback | LinkFlags::Noarp),
-            "{name} answers ARP for its own addresses, so a VIP on it would draw the director's traffic: \
+            "{name} answers ARP and neighbour discovery for its own addresses, so a VIP on it would draw the director's traffic: \
              use --interface lo"
         );
         Ok(*index)

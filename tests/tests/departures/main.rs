@@ -66,7 +66,7 @@ pub(crate) fn lab(mode: XdpMode, real_servers: usize, options: &[&str]) -> Resul
 }
 
 pub(crate) fn wait_until_ready(lab: &Lab) -> Result<()> {
-    wait_for("real servers that answer ARP", || {
+    wait_for("real servers that answer", || {
         let mut servers = servers(lab)?.into_iter();
         Ok(servers.all(|server| server.state == ServerState::Ready))
     })?;

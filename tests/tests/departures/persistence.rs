@@ -1,6 +1,6 @@
 //! Clients that are kept with their real server.
 
-use std::{net::SocketAddrV4, thread, time::Duration};
+use std::{net::SocketAddr, thread, time::Duration};
 
 use anyhow::Result;
 use lvs_xdp_tests::{
@@ -129,7 +129,7 @@ fn clients_of_one_network_stay_together() -> Result<()> {
     }
     let load = Load {
         sources: (200..=204)
-            .map(|last| SocketAddrV4::new([192, 168, 1, last].into(), 30_000))
+            .map(|last| SocketAddr::from(([192, 168, 1, last], 30_000)))
             .collect(),
         ..Load::sequential(VIP, 5)
     };

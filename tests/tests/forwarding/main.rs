@@ -8,7 +8,7 @@ mod untouched;
 mod wire;
 
 use anyhow::Result;
-pub(crate) use lvs_xdp_tests::in_both_modes;
+pub(crate) use lvs_xdp_tests::{in_both_modes, in_both_modes_and_families};
 
 use lvs_xdp_tests::{
     agent::{AgentConfig, XdpMode},

@@ -5,21 +5,22 @@ use std::fs;
 use anyhow::{Context as _, Result};
 use lvs_xdp_tests::{
     agent::XdpMode,
+    family::Family,
     lab::{BIG_SIZE, VIP, real_server_address},
     load::Load,
     process::run,
 };
 
-use crate::{in_both_modes, lab};
+use crate::{in_both_modes_and_families, lab};
 
-in_both_modes!(
+in_both_modes_and_families!(
     real_servers_answer_in_turns,
     large_files_arrive_intact_both_ways,
     five_hundred_connections_at_once_succeed,
 );
 
-fn real_servers_answer_in_turns(mode: XdpMode) -> Result<()> {
-    let lab = lab(mode, 2)?;
+fn real_servers_answer_in_turns(mode: XdpMode, family: Family) -> Result<()> {
+    let lab = lab(mode, 2)?.over(family);
     lab.add_service("rr")?;
     let answers = (0..4).map(|_| lab.fetch("/")).collect::<Result<String>>()?;
     assert_eq!(answers, "rs2\nrs1\nrs2\nrs1\n");
@@ -27,15 +28,13 @@ fn real_servers_answer_in_turns(mode: XdpMode) -> Result<()> {
     let mut elinks = lab.client().command("elinks");
     // Its files go where nobody misses them.
     let home = tempfile::tempdir()?;
-    elinks
-        .env("HOME", home.path())
-        .args(["--dump", &format!("http://{VIP}")]);
+    elinks.env("HOME", home.path()).args(["--dump", &lab.url("")]);
     assert_eq!(run(elinks)?.trim(), "rs2");
     Ok(())
 }
 
-fn large_files_arrive_intact_both_ways(mode: XdpMode) -> Result<()> {
-    let lab = lab(mode, 2)?;
+fn large_files_arrive_intact_both_ways(mode: XdpMode, family: Family) -> Result<()> {
+    let lab = lab(mode, 2)?.over(family);
     lab.add_service("rr")?;
     let big = fs::read(lab.big_file())?;
     assert_eq!(u64::try_from(big.len())?, BIG_SIZE);
@@ -44,7 +43,7 @@ fn large_files_arrive_intact_both_ways(mode: XdpMode) -> Result<()> {
 
     let mut download = lab.curl();
     download.args(["--max-time", "60", "--output"]).arg(&downloaded);
-    download.arg(format!("http://{VIP}/big"));
+    download.arg(lab.url("/big"));
     run(download)?;
     assert!(fs::read(&downloaded)? == big, "the download differs");
 
@@ -52,7 +51,7 @@ fn large_files_arrive_intact_both_ways(mode: XdpMode) -> Result<()> {
     upload
         .args(["--max-time", "60", "--upload-file"])
         .arg(lab.big_file());
-    upload.arg(format!("http://{VIP}/upload/copy"));
+    upload.arg(lab.url("/upload/copy"));
     run(upload)?;
     // The second connection is rs1's.
     assert_eq!(lab.real_servers()[1].uploaded("copy"), None);
@@ -63,10 +62,10 @@ fn large_files_arrive_intact_both_ways(mode: XdpMode) -> Result<()> {
     Ok(())
 }
 
-fn five_hundred_connections_at_once_succeed(mode: XdpMode) -> Result<()> {
-    let lab = lab(mode, 2)?;
+fn five_hundred_connections_at_once_succeed(mode: XdpMode, family: Family) -> Result<()> {
+    let lab = lab(mode, 2)?.over(family);
     lab.add_service("rr")?;
-    let report = Load::at_once(VIP, 500).run(lab.client())?;
+    let report = Load::at_once(lab.vip(), 500).run(lab.client())?;
     assert_eq!(report.failures(), []);
     assert_eq!(
         report.counts().into_iter().collect::<Vec<_>>(),

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     iter,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddr},
     thread,
     time::Duration,
 };
@@ -87,7 +87,7 @@ fn source_hashing_keeps_each_client_with_the_server_ipvs_picks() -> Result<()> {
     for (index, client) in clients.enumerate() {
         lab.client().ip(&format!("address add {client}/24 dev eth0"))?;
         let first_port = 20_000 + 10 * u16::try_from(index)?;
-        let sources = (first_port..first_port + 5).map(|port| SocketAddrV4::new(client, port));
+        let sources = (first_port..first_port + 5).map(|port| SocketAddr::from((client, port)));
         let report = load(
             &lab,
             Load {

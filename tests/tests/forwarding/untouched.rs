@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
     time::Duration,
 };
@@ -11,31 +11,35 @@ use anyhow::{Context as _, Result};
 use lvs_xdp_tests::{
     agent::XdpMode,
     datagram::{Echo, ask, connected},
-    lab::{CLIENT, DIRECTOR, Lab, VIP},
+    family::Family,
+    lab::{Lab, VIP},
     load::Load,
     packet::Capture,
 };
 
-use crate::{in_both_modes, lab};
+use crate::{in_both_modes, in_both_modes_and_families, lab};
 
 in_both_modes!(
     the_director_is_pinged,
+    the_director_itself_refuses_a_port_without_a_service,
+);
+in_both_modes_and_families!(
     tcp_to_the_director_itself_works,
     udp_and_its_fragments_reach_the_director_itself,
-    the_director_itself_refuses_a_port_without_a_service,
 );
 
 /// A lab with a virtual service on TCP port 80, by which one request has gone.
-fn forwarding(mode: XdpMode) -> Result<Lab> {
-    let lab = lab(mode, 2)?;
+fn forwarding(mode: XdpMode, family: Family) -> Result<Lab> {
+    let lab = lab(mode, 2)?.over(family);
     lab.add_service("rr")?;
     assert_eq!(lab.fetch("/")?, "rs2\n");
     Ok(lab)
 }
 
 fn the_director_is_pinged(mode: XdpMode) -> Result<()> {
-    let lab = forwarding(mode)?;
-    for address in [DIRECTOR, VIP] {
+    let lab = forwarding(mode, Family::V4)?;
+    let addresses = Family::ALL.map(|family| [family.director(), family.vip()]);
+    for address in addresses.as_flattened() {
         // Whole ones and fragments.
         for size in ["56", "4000"] {
             let address = address.to_string();
@@ -45,8 +49,11 @@ fn the_director_is_pinged(mode: XdpMode) -> Result<()> {
     }
     let shown = lab.director().ip("-json -6 address show dev eth0 scope link")?;
     let shown: serde_json::Value = serde_json::from_str(&shown)?;
-    let address = shown[0]["addr_info"][0]["local"]
-        .as_str()
+    // What is not of this scope leaves an empty place in the list.
+    let listed = shown[0]["addr_info"].as_array().into_iter().flatten();
+    let address = listed
+        .filter_map(|address| address["local"].as_str())
+        .next()
         .context("the director has no link-local address")?;
     let router = lab.router();
     for size in ["56", "4000"] {
@@ -59,12 +66,12 @@ fn the_director_is_pinged(mode: XdpMode) -> Result<()> {
     Ok(())
 }
 
-fn tcp_to_the_director_itself_works(mode: XdpMode) -> Result<()> {
+fn tcp_to_the_director_itself_works(mode: XdpMode, family: Family) -> Result<()> {
     const LENGTH: usize = 1 << 20;
-    let lab = forwarding(mode)?;
+    let lab = forwarding(mode, family)?;
     // The service's own port too, at an address that is no VIP.
     for port in [22, 80] {
-        let address = SocketAddrV4::new(DIRECTOR, port);
+        let address = SocketAddr::new(family.director(), port);
         let listener = lab.director().enter(|| TcpListener::bind(address))??;
         let server = thread::spawn(move || -> Result<()> {
             let (mut connection, _) = listener.accept()?;
@@ -75,7 +82,7 @@ fn tcp_to_the_director_itself_works(mode: XdpMode) -> Result<()> {
         let limit = Duration::from_secs(5);
         let mut client = lab
             .client()
-            .enter(|| TcpStream::connect_timeout(&address.into(), limit))??;
+            .enter(|| TcpStream::connect_timeout(&address, limit))??;
         client.set_read_timeout(Some(limit))?;
         let sent: Vec<u8> = (0..=250).cycle().take(LENGTH).collect();
         client.write_all(&sent)?;
@@ -87,18 +94,20 @@ fn tcp_to_the_director_itself_works(mode: XdpMode) -> Result<()> {
     Ok(())
 }
 
-fn udp_and_its_fragments_reach_the_director_itself(mode: XdpMode) -> Result<()> {
-    let lab = forwarding(mode)?;
+fn udp_and_its_fragments_reach_the_director_itself(mode: XdpMode, family: Family) -> Result<()> {
+    let lab = forwarding(mode, family)?;
     // The VIP, at a port whose service is TCP's.
-    let _echo = Echo::start(lab.director(), "director", 80)?;
+    let _echo = Echo::at(lab.director(), "director", lab.vip(), 80)?;
     let socket = connected(&lab, 80)?;
-    let own = lab.director().enter(|| UdpSocket::bind((DIRECTOR, 53)))??;
-    let client = lab.client().enter(|| UdpSocket::bind((CLIENT, 0)))??;
+    let own = lab
+        .director()
+        .enter(|| UdpSocket::bind((family.director(), 53)))??;
+    let client = lab.client().enter(|| UdpSocket::bind((family.client(), 0)))??;
     own.set_read_timeout(Some(Duration::from_secs(2)))?;
     for length in [1, 1400, 20_000] {
         let datagram: Vec<u8> = (0..=250).cycle().take(length).collect();
         assert!(ask(&socket, &datagram)? == [b"director", &datagram[..]].concat());
-        client.send_to(&datagram, (DIRECTOR, 53))?;
+        client.send_to(&datagram, (family.director(), 53))?;
         let mut buffer = vec![0; 1 << 16];
         let received = own.recv(&mut buffer)?;
         assert!(buffer[..received] == datagram);
@@ -107,10 +116,10 @@ fn udp_and_its_fragments_reach_the_director_itself(mode: XdpMode) -> Result<()> 
 }
 
 fn the_director_itself_refuses_a_port_without_a_service(mode: XdpMode) -> Result<()> {
-    let lab = forwarding(mode)?;
+    let lab = forwarding(mode, Family::V4)?;
     let capture = Capture::start(lab.director(), "eth0")?;
     let report = Load {
-        target: SocketAddrV4::new(VIP, 81),
+        target: SocketAddr::from((VIP, 81)),
         ..Load::sequential(VIP, 1)
     }
     .run(lab.client())?;

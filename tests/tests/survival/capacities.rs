@@ -41,7 +41,7 @@ fn nothing_is_lost_when_the_tables_grow() -> Result<()> {
     let before = going_to(&lab)?;
     assert!(before.iter().all(Option::is_some));
     let mut transfers = Transfers::start(&lab)?;
-    let load = request_loop().start(lab.client())?;
+    let load = request_loop(&lab).start(lab.client())?;
 
     std::thread::sleep(Duration::from_millis(1500));
     assert_eq!(status(&lab)?.connection_capacity, u64::from(CAPACITY));

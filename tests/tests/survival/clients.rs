@@ -1,10 +1,10 @@
 //! Clients that notice what is lost: transfers, and a steady request loop.
 
-use std::{fs, net::SocketAddrV4, path::PathBuf, time::Duration};
+use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use lvs_xdp_tests::{
-    lab::{CLIENT, Lab, VIP},
+    lab::Lab,
     load::{Load, Report},
     process::Process,
 };
@@ -31,10 +31,10 @@ impl Transfers {
         let slow = ["--limit-rate", "4M", "--max-time", "60"];
         let mut download = lab.curl();
         download.args(slow).arg("--output").arg(&downloaded);
-        download.arg(format!("http://{VIP}/big"));
+        download.arg(lab.url("/big"));
         let mut upload = lab.curl();
         upload.args(slow).arg("--upload-file").arg(lab.big_file());
-        upload.arg(format!("http://{VIP}/upload/copy"));
+        upload.arg(lab.url("/upload/copy"));
         Ok(Self {
             download: Process::spawn(download)?,
             upload: Process::spawn(upload)?,
@@ -67,11 +67,12 @@ impl Transfers {
 
 /// The request loop, each request from a port of its own: a client that takes a port again soon enough
 /// goes on with the entry that is there, and is not counted again.
-pub(crate) fn request_loop() -> Load {
+pub(crate) fn request_loop(lab: &Lab) -> Load {
+    let client = lab.family().client();
     let ports = 10_000..10_000 + u16::try_from(LOOP_REQUESTS).unwrap_or(u16::MAX);
     Load {
-        sources: ports.map(|port| SocketAddrV4::new(CLIENT, port)).collect(),
-        ..Load::steady(VIP, LOOP_RATE, LOOP_TIME)
+        sources: ports.map(|port| SocketAddr::new(client, port)).collect(),
+        ..Load::steady(lab.vip(), LOOP_RATE, LOOP_TIME)
     }
 }
 

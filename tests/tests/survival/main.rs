@@ -16,6 +16,7 @@ pub(crate) use lvs_xdp_tests::ask::{LIMIT, server, servers, services, status, wa
 use lvs_xdp_tests::{
     agent::{Agent, AgentConfig, XdpMode},
     ask::connections,
+    family::Family,
     lab::{Lab, LabConfig},
 };
 
@@ -32,13 +33,19 @@ pub(crate) fn agent_config() -> AgentConfig {
 
 /// A lab in native mode with the service of the reference case, its real servers resolved.
 pub(crate) fn lab(real_servers: usize, scheduler: &str) -> Result<Lab> {
-    let lab = Lab::start(LabConfig {
+    lab_over(Family::V4, real_servers, scheduler)
+}
+
+/// As [`lab`], of a family.
+pub(crate) fn lab_over(family: Family, real_servers: usize, scheduler: &str) -> Result<Lab> {
+    let config = LabConfig {
         real_servers,
         agent: agent_config(),
         binary: None,
-    })?;
+    };
+    let lab = Lab::start(config)?.over(family);
     lab.add_service(scheduler)?;
-    wait_for("real servers that answer ARP", || {
+    wait_for("real servers that answer", || {
         Ok(servers(&lab)?
             .iter()
             .all(|server| server.state == ServerState::Ready))

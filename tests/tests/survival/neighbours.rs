@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::TcpStream,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -11,16 +11,24 @@ use std::{
 use anyhow::Result;
 use lvs_xdp::api::types::ServerState;
 use lvs_xdp_tests::{
-    lab::{BIG_SIZE, Lab, VIP},
+    family::Family,
+    lab::{BIG_SIZE, Lab},
     load::Load,
+    over_both_families,
 };
 
-use crate::{LIMIT, agent_config, lab, server, status, wait_for};
+use crate::{LIMIT, agent_config, lab_over, server, status, wait_for};
+
+over_both_families!(
+    a_transfer_goes_on_when_the_real_servers_card_is_replaced,
+    a_real_server_that_is_gone_gets_nothing_until_it_is_back,
+);
 
 /// Downloads the big file at some 12 MB/s; returns it and the longest time that nothing came.
 fn paced_download(lab: &Lab) -> JoinHandle<Result<(Vec<u8>, Duration)>> {
-    lab.client().spawn_thread(|| {
-        let mut stream = TcpStream::connect_timeout(&SocketAddr::from((VIP, 80)), LIMIT)?;
+    let service = lab.service();
+    lab.client().spawn_thread(move || {
+        let mut stream = TcpStream::connect_timeout(&service, LIMIT)?;
         stream.set_read_timeout(Some(LIMIT))?;
         write!(stream, "GET /big HTTP/1.0\r\n\r\n")?;
         let mut received = Vec::new();
@@ -39,9 +47,8 @@ fn paced_download(lab: &Lab) -> JoinHandle<Result<(Vec<u8>, Duration)>> {
     })
 }
 
-#[test]
-fn a_transfer_goes_on_when_the_real_servers_card_is_replaced() -> Result<()> {
-    let lab = lab(1, "rr")?;
+fn a_transfer_goes_on_when_the_real_servers_card_is_replaced(family: Family) -> Result<()> {
+    let lab = lab_over(family, 1, "rr")?;
     let mac = [0x02, 0x01, 0x02, 0x03, 0x04, 0x05];
     let download = paced_download(&lab);
     std::thread::sleep(Duration::from_millis(1500));
@@ -62,10 +69,9 @@ fn a_transfer_goes_on_when_the_real_servers_card_is_replaced() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_real_server_that_is_gone_gets_nothing_until_it_is_back() -> Result<()> {
-    let mut lab = lab(2, "rr")?;
-    let both = Load::sequential(VIP, 10).run(lab.client())?;
+fn a_real_server_that_is_gone_gets_nothing_until_it_is_back(family: Family) -> Result<()> {
+    let mut lab = lab_over(family, 2, "rr")?;
+    let both = Load::sequential(lab.vip(), 10).run(lab.client())?;
     assert_eq!(
         both.counts().into_iter().collect::<Vec<_>>(),
         [("rs1", 5), ("rs2", 5)]
@@ -76,19 +82,19 @@ fn a_real_server_that_is_gone_gets_nothing_until_it_is_back() -> Result<()> {
         Ok(server(&lab, 2)?.state == ServerState::Unreachable)
     })?;
     eprintln!("a real server that is gone was noticed after {noticed:?}");
-    let alone = Load::sequential(VIP, 100).run(lab.client())?;
+    let alone = Load::sequential(lab.vip(), 100).run(lab.client())?;
     assert_eq!(alone.failures(), []);
     assert_eq!(alone.counts().into_iter().collect::<Vec<_>>(), [("rs1", 100)]);
     let warnings = status(&lab)?.warnings;
     assert!(
-        warnings.iter().any(|line| line.contains("192.168.2.210")),
+        (warnings.iter()).any(|line| line.contains(&family.real_server(2).to_string())),
         "{warnings:?}"
     );
 
     // An agent that has just started does not try it again at the clients' cost.
     lab.agent_mut()?.kill()?;
     lab.agent_mut()?.launch(&agent_config())?;
-    let alone = Load::sequential(VIP, 100).run(lab.client())?;
+    let alone = Load::sequential(lab.vip(), 100).run(lab.client())?;
     assert_eq!(alone.failures(), []);
     assert_eq!(alone.counts().into_iter().collect::<Vec<_>>(), [("rs1", 100)]);
 
@@ -97,7 +103,7 @@ fn a_real_server_that_is_gone_gets_nothing_until_it_is_back() -> Result<()> {
         Ok(server(&lab, 2)?.state == ServerState::Ready)
     })?;
     eprintln!("a real server that is back was noticed after {back:?}");
-    let both = Load::sequential(VIP, 10).run(lab.client())?;
+    let both = Load::sequential(lab.vip(), 10).run(lab.client())?;
     assert_eq!(
         both.counts().into_iter().collect::<Vec<_>>(),
         [("rs1", 5), ("rs2", 5)]

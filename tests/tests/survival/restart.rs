@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use aya::programs::loaded_programs;
 use lvs_xdp_tests::{
     agent::{Agent, find_rebuilt_binary},
+    family::Family,
     lab::Lab,
     stream::OpenConnection,
 };
@@ -13,7 +14,7 @@ use lvs_xdp_tests::{
 use crate::{
     agent_config,
     clients::{LOOP_REQUESTS, Transfers, assert_none_lost, request_loop},
-    counted_connections, destinations, drops, lab, lab_counts, link, status,
+    counted_connections, destinations, drops, lab_counts, lab_over, link, status,
 };
 
 /// The tag of the program that runs: the kernel's hash of its instructions.
@@ -28,8 +29,12 @@ fn tag(lab: &Lab) -> Result<u64> {
 
 /// Ends the agent one way or another in the middle of transfers and a request loop, and starts it again;
 /// returns the tags of the program before and after.
-fn restart_under_load(what: &str, end: impl FnOnce(&mut Agent) -> Result<()>) -> Result<[u64; 2]> {
-    let mut lab = lab(2, "rr")?;
+fn restart_under_load(
+    what: &str,
+    family: Family,
+    end: impl FnOnce(&mut Agent) -> Result<()>,
+) -> Result<[u64; 2]> {
+    let mut lab = lab_over(family, 2, "rr")?;
     let mut open = OpenConnection::new(&lab)?;
     let client = open.client()?;
     let going_to = destinations(&lab)?.get(&client).copied();
@@ -39,7 +44,7 @@ fn restart_under_load(what: &str, end: impl FnOnce(&mut Agent) -> Result<()>) ->
     let tag_before = tag(&lab)?;
 
     let mut transfers = Transfers::start(&lab)?;
-    let load = request_loop().start(lab.client())?;
+    let load = request_loop(&lab).start(lab.client())?;
     std::thread::sleep(Duration::from_millis(1500));
     let counted_before = counted_connections(&lab)?;
     assert!(counted_before > 3, "{counted_before}");
@@ -80,14 +85,21 @@ fn restart_under_load(what: &str, end: impl FnOnce(&mut Agent) -> Result<()>) ->
 
 #[test]
 fn nothing_is_lost_when_the_agent_is_killed() -> Result<()> {
-    let [before, after] = restart_under_load("kill -9", Agent::kill)?;
+    let [before, after] = restart_under_load("kill -9", Family::V4, Agent::kill)?;
+    assert_eq!(before, after, "the program was not built again");
+    Ok(())
+}
+
+#[test]
+fn nothing_is_lost_over_ipv6_when_the_agent_is_killed() -> Result<()> {
+    let [before, after] = restart_under_load("kill -9 over IPv6", Family::V6, Agent::kill)?;
     assert_eq!(before, after, "the program was not built again");
     Ok(())
 }
 
 #[test]
 fn nothing_is_lost_when_the_agent_ends_and_another_takes_over() -> Result<()> {
-    let [before, after] = restart_under_load("SIGTERM", |agent| {
+    let [before, after] = restart_under_load("SIGTERM", Family::V4, |agent| {
         let socket = agent.socket();
         let ended = agent.terminate()?;
         assert_eq!(ended.code(), Some(0));
@@ -101,7 +113,7 @@ fn nothing_is_lost_when_the_agent_ends_and_another_takes_over() -> Result<()> {
 #[test]
 fn nothing_is_lost_when_a_newly_built_program_takes_over() -> Result<()> {
     let rebuilt = find_rebuilt_binary()?;
-    let [before, after] = restart_under_load("an upgrade", |agent| {
+    let [before, after] = restart_under_load("an upgrade", Family::V4, |agent| {
         agent.terminate()?;
         agent.replace_binary(rebuilt);
         Ok(())

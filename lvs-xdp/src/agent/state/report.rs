@@ -5,7 +5,7 @@ use crate::{
     api::types::{Server, ServerSpec, ServerState, Service, ServiceKey, Stats, Status},
     dataplane,
     model::ServiceEntry,
-    neighbour::Resolution,
+    neighbour::{self, Resolution},
 };
 
 impl State {
@@ -74,7 +74,10 @@ impl State {
         });
         let servers = servers(&self.model).into_iter().filter_map(|address| {
             let why = match self.neighbours.resolution(address)? {
-                Resolution::Unreachable => "it does not answer ARP: it gets no new connections".to_owned(),
+                Resolution::Unreachable => format!(
+                    "it does not answer {}: it gets no new connections",
+                    neighbour::protocol(address)
+                ),
                 Resolution::NotOnLink(why) => format!("direct routing cannot reach it: {why}"),
                 Resolution::Resolving | Resolution::Ready { .. } => return None,
             };

@@ -265,9 +265,9 @@ fn a_deleted_entry_is_made_again_and_an_answer_needs_the_right_interface() {
     let first = now + Duration::from_secs(1);
     assert_eq!(table.steps(first), [(SERVER, Step::Unicast)]);
     let asked = table.due();
-    table.answered(SERVER, Some(ETH0 + 1), OLD, first);
+    table.answered(SERVER, Some(ETH0 + 1), Some(OLD), first);
     assert_eq!(table.due(), asked, "an answer from another segment");
-    table.answered(SERVER, Some(ETH0), OLD, first);
+    table.answered(SERVER, Some(ETH0), Some(OLD), first);
     assert!(table.due() > asked);
     assert_eq!(
         table.probe(SERVER),
@@ -282,6 +282,43 @@ fn a_deleted_entry_is_made_again_and_an_answer_needs_the_right_interface() {
     table.set_entry(SERVER, ETH0, None, first);
     assert_eq!(table.take_lost(), BTreeSet::from([SERVER]));
     assert_eq!(table.probe(SERVER), None);
+}
+
+#[test]
+fn an_ipv6_neighbour_is_asked_from_a_link_local_address() {
+    let now = Instant::now();
+    let [server, vip, own, other]: [IpAddr; 4] =
+        ["2001:db8::1", "2001:db8::2", "fe80::1", "fe80::2"].map(|text| text.parse().unwrap());
+    let mut table = watching(now);
+    table.watch(server, now);
+    let route = Route::OnLink {
+        if_index: ETH0,
+        source: Some(vip),
+    };
+    table.set_route(server, route, now);
+    table.set_entry(server, ETH0, entry(EntryState::Valid, Some(OLD)), now);
+    let source = |table: &Table| table.probe(server).map(|probe| probe.source);
+    assert_eq!(source(&table), Some(None), "the kernel's choice");
+    for (address, if_index) in [(vip, ETH0), (other, ETH0 + 1), (own, ETH0)] {
+        let present = true;
+        table.apply(
+            News::Address {
+                address,
+                if_index,
+                present,
+            },
+            now,
+        );
+    }
+    assert_eq!(source(&table), Some(Some(own)));
+
+    // One who was asked by its MAC address need not say it again.
+    let later = now + Duration::from_secs(1);
+    table.steps(later);
+    let asked = table.due();
+    table.answered(server, None, None, later);
+    table.answered(SERVER, None, Some(OLD), later);
+    assert!(table.due() > asked);
 }
 
 #[test]
