@@ -108,7 +108,7 @@ impl Family {
 /// The number whose hexadecimal digits are this one's decimal digits.
 fn as_written(number: u8) -> u16 {
     let number = u16::from(number);
-    number / 100 << 8 | number / 10 % 10 << 4 | number % 10
+    (number / 100 * 16 + number / 10 % 10) * 16 + number % 10
 }
 
 #[cfg(test)]

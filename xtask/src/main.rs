@@ -67,6 +67,9 @@ struct RunArgs {
     /// The network interface to serve (may be repeated)
     #[arg(long, value_name = "IF")]
     interface: Vec<String>,
+    /// Let the lab speak IPv6
+    #[arg(long, conflicts_with = "interface")]
+    ipv6: bool,
     /// More options of `lvs-xdp agent`
     #[arg(last = true, value_name = "AGENT OPTIONS", requires = "interface")]
     agent_options: Vec<String>,
@@ -107,7 +110,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         // There are no agent options here: clap takes them only with an interface.
-        Command::Run(args) if args.interface.is_empty() => run::lab(&workspace),
+        Command::Run(args) if args.interface.is_empty() => run::lab(&workspace, args.ipv6),
         Command::Run(args) => run::agent(&workspace, &args.interface, &args.agent_options),
         Command::Test(TestArgs { filter, test_options }) => {
             test::run(&workspace, filter.as_deref(), &test_options)

@@ -9,7 +9,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, builder::PossibleValue};
 use lvs_xdp_tests::{
     agent::{AgentConfig, XdpMode},
-    lab::{Lab, LabConfig, REAL_SERVER_LIMIT, VIP},
+    family::Family,
+    lab::{Lab, LabConfig, REAL_SERVER_LIMIT},
 };
 use nix::{
     sys::{
@@ -36,6 +37,9 @@ struct Options {
     /// Number of real servers.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = parse_real_servers)]
     real_servers: usize,
+    /// Speak IPv6: the VIP is fd00:2::100.
+    #[arg(long)]
+    ipv6: bool,
     /// Arguments for the agent, after `--`.
     #[arg(last = true, value_name = "AGENT ARGUMENT")]
     agent_arguments: Vec<String>,
@@ -97,7 +101,8 @@ fn run(options: &Options) -> Result<ExitCode> {
         },
         binary: None,
     };
-    let lab = Lab::start(config)?;
+    let family = if options.ipv6 { Family::V6 } else { Family::V4 };
+    let lab = Lab::start(config)?.over(family);
     let interactive = io::stdin().is_terminal() && io::stdout().is_terminal();
 
     let as_expected = demonstrate(&lab, &signals)?;
@@ -126,7 +131,7 @@ fn demonstrate(lab: &Lab, signals: &Signals) -> Result<bool> {
     let mut answers = Vec::new();
     for _ in 0..REQUESTS {
         signals.check()?;
-        say(&format!("  client# curl http://{VIP}"))?;
+        say(&format!("  client# curl {}", lab.url("")))?;
         let answer = lab.fetch("/")?;
         let answer = answer.trim_end();
         say(&format!("  {answer}"))?;
@@ -165,9 +170,9 @@ The lab stays until Ctrl-C. To enter a host (as root, in another terminal):
 {hosts}
 
 Things to try:
-  on the client    elinks --dump http://{VIP}
-                   curl --output /dev/null http://{VIP}/big
-                   curl --upload-file FILE http://{VIP}/upload/NAME
+  on the client    elinks --dump {url}
+                   curl --output /dev/null {url}/big
+                   curl --upload-file FILE {url}/upload/NAME
   on the director  export LVS_XDP_SOCKET={socket}
                    {binary} ipvsadm -L -n --stats
                    {binary} status
@@ -177,6 +182,7 @@ Things to try:
 ",
         hosts = hosts.join("\n"),
         socket = socket.display(),
+        url = lab.url(""),
     ))
 }
 

@@ -1,12 +1,13 @@
 //! What is IPv6's own: its addresses in hashes and prefixes, its extension headers, its neighbour discovery, its
 //! resets and ICMPv6 errors. What is the same in both families is tested over both elsewhere.
 
+mod host;
 mod neighbours;
 mod persistence;
 mod scheduling;
 mod wire;
 
-use std::net::Ipv6Addr;
+use std::{net::Ipv6Addr, process::Command};
 
 use anyhow::{Result, ensure};
 use lvs_xdp::api::types::ServerState;
@@ -17,6 +18,7 @@ use lvs_xdp_tests::{
     family::Family,
     lab::{Lab, LabConfig},
     load::{Load, Report},
+    process::run,
 };
 
 /// The virtual address.
@@ -53,6 +55,22 @@ pub(crate) fn lab(mode: XdpMode, real_servers: usize, options: &[&str]) -> Resul
         Ok(servers.all(|server| server.state == ServerState::Ready))
     })?;
     Ok(lab)
+}
+
+#[test]
+fn the_lab_shows_the_reference_case() -> Result<()> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lvs-xdp-lab"));
+    command.arg("--ipv6");
+    let shown = run(command)?;
+    for (asked, answer) in [("", "rs2"), ("rs2\n", "rs1"), ("rs1\n", "rs2")] {
+        let lines = format!("{asked}  client# curl http://[fd00:2::100]\n  {answer}\n");
+        assert!(shown.contains(&lines), "{shown}");
+    }
+    assert!(
+        shown.contains("TCP  [fd00:2::100]:80 rr\n  -> [fd00:2::210]:80 "),
+        "{shown}"
+    );
+    Ok(())
 }
 
 /// Gives the client more addresses, on its segment.

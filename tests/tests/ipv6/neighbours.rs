@@ -1,20 +1,11 @@
 //! Neighbour discovery beside a director that forwards, and real servers that keep quiet about the VIP.
 
-use anyhow::{Context as _, Result};
-use lvs_xdp_tests::{
-    agent::XdpMode,
-    ask::{packets, wait_for},
-    family::Family,
-    lab::Lab,
-    netns::Netns,
-};
+use anyhow::Result;
+use lvs_xdp_tests::{agent::XdpMode, ask::wait_for, family::Family, lab::Lab, netns::Netns};
 
 use crate::{VIP, in_both_modes, lab};
 
-in_both_modes!(
-    only_the_director_answers_for_the_vip,
-    traffic_that_is_for_no_service_goes_its_way,
-);
+in_both_modes!(only_the_director_answers_for_the_vip);
 
 /// The MAC address of a neighbour that is asked for anew.
 fn ask_for(netns: &Netns, interface: &str, address: impl std::fmt::Display) -> Result<Option<String>> {
@@ -61,36 +52,5 @@ fn only_the_director_answers_for_the_vip(mode: XdpMode) -> Result<()> {
         Ok(ask_for(router, "eth1", VIP)? == director)
     })?;
     assert_eq!(lab.fetch("/")?, "rs2\n");
-    Ok(())
-}
-
-fn traffic_that_is_for_no_service_goes_its_way(mode: XdpMode) -> Result<()> {
-    let lab = lab(mode, 2, &["--scheduler", "rr"])?;
-    assert_eq!(lab.fetch("/")?, "rs2\n");
-    // Groups: all nodes, which the director and both real servers answer, and the router itself.
-    let pinged = lab
-        .router()
-        .run("ping", ["-6", "-c", "1", "-W", "2", "ff02::1%eth1"]);
-    assert!(pinged?.contains("1 received"));
-    // The director out into the world, by its own address although it has the VIP.
-    let client = Family::V6.client().to_string();
-    lab.director().run("ping", ["-c", "1", "-W", "2", &client])?;
-    let route = lab
-        .director()
-        .ip(&format!("route get {}", Family::V6.real_server(1)))?;
-    let source = route.split_once(" src ").context("no source")?.1;
-    assert!(
-        source.starts_with(&format!("{} ", Family::V6.director())),
-        "{route}"
-    );
-    // An address that is added is asked for first; nobody objects.
-    lab.director().sysctl("net.ipv6.conf.eth0.accept_dad", "1")?;
-    lab.director().ip("address add fd00:2::123/64 dev eth0")?;
-    wait_for("duplicate address detection", || {
-        let shown = lab.director().ip("-6 address show dev eth0")?;
-        assert!(!shown.contains("dadfailed"), "{shown}");
-        Ok(shown.contains("fd00:2::123") && !shown.contains("tentative"))
-    })?;
-    assert_eq!(packets(&lab, "malformed")?, 0);
     Ok(())
 }

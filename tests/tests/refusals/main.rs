@@ -4,6 +4,7 @@ mod kernel;
 
 use std::{
     fs,
+    net::SocketAddr,
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -15,8 +16,10 @@ use aya::maps::{MapData, MapInfo};
 use lvs_xdp::api::types::{ServerState, Service, Status};
 use lvs_xdp_tests::{
     agent::{AgentConfig, XdpMode},
+    family::Family,
     lab::{Lab, LabConfig},
     netns::Netns,
+    over_both_families,
     process::{output, run},
     xdp_pass::XdpPass,
 };
@@ -198,25 +201,62 @@ fn changes_that_make_no_sense() -> Result<()> {
             2,
             ["illegal virtual server address[:port] specified", ""],
         ),
+        (
+            String::from("service add tcp [fe80::100]:80"),
+            1,
+            ["fe80::100 is link-local", "use a global or unique local address"],
+        ),
+        (
+            String::from("service add tcp [::ffff:192.168.2.100]:81"),
+            1,
+            ["::ffff:192.168.2.100", "use the IPv4 address"],
+        ),
+        (
+            String::from("service add tcp fd00:2::100:80"),
+            2,
+            ["it has no port", "[2001:db8::100]:80"],
+        ),
+        (
+            format!("server add {http} fd00:2::220 --force"),
+            1,
+            ["fd00:2::220", "another address family"],
+        ),
+        (
+            String::from("service add tcp [fd00:2::100]:80 --persistent --netmask 255.255.255.0"),
+            1,
+            ["no mask for IPv6 clients", "a prefix length from 1 to 128"],
+        ),
+        (
+            String::from("ipvsadm -A -t [fd00:2::100]:80 -p -M 129"),
+            2,
+            ["illegal ipv6 netmask specified", ""],
+        ),
     ] {
         assert_refused(&lab, &arguments, code, &parts);
     }
     Ok(())
 }
 
-#[test]
-fn a_real_server_behind_a_router() -> Result<()> {
-    let lab = lab(&[])?;
-    lab.cli(["service", "add", "tcp", "192.168.2.100:80"])?;
-    let far = "10.1.2.3";
+over_both_families!(a_real_server_behind_a_router);
+
+fn a_real_server_behind_a_router(family: Family) -> Result<()> {
+    let lab = lab(&[])?.over(family);
+    let service = lab.service().to_string();
+    lab.cli(["service", "add", "tcp", &service])?;
+    let [far, other] = match family {
+        Family::V4 => ["10.1.2.3", "10.1.2.4"],
+        Family::V6 => ["2001:db8::3", "2001:db8::4"],
+    };
+    let router = family.router_inside().to_string();
     assert_refused(
         &lab,
-        &format!("server add tcp 192.168.2.100:80 {far}"),
+        &format!("server add tcp {service} {far}"),
         1,
-        &[far, "direct routing", "192.168.2.1", "--force"],
+        &[far, "direct routing", &router, "--force"],
     );
-    lab.cli(["server", "add", "tcp", "192.168.2.100:80", far, "--force"])?;
-    lab.ipvsadm("-a -t 192.168.2.100:80 -r 10.1.2.4:80 -g".split(' '))?;
+    lab.cli(["server", "add", "tcp", &service, far, "--force"])?;
+    let server = SocketAddr::new(other.parse()?, 80).to_string();
+    lab.ipvsadm(["-a", "-t", &service, "-r", &server, "-g"])?;
     let services: Vec<Service> = serde_json::from_str(&lab.cli(["service", "list", "--json"])?)?;
     let states: Vec<_> = services
         .iter()
@@ -225,7 +265,7 @@ fn a_real_server_behind_a_router() -> Result<()> {
         .collect();
     assert_eq!(states, [ServerState::NotOnLink; 2]);
     let warnings = status(&lab)?.warnings;
-    for address in [far, "10.1.2.4"] {
+    for address in [far, other] {
         assert!(
             warnings
                 .iter()
