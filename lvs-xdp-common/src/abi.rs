@@ -516,14 +516,14 @@ impl Cursor {
 pub struct DestinationRow {
     /// Bits 0..48 the real server's MAC address, above them [`destination_flag`]s.
     pub towards: Word,
-    /// Bits 0..48 the MAC address of the director's interface towards it, 48..60 the VLAN of the outermost tag,
-    /// 60..62 the number of tags, which count where [`destination_flag::VLAN`] is set.
+    /// Bits 0..48 the MAC address of the director's interface towards it, 48..64 its [`Tags`], which count where
+    /// [`destination_flag::VLAN`] is set.
     pub from: Word,
     /// Bits 0..32 that interface's index, 32..64 the service's id.
     pub place: Word,
     /// The real server's address, in halves.
     pub address: [Word; 2],
-    /// Bits 0..16 the real server's port; 16..28 the VLAN of the inner tag; 32..64 the last weight above 0, which
+    /// Bits 0..16 the real server's port; 16..28 the VLAN of the inner one of its [`Tags`]; 32..64 the last weight above 0, which
     /// mh goes by.
     pub port: Word,
     /// lblcr: when it joined the set of servers of its service, as a number that only grows; 0 where it is
@@ -554,7 +554,7 @@ pub mod destination_flag {
 }
 
 /// The tags of frames to a destination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Tags {
     /// How many, at most 2.
     pub count: usize,
@@ -562,6 +562,42 @@ pub struct Tags {
     pub outer: u16,
     /// The VLAN of the second one.
     pub inner: u16,
+    /// Whether the first one is a service tag (IEEE 802.1ad), and no customer tag (802.1Q).
+    pub is_outer_service: bool,
+    /// The same of the second one.
+    pub is_inner_service: bool,
+}
+
+impl Tags {
+    const OUTER: u32 = 48;
+    const COUNT: u32 = 60;
+    const OUTER_SERVICE: u32 = 62;
+    const INNER_SERVICE: u32 = 63;
+    const INNER: u32 = 16;
+    /// The bits of [`DestinationRow::port`] that are the tags'.
+    pub const PORT_BITS: u64 = 0xfff << Self::INNER;
+
+    /// What [`DestinationRow::from`] has above the MAC address, and [`DestinationRow::port`] in
+    /// [`Self::PORT_BITS`].
+    pub const fn words(self) -> (u64, u64) {
+        let from = (self.outer as u64 & 0xfff) << Self::OUTER
+            | (self.count as u64 & 3) << Self::COUNT
+            | (self.is_outer_service as u64) << Self::OUTER_SERVICE
+            | (self.is_inner_service as u64) << Self::INNER_SERVICE;
+        (from, (self.inner as u64 & 0xfff) << Self::INNER)
+    }
+
+    /// From the two words.
+    #[inline(always)]
+    pub const fn from_words(from: u64, port: u64) -> Self {
+        Self {
+            count: (from >> Self::COUNT & 3) as usize,
+            outer: (from >> Self::OUTER & 0xfff) as u16,
+            inner: (port >> Self::INNER & 0xfff) as u16,
+            is_outer_service: from >> Self::OUTER_SERVICE & 1 != 0,
+            is_inner_service: from >> Self::INNER_SERVICE != 0,
+        }
+    }
 }
 
 /// How packets for a destination are encapsulated, 32 bytes.
@@ -580,12 +616,7 @@ impl DestinationRow {
     /// The tags of frames to it.
     #[inline(always)]
     pub fn tags(&self) -> Tags {
-        let from = self.from.load();
-        Tags {
-            count: (from >> 60 & 3) as usize,
-            outer: (from >> 48 & 0xfff) as u16,
-            inner: (self.port.load() >> 16 & 0xfff) as u16,
-        }
+        Tags::from_words(self.from.load(), self.port.load())
     }
 
     /// The service it belongs to.
@@ -737,6 +768,22 @@ mod tests {
         fn cursors_keep_their_parts(generation: u16, position: u16, current_weight: u32) {
             let cursor = Cursor { generation, position, current_weight };
             prop_assert_eq!(Cursor::from_word(cursor.word()), cursor);
+        }
+
+        #[test]
+        fn tags_keep_their_parts(
+            count in 0..=2usize, outer in 0..4096u16, inner in 0..4096u16, is_outer_service: bool,
+            is_inner_service: bool, mac in 0..1u64 << 48, port: u16, weight: u32
+        ) {
+            let tags = Tags { count, outer, inner, is_outer_service, is_inner_service };
+            let (from, bits) = tags.words();
+            prop_assert_eq!((from & Mac::MASK, bits & !Tags::PORT_BITS), (0, 0));
+            let row = DestinationRow {
+                from: Word::new(from | mac),
+                port: Word::new(bits | u64::from(port) | u64::from(weight) << 32),
+                ..DestinationRow::default()
+            };
+            prop_assert_eq!(row.tags(), tags);
         }
 
         #[test]

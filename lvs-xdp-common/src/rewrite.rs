@@ -51,17 +51,21 @@ fn retag<F: Resize + ?Sized>(frame: &mut F, wanted: Tags) -> Option<()> {
         -2 => frame.shrink(8)?,
         _ => {}
     }
-    let tag = |kind: EtherType, vlan: u16| -> [u8; 4] {
+    let tag = |is_service: bool, vlan: u16| -> [u8; 4] {
+        let kind = if is_service {
+            EtherType::SERVICE_VLAN
+        } else {
+            EtherType::VLAN
+        };
         let [a, b] = kind.0.to_be_bytes();
         let [c, d] = (priority | vlan).to_be_bytes();
         [a, b, c, d]
     };
-    if count == 1 {
-        frame.store(12, tag(EtherType::VLAN, wanted.outer))?;
+    if count >= 1 {
+        frame.store(12, tag(wanted.is_outer_service, wanted.outer))?;
     }
     if count == 2 {
-        frame.store(12, tag(EtherType::SERVICE_VLAN, wanted.outer))?;
-        frame.store(16, tag(EtherType::VLAN, wanted.inner))?;
+        frame.store(16, tag(wanted.is_inner_service, wanted.inner))?;
     }
     Some(())
 }

@@ -62,7 +62,7 @@ static TUNNELS: Array<TunnelRow, 2, SHARED> = Array::new();
 #[btf_map]
 static VIPS: HashMap<[u64; 2], u64, 64> = HashMap::new();
 #[btf_map]
-static PEERS: HashMap<u64, u64, 64> = HashMap::new();
+static PEERS: HashMap<u64, u64, 4096> = HashMap::new();
 #[btf_map]
 static FRAGMENTS: LruHashMap<FragmentKey, u64, 8192> = LruHashMap::new();
 // Not pinned with the others: these have nothing to keep.

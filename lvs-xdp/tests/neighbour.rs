@@ -59,7 +59,9 @@ fn ip(text: &str) -> IpAddr {
 fn mac_of(resolution: &Resolution) -> Option<Mac> {
     match resolution {
         Resolution::Ready { mac, .. } => Some(*mac),
-        Resolution::Resolving | Resolution::Unreachable | Resolution::NotOnLink(_) => None,
+        Resolution::Resolving | Resolution::Local | Resolution::Unreachable | Resolution::NotOnLink(_) => {
+            None
+        }
     }
 }
 
@@ -141,11 +143,17 @@ fn what_is_not_on_the_segment_is_named() {
             ("10.9.2.3", OffLink::NoRoute),
             ("172.16.0.1", OffLink::NoRoute),
             ("2001:db8:3::1", OffLink::NoRoute),
-            (DIRECTOR, OffLink::Local),
-            ("192.168.2.255", OffLink::Local),
+            ("192.168.2.255", OffLink::NotOneHost),
         ] {
             let resolution = neighbours.resolve(ip(address), PATIENCE).await;
             assert_eq!(resolution, Resolution::NotOnLink(reason), "{address}");
+        }
+        for own in [DIRECTOR, "127.0.0.1", "127.9.9.9", "::1"] {
+            assert_eq!(
+                neighbours.resolve(ip(own), PATIENCE).await,
+                Resolution::Local,
+                "{own}"
+            );
         }
         // A route that makes it on-link, and is taken away again.
         let server = ip("172.16.0.1");

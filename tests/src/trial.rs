@@ -213,10 +213,11 @@ impl Director {
 
     /// As [`Self::resolve`], by another interface.
     pub fn resolve_by(&mut self, server: Ipv4Addr, if_index: u32) {
-        let way = Way {
+        let way = Way::Neighbour {
             mac: mac_of(server),
             source_mac: DIRECTOR_MAC,
             if_index,
+            tags: None,
         };
         self.compiler.set_way(IpAddr::V4(server), Some(way));
     }

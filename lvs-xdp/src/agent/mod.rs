@@ -2,11 +2,12 @@
 //!
 //! One task owns everything and takes one thing at a time from a queue: requests, news of neighbours,
 //! the second's tick. [`state`] is what it owns; [`crate::api::server`] puts requests into the queue.
-//! [`slow_start`] is the rule by which servers rise to their weight. [`connections`] lists and removes
+//! [`nic`] says what the program cannot be attached to, and why. [`slow_start`] is the rule by which servers rise to their weight. [`connections`] lists and removes
 //! connection entries beside the task: their tables may change under whoever reads them.
 //! Forwarding needs none of it: an agent may be killed at any moment, and the next one goes on.
 
 pub(crate) mod connections;
+mod nic;
 mod slow_start;
 mod state;
 
@@ -38,7 +39,7 @@ use crate::{
     dataplane::{self, Dataplane, Mode, Options, Tables},
     journal::{Journal, Opened},
     model::Model,
-    neighbour::Neighbours,
+    neighbour::{Links, Neighbours},
 };
 
 /// How the program is attached to an interface.
@@ -156,10 +157,10 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     if config.log_packets {
         log_packets(&mut dataplane)?;
     }
-    attach(&mut dataplane, config)?;
-
     let (neighbours, mut news) = Neighbours::start().await?;
     let neighbours = Arc::new(neighbours);
+    attach(&mut dataplane, config, &neighbours.links())?;
+
     let mut state = State::new(
         dataplane,
         journal,
@@ -247,10 +248,19 @@ impl Drop for SocketFile<'_> {
 
 /// Attaches the program to every interface that was named. Where that fails and the program was on none,
 /// nothing of it is left.
-fn attach(dataplane: &mut Dataplane, config: &Config) -> anyhow::Result<()> {
+fn attach(dataplane: &mut Dataplane, config: &Config, links: &Links) -> anyhow::Result<()> {
     let was_attached = dataplane.attached().next().is_some();
     for name in &config.interfaces {
-        match dataplane.attach(name, config.xdp_mode.forced()) {
+        let attached = match nic::objection(links, name) {
+            // It runs there already: to say so is better than to end.
+            Some(objection) if dataplane.attached().any(|attached| attached.name == *name) => {
+                warn!("{objection}");
+                continue;
+            }
+            Some(objection) => Err(anyhow::anyhow!(objection)),
+            None => dataplane.attach(name, config.xdp_mode.forced()),
+        };
+        match attached {
             Ok(attached) => {
                 if let Some(reason) = &attached.reason {
                     warn!("{name}: attached in generic mode, which is slower: {reason}");

@@ -1,9 +1,11 @@
 //! What the agent owns: the desired state, the program's tables, and what is waiting to be carried over.
 
 mod drain;
+mod interfaces;
 mod report;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashSet},
     fmt,
     net::IpAddr,
@@ -18,10 +20,7 @@ use tracing::{error, info, warn};
 use super::{Config, Request, slow_start::SlowStart};
 use crate::{
     api::types::{ApiError, Change, ErrorCode, ServerSpec, ServiceKey},
-    dataplane::{
-        self, Dataplane,
-        compile::{Compiler, Way},
-    },
+    dataplane::{self, Dataplane, compile::Compiler},
     journal::Journal,
     model::Model,
     neighbour::{self, Event, Neighbours, Resolution},
@@ -46,17 +45,18 @@ enum Origin {
 
 /// Faults of what the agent does by itself, again and again: each is logged once, until it changes.
 #[derive(Default)]
-struct Faults(BTreeMap<&'static str, String>);
+struct Faults(BTreeMap<Cow<'static, str>, String>);
 
 impl Faults {
     /// Notes how something went, which is named as what did not happen.
-    fn note<T>(&mut self, what: &'static str, result: Result<T, impl fmt::Display>) {
+    fn note<T>(&mut self, what: impl Into<Cow<'static, str>>, result: Result<T, impl fmt::Display>) {
+        let what = what.into();
         let Err(error) = result else {
-            self.0.remove(what);
+            self.0.remove(&what);
             return;
         };
         let error = format!("{error:#}");
-        if self.0.get(what) != Some(&error) {
+        if self.0.get(&what) != Some(&error) {
             error!("{what}: {error}");
             self.0.insert(what, error);
         }
@@ -90,6 +90,10 @@ pub(crate) struct State {
     /// What was last heard of each server.
     usable: BTreeMap<IpAddr, bool>,
     connections: u64,
+    /// Names of the interfaces to attach to, as they are called now.
+    interfaces: BTreeSet<String>,
+    /// The way to a server has changed since [`State::follow_peers`].
+    are_peers_stale: bool,
 }
 
 impl State {
@@ -107,6 +111,7 @@ impl State {
             model,
             journal,
             neighbours,
+            interfaces: config.interfaces.iter().cloned().collect(),
             config,
             warnings,
             waiting: Vec::new(),
@@ -117,6 +122,7 @@ impl State {
             held_back: HashSet::new(),
             usable: BTreeMap::new(),
             connections: 0,
+            are_peers_stale: true,
         }
     }
 
@@ -130,6 +136,7 @@ impl State {
                 }
             }
         }
+        self.note_macs();
         for &address in &servers {
             self.neighbours.watch(address).await;
         }
@@ -205,6 +212,10 @@ impl State {
 
     /// Carries out every change that waits, in one step, unless the last one has not settled.
     pub(super) async fn carry_out(&mut self) {
+        if std::mem::take(&mut self.are_peers_stale) {
+            let peers = self.peers(&self.model);
+            self.follow_peers(&peers);
+        }
         if self.grace.is_some() || self.waiting.is_empty() && self.stale.is_empty() {
             return;
         }
@@ -366,31 +377,13 @@ impl State {
             ));
         }
         self.dataplane.set_timeouts(wanted.timeouts());
+        // Before the first packet could go round in circles.
+        let peers = self.peers(&wanted);
+        self.follow_peers(&peers);
         self.compiler.apply(plan);
         self.slow_start.adopt(risen);
         self.model = wanted;
         Ok(())
-    }
-
-    /// Brings what is known of the way to a server into the tables.
-    fn note_way(&mut self, address: IpAddr) {
-        if let Some(Resolution::Ready {
-            mac,
-            source_mac,
-            if_index,
-            ..
-        }) = self.neighbours.resolution(address)
-        {
-            let way = Way {
-                mac,
-                source_mac,
-                if_index,
-            };
-            if let Err(error) = self.dataplane.allow_redirect(if_index) {
-                warn!("{address}: {error:#}");
-            }
-            self.compiler.set_way(address, Some(way));
-        }
     }
 
     /// Watches the servers that there are, and no others.
@@ -424,23 +417,7 @@ impl State {
         match event {
             Event::Resolution { address, resolution } => self.hear_resolution(address, &resolution),
             Event::LocalAddresses(addresses) => self.compiler.set_local(addresses),
-            Event::Link { if_index, link } => {
-                let Some(link) = link else {
-                    if self.dataplane.detached(if_index) {
-                        warn!("interface {if_index} is gone: no packet comes from it any more");
-                    }
-                    return;
-                };
-                if !self.dataplane.is_attached(if_index) && self.config.interfaces.contains(&link.name) {
-                    match self.dataplane.attach(&link.name, self.config.xdp_mode.forced()) {
-                        Ok(attached) => info!("{} is back: attached in {} mode", link.name, attached.mode),
-                        Err(error) => error!("{} is back, but: {error:#}", link.name),
-                    }
-                }
-                if self.dataplane.is_attached(if_index) {
-                    self.dataplane.set_macs(if_index, link.mac.as_slice());
-                }
-            }
+            Event::Link { if_index, link } => self.hear_link(if_index, link),
         }
     }
 
@@ -461,6 +438,7 @@ impl State {
             Resolution::Ready { interface, .. } => {
                 info!("real server {address} answers on {interface}: it gets new connections");
             }
+            Resolution::Local => info!("real server {address} is this director: it gets new connections"),
             Resolution::NotOnLink(why) => {
                 warn!("real server {address} cannot work with direct routing: {why}");
             }
@@ -519,7 +497,7 @@ fn servers(model: &Model) -> BTreeSet<IpAddr> {
 /// Whether a server gets new connections. While it is asked for the first time it does, as with IPVS.
 fn is_usable(resolution: Option<&Resolution>, held_back: &HashSet<IpAddr>, address: IpAddr) -> bool {
     match resolution {
-        Some(Resolution::Ready { .. }) => true,
+        Some(Resolution::Ready { .. } | Resolution::Local) => true,
         Some(Resolution::Unreachable | Resolution::NotOnLink(_)) => false,
         Some(Resolution::Resolving) | None => !held_back.contains(&address),
     }

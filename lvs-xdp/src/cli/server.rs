@@ -206,6 +206,7 @@ fn draining(drain: Option<Drain>, now: u64) -> String {
 fn state(state: ServerState) -> &'static str {
     match state {
         ServerState::Ready => "ready",
+        ServerState::Local => "local",
         ServerState::Resolving => "resolving",
         ServerState::Unreachable => "unreachable",
         ServerState::NotOnLink => "not-on-link",

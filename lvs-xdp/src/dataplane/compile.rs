@@ -17,12 +17,13 @@ use std::{
 
 use lvs_xdp_common::{
     abi::{
-        Cursor, Kind, ListEntry, ListWord, RingWord, ServiceRow, control_flag, destination_flag, service_flag,
+        Cursor, Kind, ListEntry, ListWord, RingWord, ServiceRow, Tags, control_flag, destination_flag,
+        service_flag,
     },
     flow::FTP_PORT,
     hash,
     maps::Maps as _,
-    packet::{IpProto, Mac},
+    packet::IpProto,
     scheduler,
 };
 
@@ -31,8 +32,8 @@ use self::plan::{Planned, Setting};
 use super::{
     extents::{Extent, Extents},
     rows::{
-        address, count, enter_index, high, leave_index, length, list_extent, live, low, ring_extent,
-        server_key, service_key, store, store_way,
+        address, count, enter_index, high, leave_index, length, list_extent, live, ring_extent, server_key,
+        service_key, store, store_way, way,
     },
     tables::{Capacity, Tables},
 };
@@ -40,13 +41,20 @@ use crate::api::types::{Protocol, ServerKey, ServiceKey, Stats};
 
 /// The way to a real server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Way {
-    /// The real server's MAC address.
-    pub mac: [u8; 6],
-    /// The MAC address of the director's interface towards it.
-    pub source_mac: [u8; 6],
-    /// That interface.
-    pub if_index: u32,
+pub enum Way {
+    /// There is none to go: it is the director itself.
+    Local,
+    /// By frames on a segment of the director.
+    Neighbour {
+        /// The real server's MAC address.
+        mac: [u8; 6],
+        /// The MAC address of the director's interface towards it.
+        source_mac: [u8; 6],
+        /// That interface.
+        if_index: u32,
+        /// The tags that frames to it have; `None` where they keep those that they came with.
+        tags: Option<Tags>,
+    },
 }
 
 /// A service that the maps have.
@@ -168,18 +176,9 @@ impl Compiler {
             if towards & destination_flag::REMOVED != 0 || !listed.contains(&id) {
                 row.towards.store(towards | destination_flag::REMOVED);
                 self.removed.insert(id);
-            } else if towards & destination_flag::RESOLVED != 0 {
+            } else if let Some(way) = way(row) {
                 // What was known goes on until the neighbours are known anew.
-                let from = Mac(row.from.load() & Mac::MASK);
-                let if_index = low(row.place.load());
-                self.ways.insert(
-                    server.address,
-                    Way {
-                        mac: Mac(towards & Mac::MASK).octets(),
-                        source_mac: from.octets(),
-                        if_index,
-                    },
-                );
+                self.ways.insert(server.address, way);
             }
         }
     }
@@ -530,6 +529,11 @@ impl Compiler {
                 store_way(&self.tables.destinations[*id as usize], way);
             }
         }
+    }
+
+    /// What was noted last of the way to a real server.
+    pub fn way(&self, server: IpAddr) -> Option<Way> {
+        self.ways.get(&server).copied()
     }
 
     /// Notes which addresses the host holds: a packet that the program has no use for goes to the host

@@ -3,13 +3,14 @@
 //! [`Dataplane::open`] loads the program, adopting maps and links that an earlier agent has pinned,
 //! and [`Dataplane::attach`] puts it on an interface. From then on forwarding needs no agent.
 //! In reading order: [`tables`] (the maps in memory), `pins`, [`compile`] (from the desired state to
-//! [`rows`], in extents of `extents`), [`sweep`] (expiry, lists of connections), `migrate` (to tables of
+//! [`rows`], in extents of `extents`), `peers`, [`sweep`] (expiry, lists of connections), `migrate` (to tables of
 //! another size).
 
 pub mod compile;
 mod extents;
 mod migrate;
 mod object;
+mod peers;
 mod pins;
 pub mod rows;
 pub mod sweep;
@@ -45,7 +46,7 @@ use nix::net::if_::if_indextoname;
 use self::{
     compile::Compiler,
     migrate::Plan,
-    object::{OBJECT, director, is_busy, load, load_program, refused, why},
+    object::{OBJECT, director, is_busy, is_unlinked, load, load_program, refused, why},
     pins::{LinkPin, Pins, open_map},
 };
 pub use self::{
@@ -239,9 +240,17 @@ impl Dataplane {
             return Ok(());
         };
         let link = FdLink::from(PinnedLink::from_pin(&pin.path).context("cannot open a pinned link")?);
-        director(&mut self.ebpf)?
-            .attach_to_link(link.try_into()?)
-            .context("cannot put the new program in the place of the one that runs")?;
+        match director(&mut self.ebpf)?.attach_to_link(link.try_into()?) {
+            Ok(_) => {}
+            Err(error) if is_unlinked(&error) => {
+                // The interface is gone, and another one has its index.
+                let _ = std::fs::remove_file(&pin.path);
+                return Ok(());
+            }
+            Err(error) => {
+                return Err(error).context("cannot put the new program in the place of the one that runs");
+            }
+        }
         let name = interface.to_string_lossy().into_owned();
         self.attached.insert(
             pin.if_index,
@@ -348,14 +357,19 @@ impl Dataplane {
         self.attached.contains_key(&if_index)
     }
 
-    /// Forgets an interface that is gone; whether the program was attached to it.
-    pub fn detached(&mut self, if_index: u32) -> bool {
-        let Some(attached) = self.attached.remove(&if_index) else {
-            return false;
-        };
+    /// Forgets an interface that is gone, where the program was attached to it.
+    pub fn detached(&mut self, if_index: u32) -> Option<Attached> {
+        let attached = self.attached.remove(&if_index)?;
         // The link holds nothing any more, and another interface may get this index.
         let _ = std::fs::remove_file(self.pins.link(if_index, attached.mode));
-        true
+        Some(attached)
+    }
+
+    /// Notes the name that an interface has now; the one that it had, where that is another one and the program
+    /// is attached to it.
+    pub fn renamed(&mut self, if_index: u32, name: &str) -> Option<String> {
+        let attached = self.attached.get_mut(&if_index)?;
+        (attached.name != name).then(|| std::mem::replace(&mut attached.name, name.to_owned()))
     }
 
     /// The records that the program logs, to be read when they are ready.

@@ -110,12 +110,27 @@ pub(super) fn is_busy(error: &ProgramError) -> bool {
     matches!(error.io_error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST))
 }
 
+/// Whether an attachment's interface has gone.
+pub(super) fn is_unlinked(error: &ProgramError) -> bool {
+    let ProgramError::SyscallError(error) = error else {
+        return false;
+    };
+    error.io_error.raw_os_error() == Some(libc::ENOLINK)
+}
+
 pub(super) fn why(error: &ProgramError) -> String {
     match error {
         ProgramError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
             "the driver has no native XDP".to_owned()
         }
-        ProgramError::SyscallError(error) => error.io_error.to_string(),
+        ProgramError::SyscallError(error) => match error.io_error.raw_os_error() {
+            // What drivers say to a frame size that they cannot take; their words are in the kernel's log, at best.
+            Some(libc::EINVAL | libc::ERANGE) => format!(
+                "{}: the driver may have no native XDP for frames as large as its MTU; try a smaller one",
+                error.io_error
+            ),
+            _ => error.io_error.to_string(),
+        },
         other => chain(other),
     }
 }

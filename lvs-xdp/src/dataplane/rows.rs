@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use lvs_xdp_common::{
     abi::{
-        Control, DestinationRow, IndexBucket, Kind, ListEntry, ListWord, Options, RingWord, ServiceRow,
+        Control, DestinationRow, IndexBucket, Kind, ListEntry, ListWord, Options, RingWord, ServiceRow, Tags,
         destination_flag, index_buckets, index_word,
     },
     atomic::Word,
@@ -192,21 +192,46 @@ pub(super) fn store(words: &[Word], extent: Extent, values: &[u64]) {
 }
 
 pub(super) fn store_way(row: &DestinationRow, way: Option<Way>) {
-    let flags = row.towards.load() & !(Mac::MASK | destination_flag::RESOLVED);
-    let Some(Way {
-        mac,
-        source_mac,
-        if_index,
-    }) = way
-    else {
-        row.towards.store(flags);
-        return;
+    const WAY: u64 =
+        Mac::MASK | destination_flag::RESOLVED | destination_flag::LOCAL | destination_flag::VLAN;
+    let others = row.towards.load() & !(WAY | destination_flag::SPECIAL);
+    let towards = match way {
+        None => 0,
+        Some(Way::Local) => destination_flag::LOCAL,
+        Some(Way::Neighbour {
+            mac,
+            source_mac,
+            if_index,
+            tags,
+        }) => {
+            let (from, port) = tags.unwrap_or_default().words();
+            row.from.store(Mac::from_octets(source_mac).0 | from);
+            row.port.store(row.port.load() & !Tags::PORT_BITS | port);
+            row.place
+                .store(row.place.load() & !0xffff_ffff | u64::from(if_index));
+            let is_tagged = tags.map_or(0, |_| destination_flag::VLAN);
+            destination_flag::RESOLVED | is_tagged | Mac::from_octets(mac).0
+        }
     };
-    row.from.store(Mac::from_octets(source_mac).0);
-    row.place
-        .store(row.place.load() & !0xffff_ffff | u64::from(if_index));
+    let flags = others | towards;
+    let is_special =
+        flags & (destination_flag::LOCAL | destination_flag::TUNNEL | destination_flag::VLAN) != 0;
     row.towards
-        .store(flags | destination_flag::RESOLVED | Mac::from_octets(mac).0);
+        .store(flags | if is_special { destination_flag::SPECIAL } else { 0 });
+}
+
+/// The way that a destination's row says.
+pub(super) fn way(row: &DestinationRow) -> Option<Way> {
+    let towards = row.towards.load();
+    if towards & destination_flag::LOCAL != 0 {
+        return Some(Way::Local);
+    }
+    (towards & destination_flag::RESOLVED != 0).then(|| Way::Neighbour {
+        mac: Mac(towards & Mac::MASK).octets(),
+        source_mac: Mac(row.from.load() & Mac::MASK).octets(),
+        if_index: low(row.place.load()),
+        tags: (towards & destination_flag::VLAN != 0).then(|| row.tags()),
+    })
 }
 
 /// An address as the maps have it.
@@ -284,6 +309,55 @@ mod tests {
         frame[36..38].copy_from_slice(&port.to_be_bytes());
         frame[46..48].copy_from_slice(&[0x50, 0x10]);
         director::decide(&frame[..], maps, 1).reason == Reason::NoConnection
+    }
+
+    #[test]
+    fn a_way_is_read_as_it_was_written_and_leaves_the_rest() {
+        let row = DestinationRow::default();
+        row.towards
+            .store(destination_flag::USED | destination_flag::DRAINING);
+        row.port.store(7 << 32 | 80);
+        row.place.store(5 << 32);
+        let neighbour = |tags| Way::Neighbour {
+            mac: [2, 1, 2, 3, 4, 5],
+            source_mac: [2, 5, 4, 3, 2, 1],
+            if_index: 9,
+            tags,
+        };
+        let tags = Tags {
+            count: 2,
+            outer: 10,
+            inner: 20,
+            is_outer_service: true,
+            is_inner_service: false,
+        };
+        for (expected, is_special) in [
+            (Some(neighbour(None)), false),
+            (Some(neighbour(Some(Tags::default()))), true),
+            (Some(neighbour(Some(tags))), true),
+            (Some(Way::Local), true),
+            (Some(neighbour(None)), false),
+            (None, false),
+        ] {
+            store_way(&row, expected);
+            assert_eq!(way(&row), expected);
+            let flags = row.towards.load();
+            assert_eq!(flags & destination_flag::SPECIAL != 0, is_special, "{expected:?}");
+            assert_ne!(flags & destination_flag::USED, 0);
+            assert_ne!(flags & destination_flag::DRAINING, 0);
+            assert_eq!(
+                (port(row.port.load()), high(row.port.load()), row.service()),
+                (80, 7, 5)
+            );
+        }
+        row.towards
+            .store(destination_flag::USED | destination_flag::TUNNEL);
+        store_way(&row, Some(neighbour(None)));
+        assert_ne!(
+            row.towards.load() & destination_flag::SPECIAL,
+            0,
+            "a tunnel is special by itself"
+        );
     }
 
     #[test]

@@ -10,7 +10,9 @@ use super::{
     args::{ListRequest, View},
     order, values,
 };
-use crate::api::types::{Connection, Persistence, Protocol, Server, ServerSpec, Service, ServiceSpec, Stats};
+use crate::api::types::{
+    Connection, Persistence, Protocol, Server, ServerSpec, ServerState, Service, ServiceSpec, Stats,
+};
 
 /// The first line of a full list: the version of IPVS that is spoken, and the number of its hash rows,
 /// which is the kernel's default here: scripts know the line, and this program has no such rows.
@@ -125,8 +127,16 @@ fn scheduling(spec: &ServiceSpec) -> String {
     text
 }
 
-/// What stands behind a real server's name. Every one is reached by direct routing, which is `Route` here
-/// and has no tunnel.
+/// How packets get to a real server: by direct routing, unless it is the director itself.
+fn forward(server: &Server) -> &'static str {
+    if server.state == ServerState::Local {
+        "Local"
+    } else {
+        "Route"
+    }
+}
+
+/// What stands behind a real server's name. None has a tunnel.
 fn columns(server: &Server, view: View, exact: bool) -> String {
     let (active, inactive, persistent) = (server.active, server.inactive, server.persistent);
     let ServerSpec {
@@ -138,8 +148,8 @@ fn columns(server: &Server, view: View, exact: bool) -> String {
     let connections = format!("{active:<10} {inactive:<10}");
     match view {
         View::Stats => counters(server.stats, exact),
-        View::Weights => format!(" {:<7} {weight:<6} {connections}", "Route"),
-        View::TunnelInfo => format!(" {:<7} {:<13} {weight:<6} {connections}", "Route", "n/a"),
+        View::Weights => format!(" {:<7} {weight:<6} {connections}", forward(server)),
+        View::TunnelInfo => format!(" {:<7} {:<13} {weight:<6} {connections}", forward(server), "n/a"),
         View::Thresholds => format!(" {upper:<10} {lower:<10} {connections}"),
         View::PersistentConnections => format!(" {weight:<9} {persistent:<11} {connections}"),
     }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -283,7 +284,9 @@ impl Actor {
                         view.resolutions.insert(*address, resolution.clone());
                     }
                     Event::LocalAddresses(addresses) => view.local.clone_from(addresses),
-                    Event::Link { .. } => {}
+                    Event::Link { if_index, link } => {
+                        Arc::make_mut(&mut view.links).set(*if_index, link.clone());
+                    }
                 }
             }
         });

@@ -10,7 +10,10 @@ use rtnetlink::{
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressMessage},
-        link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
+        link::{
+            InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+            VlanProtocol,
+        },
         neighbour::{
             NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
             NeighbourState,
@@ -22,7 +25,7 @@ use rtnetlink::{
 use tokio::task::JoinSet;
 
 use super::{
-    Link, Mac, OffLink,
+    Link, LinkKind, Mac, OffLink,
     table::{Entry, EntryState, News, Route},
 };
 
@@ -301,10 +304,19 @@ fn link(message: &LinkMessage, exists: bool) -> Option<News> {
     }
     let mut name = None;
     let mut mac = None;
+    let mut kind = LinkKind::Plain;
+    let mut lower = None;
+    let mut master = None;
+    let mut is_elsewhere = false;
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(value) => name = Some(value.clone()),
             LinkAttribute::Address(value) => mac = to_mac(value),
+            LinkAttribute::LinkInfo(info) => kind = link_kind(info),
+            LinkAttribute::Link(index) => lower = Some(*index),
+            // That index counts the interfaces of another network namespace.
+            LinkAttribute::LinkNetNsId(_) => is_elsewhere = true,
+            LinkAttribute::Controller(index) => master = Some(*index),
             _ => {}
         }
     }
@@ -317,8 +329,40 @@ fn link(message: &LinkMessage, exists: bool) -> Option<News> {
             name: name?,
             mac,
             running,
+            kind,
+            // Of other kinds it is something else: a veth's is the cable's other end.
+            lower: lower
+                .filter(|_| !is_elsewhere && matches!(kind, LinkKind::Vlan { .. } | LinkKind::Macvlan)),
+            master: master.filter(|index| *index != 0),
         }),
     })
+}
+
+fn link_kind(info: &[LinkInfo]) -> LinkKind {
+    let kind = info.iter().find_map(|part| match part {
+        LinkInfo::Kind(kind) => Some(kind),
+        _ => None,
+    });
+    match kind {
+        Some(InfoKind::Vlan) => {}
+        Some(InfoKind::MacVlan | InfoKind::MacVtap) => return LinkKind::Macvlan,
+        Some(InfoKind::Bond | InfoKind::Team) => return LinkKind::Bond,
+        _ => return LinkKind::Plain,
+    }
+    let parts = info.iter().filter_map(|part| match part {
+        LinkInfo::Data(InfoData::Vlan(parts)) => Some(parts),
+        _ => None,
+    });
+    let mut vlan = None;
+    let mut is_service = false;
+    for part in parts.flatten() {
+        match part {
+            InfoVlan::Id(number) => vlan = Some(*number),
+            InfoVlan::Protocol(protocol) => is_service = *protocol == VlanProtocol::Ieee8021Ad,
+            _ => {}
+        }
+    }
+    vlan.map_or(LinkKind::Plain, |id| LinkKind::Vlan { id, is_service })
 }
 
 fn local_address(message: &AddressMessage, present: bool) -> Option<News> {
@@ -411,8 +455,9 @@ fn entry(message: &NeighbourMessage) -> Entry {
 fn route(message: &RouteMessage) -> Route {
     match message.header.kind {
         RouteType::Unicast => {}
-        RouteType::Local | RouteType::Broadcast | RouteType::Multicast | RouteType::Anycast => {
-            return Route::OffLink(OffLink::Local);
+        RouteType::Local => return Route::Local,
+        RouteType::Broadcast | RouteType::Multicast | RouteType::Anycast => {
+            return Route::OffLink(OffLink::NotOneHost);
         }
         _ => return Route::OffLink(OffLink::NoRoute),
     }

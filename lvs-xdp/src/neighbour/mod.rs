@@ -35,12 +35,14 @@
 //!
 //! # Files
 //!
-//! `table` is what is known and what follows from it, without a clock or a socket of its own;
+//! `table` is what is known and what follows from it, without a clock or a socket of its own; `links` how
+//! interfaces are stacked;
 //! `schedule` when an address is asked for next; `kernel` speaks netlink; `probe` sends and
 //! receives ARP and neighbour discovery; `actor` joins them.
 
 mod actor;
 mod kernel;
+mod links;
 mod probe;
 mod schedule;
 mod table;
@@ -49,6 +51,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -56,6 +59,8 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
 };
+
+pub use self::links::{Exit, Link, LinkKind, Links, Tag};
 
 /// A MAC address.
 pub type Mac = [u8; 6];
@@ -76,6 +81,8 @@ pub enum Resolution {
         /// The name of the director's interface.
         interface: String,
     },
+    /// It is this host.
+    Local,
     /// Nobody on its segment answers for it. It is still being asked for.
     Unreachable,
     /// It cannot be reached by a MAC address of its own.
@@ -89,8 +96,8 @@ pub enum OffLink {
     Gateway(Option<IpAddr>),
     /// There is no route to it.
     NoRoute,
-    /// It is an address of this host, or a broadcast or multicast address.
-    Local,
+    /// It is a broadcast, multicast or anycast address.
+    NotOneHost,
     /// Its route leads to an interface that has no MAC addresses, such as a tunnel.
     NotEthernet,
 }
@@ -110,21 +117,10 @@ impl fmt::Display for OffLink {
             Self::Gateway(Some(gateway)) => write!(f, "it is behind the router {gateway}"),
             Self::Gateway(None) => f.write_str("it is behind a router"),
             Self::NoRoute => f.write_str("there is no route to it"),
-            Self::Local => f.write_str("it is an address of this host, or no address of a single host"),
+            Self::NotOneHost => f.write_str("it is no address of a single host"),
             Self::NotEthernet => f.write_str("its route leads to an interface without MAC addresses"),
         }
     }
-}
-
-/// An interface of this host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Link {
-    /// Its name.
-    pub name: String,
-    /// Its MAC address; `None` where it has none (a tunnel).
-    pub mac: Option<Mac>,
-    /// Whether it is set up (`ip link set up`) and has a carrier.
-    pub running: bool,
 }
 
 /// Something changed.
@@ -154,6 +150,7 @@ pub enum Event {
 struct View {
     resolutions: BTreeMap<IpAddr, Resolution>,
     local: BTreeSet<IpAddr>,
+    links: Arc<Links>,
 }
 
 /// What a [`Neighbours`] asks of its task; `done` is told once the view has the effect of it.
@@ -240,6 +237,11 @@ impl Neighbours {
     /// Whether an interface of this host holds this address.
     pub fn is_local(&self, address: IpAddr) -> bool {
         self.view.borrow().local.contains(&address)
+    }
+
+    /// The interfaces of this host, as of now.
+    pub fn links(&self) -> Arc<Links> {
+        Arc::clone(&self.view.borrow().links)
     }
 
     async fn command(&self, command: impl FnOnce(oneshot::Sender<()>) -> Command) {

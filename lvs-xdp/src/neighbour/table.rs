@@ -53,6 +53,8 @@ impl Entry {
 pub(super) enum Route {
     /// On the segment behind this interface; `source` is the address the host would send from.
     OnLink { if_index: u32, source: Option<IpAddr> },
+    /// It is an address of this host.
+    Local,
     /// Not by a MAC address of its own.
     OffLink(OffLink),
 }
@@ -162,7 +164,7 @@ impl Table {
     pub(super) fn on_link(&self, address: IpAddr) -> Option<u32> {
         match self.watched.get(&address)?.route? {
             Route::OnLink { if_index, .. } => Some(if_index),
-            Route::OffLink(_) => None,
+            Route::Local | Route::OffLink(_) => None,
         }
     }
 
@@ -178,14 +180,14 @@ impl Table {
             Route::OnLink { if_index, .. } if self.links.get(&if_index).is_some_and(|l| l.mac.is_none()) => {
                 Route::OffLink(OffLink::NotEthernet)
             }
-            Route::OnLink { .. } | Route::OffLink(_) => route,
+            Route::OnLink { .. } | Route::Local | Route::OffLink(_) => route,
         };
         let Some(watched) = self.watched.get_mut(&address) else {
             return;
         };
         let interface = |route| match route {
             Some(Route::OnLink { if_index, .. }) => Some(if_index),
-            Some(Route::OffLink(_)) | None => None,
+            Some(Route::Local | Route::OffLink(_)) | None => None,
         };
         if interface(watched.route) != interface(Some(route)) {
             // Another segment: what was known of the old one says nothing about it.
@@ -410,6 +412,7 @@ impl Table {
         };
         let resolution = match watched.route {
             None => unresolved,
+            Some(Route::Local) => Resolution::Local,
             Some(Route::OffLink(reason)) => Resolution::NotOnLink(reason),
             Some(Route::OnLink { if_index, .. }) => {
                 let mac = watched.entry.and_then(|entry| entry.usable_mac());
@@ -433,7 +436,7 @@ impl Table {
                 watched.schedule.known(watched.probed != Some(mac), address, now);
                 watched.probed = Some(mac);
             }
-            Resolution::Ready { .. } | Resolution::NotOnLink(_) => {
+            Resolution::Ready { .. } | Resolution::Local | Resolution::NotOnLink(_) => {
                 watched.schedule.idle();
                 watched.probed = None;
             }

@@ -46,6 +46,7 @@ impl State {
                 Some(dataplane::mac_text(mac)),
                 Some(interface),
             ),
+            Some(Resolution::Local) => (ServerState::Local, None, None),
             Some(Resolution::Unreachable) => (ServerState::Unreachable, None, None),
             Some(Resolution::NotOnLink(_)) => (ServerState::NotOnLink, None, None),
             Some(Resolution::Resolving) | None => (ServerState::Resolving, None, None),
@@ -79,7 +80,7 @@ impl State {
                     neighbour::protocol(address)
                 ),
                 Resolution::NotOnLink(why) => format!("direct routing cannot reach it: {why}"),
-                Resolution::Resolving | Resolution::Ready { .. } => return None,
+                Resolution::Resolving | Resolution::Local | Resolution::Ready { .. } => return None,
             };
             Some(format!("real server {address}: {why}"))
         });

@@ -24,6 +24,8 @@ pub struct Stats {
 pub enum ServerState {
     /// Its MAC address is known.
     Ready,
+    /// It is the director itself: its packets are passed to the host.
+    Local,
     /// Its MAC address is being asked for.
     Resolving,
     /// Nobody answers for its address: it gets no new connections.

@@ -132,15 +132,11 @@ fn a_route_is_on_link_without_a_gateway_only() {
             Route::OffLink(OffLink::Gateway(Some(std::net::Ipv6Addr::LOCALHOST.into()))),
         ),
         (RouteType::Unicast, vec![], Route::OffLink(OffLink::NoRoute)),
-        (
-            RouteType::Local,
-            vec![oif.clone()],
-            Route::OffLink(OffLink::Local),
-        ),
+        (RouteType::Local, vec![oif.clone()], Route::Local),
         (
             RouteType::Broadcast,
             vec![oif.clone()],
-            Route::OffLink(OffLink::Local),
+            Route::OffLink(OffLink::NotOneHost),
         ),
         (
             RouteType::Unreachable,
@@ -220,6 +216,7 @@ fn only_an_ethernet_interface_has_a_mac_address() {
             name: "eth0".into(),
             mac,
             running: true,
+            ..Link::default()
         });
         assert_eq!(
             news(&RouteNetlinkMessage::NewLink(message.clone())),
@@ -233,4 +230,76 @@ fn only_an_ethernet_interface_has_a_mac_address() {
             link: None
         })
     );
+}
+
+/// What an interface of this kind is, which the kernel says is linked to interface 2.
+fn stacked(info: Vec<LinkInfo>, more: Vec<LinkAttribute>) -> Link {
+    let mut message = LinkMessage::default();
+    message.header.index = 7;
+    message.header.link_layer_type = LinkLayerType::Ether;
+    message.attributes = vec![
+        LinkAttribute::IfName("upper".into()),
+        LinkAttribute::Address(MAC.to_vec()),
+        LinkAttribute::Link(2),
+        LinkAttribute::LinkInfo(info),
+    ];
+    message.attributes.extend(more);
+    match news(&RouteNetlinkMessage::NewLink(message)) {
+        Some(News::Link { link: Some(link), .. }) => link,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn vlans_and_macvlans_say_what_they_are_upon() {
+    let vlan = |parts| {
+        vec![
+            LinkInfo::Kind(InfoKind::Vlan),
+            LinkInfo::Data(InfoData::Vlan(parts)),
+        ]
+    };
+    let customer = vlan(vec![
+        InfoVlan::Protocol(VlanProtocol::Ieee8021Q),
+        InfoVlan::Id(20),
+    ]);
+    let service = vlan(vec![
+        InfoVlan::Id(4094),
+        InfoVlan::Protocol(VlanProtocol::Ieee8021Ad),
+    ]);
+    for (info, kind) in [
+        (
+            customer.clone(),
+            LinkKind::Vlan {
+                id: 20,
+                is_service: false,
+            },
+        ),
+        (
+            service,
+            LinkKind::Vlan {
+                id: 4094,
+                is_service: true,
+            },
+        ),
+        (vec![LinkInfo::Kind(InfoKind::MacVlan)], LinkKind::Macvlan),
+        (vec![LinkInfo::Kind(InfoKind::MacVtap)], LinkKind::Macvlan),
+    ] {
+        let link = stacked(info, vec![]);
+        assert_eq!((link.kind, link.lower), (kind, Some(2)));
+    }
+    let elsewhere = stacked(customer, vec![LinkAttribute::LinkNetNsId(0)]);
+    assert_eq!(elsewhere.lower, None);
+    // The other end of a veth is not below it.
+    let veth = stacked(vec![LinkInfo::Kind(InfoKind::Veth)], vec![]);
+    assert_eq!((veth.kind, veth.lower), (LinkKind::Plain, None));
+}
+
+#[test]
+fn a_part_of_a_bond_says_so() {
+    let part = stacked(vec![], vec![LinkAttribute::Controller(9)]);
+    assert_eq!(part.master, Some(9));
+    assert_eq!(stacked(vec![], vec![LinkAttribute::Controller(0)]).master, None);
+    for kind in [InfoKind::Bond, InfoKind::Team] {
+        assert_eq!(stacked(vec![LinkInfo::Kind(kind)], vec![]).kind, LinkKind::Bond);
+    }
 }

@@ -18,6 +18,7 @@ fn link(mac: Option<Mac>) -> News {
             name: "eth0".into(),
             mac,
             running: true,
+            ..Link::default()
         }),
     }
 }
@@ -340,6 +341,7 @@ fn what_is_read_anew_replaces_what_was_known() {
                 name: "gone".into(),
                 mac: None,
                 running: true,
+                ..Link::default()
             }),
         },
         now,
