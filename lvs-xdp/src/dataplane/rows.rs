@@ -307,6 +307,8 @@ mod tests {
         frame[23] = 6;
         frame[30..34].copy_from_slice(&VIP.to_be_bytes());
         frame[36..38].copy_from_slice(&port.to_be_bytes());
+        frame[26..30].copy_from_slice(&[10, 0, 0, 1]);
+        frame[35] = 1;
         frame[46..48].copy_from_slice(&[0x50, 0x10]);
         director::decide(&frame[..], maps, 1).reason == Reason::NoConnection
     }
