@@ -1,5 +1,6 @@
 //! The director forwards: real clients, real servers, and the frames between them.
 
+mod errors;
 mod redirect;
 mod reference;
 mod scheduling;
