@@ -59,7 +59,7 @@ pub mod name {
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// [`super::MarkRow`] by prefix of the destination address.
     pub const MARK_PREFIXES: &str = "MARK_PREFIXES";
-    /// Rules of firewall marks, in extents.
+    /// Rules of firewall marks, prefix by prefix: a configuration in each half.
     pub const MARK_RULES: &str = "MARK_RULES";
     /// MAC addresses, as a word each, of other directors that send packets to this one's local server.
     pub const PEERS: &str = "PEERS";
@@ -106,6 +106,9 @@ pub mod control_flag {
     pub const ANNOUNCE: u64 = 16;
     /// The director serves a virtual address itself: what another director sends it is not balanced again.
     pub const PEERS: u64 = 32;
+    /// Rules that gave packets marks were removed: what no service takes may be of a connection that such a rule
+    /// has led to its service, and is looked for in the connection table.
+    pub const UNMARKED: u64 = 64;
 }
 
 /// Flags of a virtual address in [`name::VIPS`].
@@ -118,17 +121,23 @@ pub mod vip_flag {
     pub const ANNOUNCED: u64 = 4;
 }
 
-/// Which rules of firewall marks hold for packets to a prefix: for each of the two configurations the first
-/// word of an extent in [`name::MARK_RULES`] in the upper half, in the lower one the number of rules.
+/// Which rules of firewall marks hold for packets to a prefix and to no longer one: a
+/// [`MarkList`](crate::marks::MarkList) for each of the two configurations. The key in [`name::MARK_PREFIXES`] is
+/// the prefix's length and its 16 octets, IPv4 mapped.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MarkRow(pub [u64; 2]);
 
-/// One rule of firewall marks, two words: bits 0..16 the lowest destination port, 16..32 the highest, 32..40 the
-/// protocol (0: any); and the mark.
+/// Words of a rule of firewall marks: a [`MarkMatch`](crate::marks::MarkMatch), and the mark.
 pub const MARK_RULE_WORDS: u32 = 2;
 /// The most rules that hold for one prefix.
 pub const MARK_RULES_MAX: u32 = 64;
+/// Prefixes that rules of marks can name in one configuration.
+pub const MARK_PREFIXES_MAX: u32 = 4096;
+/// Rules of one configuration, over all prefixes.
+pub const MARK_RULES_ROOM: u32 = 16384;
+/// Words of [`name::MARK_RULES`]: the one half is what is live, the other one what comes next.
+pub const MARK_RULES_WORDS: u32 = 2 * MARK_RULES_ROOM * MARK_RULE_WORDS;
 
 impl Control {
     /// The same value, of which the kernel's verifier knows nothing any more.

@@ -86,7 +86,7 @@ fn judge<F: Frame + ?Sized, M: Maps>(
     is_first_fragment: bool,
 ) -> Decision {
     let id = find_service(maps, packet);
-    if id == 0 {
+    if id == 0 && !is_unmarked(maps) {
         return Decision::stays(Reason::NotForUs);
     }
     if is_others(frame, maps, ingress) {
@@ -156,24 +156,41 @@ fn is_others<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -> b
     !row.takes(ingress, mac)
 }
 
-/// The id of a packet's service, 0 where there is none: the one of its address and port, else an FTP service
-/// for what may be FTP's data connection, else the one for all ports (`ip_vs_service_find`). One that was
-/// deleted is found where there is no other, for the entries that name its destinations.
+/// Whether what no service takes may be of a connection that has one: a rule gave it its mark, and is gone. As in
+/// IPVS, which looks for the connection first, it goes on; [`begin`] starts no other one.
 #[inline(always)]
-pub(crate) fn find_service<M: Maps>(maps: &M, packet: &Packet) -> u32 {
-    let identity = ServiceRow::identity(packet.destination_port, packet.protocol);
-    let own = look_up(maps, packet.destination, identity);
-    if own.is_live() {
-        return own.id();
-    }
+pub(crate) fn is_unmarked<M: Maps>(maps: &M) -> bool {
+    maps.control().flags.load() & control_flag::UNMARKED != 0
+}
+
+/// The id of a packet's service, 0 where there is none: the one of its mark, else of its address and port, else an
+/// FTP service for what may be FTP's data connection, else the one for all ports (`ip_vs_service_find`). One that
+/// was deleted is found where there is no other, for the entries that name its destinations.
+#[inline(always)]
+fn find_service<M: Maps>(maps: &M, packet: &Packet) -> u32 {
     let flags = maps.control().flags.load();
-    if flags & (control_flag::FTP | control_flag::ALL_PORTS) == 0 {
-        return own.id();
+    if flags & control_flag::MARKS == 0 {
+        let identity = ServiceRow::identity(packet.destination_port, packet.protocol);
+        let own = look_up(maps, packet.destination, identity);
+        if own.is_live() || flags & (control_flag::FTP | control_flag::ALL_PORTS) == 0 {
+            return own.id();
+        }
     }
-    let high = packet.destination.high();
-    let low = packet.destination.low();
-    let other = Found(maps.other_service(high, low, identity));
-    if other.is_live() { other.id() } else { own.id() }
+    search_service(maps, packet)
+}
+
+/// The same without the short way, for those who have no room for it on their stack.
+#[inline(always)]
+pub(crate) fn search_service<M: Maps>(maps: &M, packet: &Packet) -> u32 {
+    let identity = ServiceRow::identity(packet.destination_port, packet.protocol);
+    let (high, low) = (packet.destination.high(), packet.destination.low());
+    let has_marks = maps.control().flags.load() & control_flag::MARKS != 0;
+    let mark = if has_marks {
+        maps.mark_of(high, low, identity)
+    } else {
+        0
+    };
+    Found(maps.other_service(high, low, identity, mark)).id()
 }
 
 /// What the service index says: bits 0..32 the service's id, 0 where there is none, bit 32 whether it is live.
@@ -195,35 +212,42 @@ impl Found {
     }
 }
 
-/// The service that takes a packet of this address and identity although it is not its own, packed as
-/// [`Found`]: an FTP service, one for all ports.
+/// The service that takes a packet of this address and identity, packed as [`Found`]: that of its mark (0: it has
+/// none), its own, an FTP service, one for all ports; the first of these that is live, else one that was deleted.
 #[inline(always)]
-pub fn other_service<M: Maps>(maps: &M, high: u64, low: u64, identity: u64) -> u64 {
+pub fn other_service<M: Maps>(maps: &M, high: u64, low: u64, identity: u64, mark: u32) -> u64 {
     const PORT: u64 = 0xffff;
     let flags = maps.control().flags.load();
-    let address = Address::from_halves(high, low);
+    let own = Address::from_halves(high, low);
     let port = (identity & PORT) as u16;
-    let may_be_ftp = port == FTP_DATA_PORT || port >= UNPRIVILEGED;
     let is_tcp = identity & !PORT == ServiceRow::identity(0, IpProto::TCP);
-    let mut wanted = if flags & control_flag::FTP != 0 && is_tcp && may_be_ftp {
-        FTP_PORT
-    } else {
-        0
-    };
-    let mut rounds = 0;
+    let may_be_ftp = is_tcp && (port == FTP_DATA_PORT || port >= UNPRIVILEGED);
+    let mut deleted = 0;
+    let mut round = 0;
     // One after the other in a loop, so that the verifier has one look-up to follow.
-    while rounds < 2 {
-        let found = look_up(maps, address, identity & !PORT | u64::from(wanted));
+    while round < 4 {
+        let (is_wanted, address, identity) = match round {
+            0 => (mark != 0, ServiceRow::mark(mark, own.is_ipv4()), 0),
+            1 => (true, own, identity),
+            2 => (
+                flags & control_flag::FTP != 0 && may_be_ftp,
+                own,
+                identity & !PORT | u64::from(FTP_PORT),
+            ),
+            _ => (flags & control_flag::ALL_PORTS != 0, own, identity & !PORT),
+        };
+        round += 1;
+        if !is_wanted {
+            continue;
+        }
+        let found = look_up(maps, address, identity);
         if found.is_live() {
             return found.0;
         }
-        if wanted == 0 {
-            break;
-        }
-        wanted = 0;
-        rounds += 1;
+        // Which one it is matters little: entries are found by the flow, whichever service they came by.
+        deleted |= if deleted == 0 { found.0 } else { 0 };
     }
-    Found::NONE.0
+    deleted
 }
 
 /// Looks in the service index: one cache line, and the service's own.
@@ -362,7 +386,7 @@ pub fn begin<M: Maps>(maps: &M, new: &New, signal: u32) -> u64 {
         };
         return Begun::pack(reason, 0);
     }
-    let is_own_port = row.identity.load() & 0xffff == u64::from(flow.port());
+    let is_own_port = row.is_mark() || row.identity.load() & 0xffff == u64::from(flow.port());
     if !options.is_persistent() {
         if !is_own_port {
             // An FTP service without persistence has its own port only.
@@ -375,12 +399,14 @@ pub fn begin<M: Maps>(maps: &M, new: &New, signal: u32) -> u64 {
         let chosen = Followed::chosen(destination);
         return enter(maps, new, signal, options, list.kind(), chosen);
     }
-    let port = if is_own_port && flow.port() != FTP_PORT {
-        flow.port()
+    let template = if row.is_mark() {
+        flow.template_of_mark(row.address[1].load(), options.mask())
+    } else if is_own_port && flow.port() != FTP_PORT {
+        flow.template(flow.port(), options.mask())
     } else {
-        0
+        flow.template(0, options.mask())
     };
-    let followed = persist(maps, new, port, list, ring, options);
+    let followed = persist(maps, new, template, list, ring, options);
     if !followed.is_somewhere() {
         return Begun::pack(followed.reason(), 0);
     }
@@ -404,17 +430,16 @@ fn never_starts(flow: &Flow, signal: Signal) -> Option<Reason> {
     }
 }
 
-/// Where a client's template says, or the scheduler, whose choice becomes the template's.
+/// Where a client's template, `flow`, says, or the scheduler, whose choice becomes the template's.
 #[inline(always)]
 fn persist<M: Maps>(
     maps: &M,
     new: &New,
-    port: u16,
+    flow: Flow,
     list: ListWord,
     ring: RingWord,
     options: Options,
 ) -> Followed {
-    let flow = new.flow.template(port, options.mask());
     let template = New {
         hash: hash::flow(maps.control().key(), &flow),
         flow,
@@ -461,7 +486,8 @@ fn enter<M: Maps>(
     followed: Followed,
 ) -> u64 {
     let destination = followed.destination();
-    if options.has(Options::ONE_PACKET) {
+    // A mark's service may have other protocols beside UDP.
+    if options.has(Options::ONE_PACKET) && new.flow.protocol() == IpProto::UDP {
         return Begun::pack(Reason::OnePacket, destination);
     }
     let control = if followed.is_template() {

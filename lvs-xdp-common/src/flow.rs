@@ -52,6 +52,22 @@ impl Flow {
         }
     }
 
+    /// The template that controls this flow where its service is a mark's: one for every address, port and protocol
+    /// that has the mark. As in IPVS it is of protocol 0, and stands under the mark in place of an address.
+    #[inline(always)]
+    pub const fn template_of_mark(&self, mark: u64, mask: u32) -> Self {
+        Self {
+            client: masked(self.client, mask),
+            address: if self.client.is_ipv4() {
+                Address::from_ipv4(mark as u32)
+            } else {
+                Address::from_halves(mark << 32, 0)
+            },
+            ports: TEMPLATE,
+            service: self.service,
+        }
+    }
+
     /// Whether it is a template's.
     #[inline(always)]
     pub const fn is_template(&self) -> bool {

@@ -38,6 +38,7 @@ pub mod flow;
 pub mod frame;
 pub mod hash;
 pub mod maps;
+pub mod marks;
 pub mod packet;
 pub mod parse;
 pub mod reason;

@@ -8,6 +8,7 @@ use crate::{
     atomic::Word,
     director,
     flow::Flow,
+    marks,
     packet::{Address, Mac},
     scheduler,
     table::{self, New},
@@ -42,6 +43,16 @@ pub trait Maps {
     fn interface(&self, index: u32) -> Option<&InterfaceRow>;
     /// How packets for a destination are encapsulated.
     fn tunnel(&self, id: u32) -> Option<&TunnelRow>;
+    /// The live [`marks::MarkList`] of the longest prefix around an address, 0 where there is none.
+    fn mark_list(&self, high: u64, low: u64) -> u64 {
+        let _ = (high, low);
+        0
+    }
+    /// A word of the rules of marks.
+    fn mark_rule(&self, index: u32) -> Option<&Word> {
+        let _ = index;
+        None
+    }
     /// The [`crate::abi::vip_flag`]s of an address, 0 where no service has it.
     fn vip(&self, address: &Address) -> u64 {
         let _ = address;
@@ -97,11 +108,18 @@ pub trait Maps {
         director::begin(self, new, signal)
     }
     /// [`director::other_service`]; in the program a function of its own, too.
-    fn other_service(&self, high: u64, low: u64, identity: u64) -> u64
+    fn other_service(&self, high: u64, low: u64, identity: u64, mark: u32) -> u64
     where
         Self: Sized,
     {
-        director::other_service(self, high, low, identity)
+        director::other_service(self, high, low, identity, mark)
+    }
+    /// [`marks::mark_of`]; in the program a function of its own, too.
+    fn mark_of(&self, high: u64, low: u64, identity: u64) -> u32
+    where
+        Self: Sized,
+    {
+        marks::mark_of(self, high, low, identity)
     }
     /// [`scheduler::in_turn`]; in the program a function of its own, too.
     fn in_turn(&self, service: u64, list: ListWord) -> u32
@@ -249,7 +267,10 @@ pub mod memory {
         Address, Bucket, ColdRow, Control, Counts, DestinationRow, FragmentKey, IndexBucket, InterfaceRow,
         Mac, Maps, ServiceRow, Step, TunnelRow, Unusual, Word,
     };
-    use crate::{abi::INTERFACE_ROWS, connection::TIMEOUTS};
+    use crate::{
+        abi::{INTERFACE_ROWS, MarkRow},
+        connection::TIMEOUTS,
+    };
 
     /// The tables, and a clock that stands until it is set.
     #[derive(Debug)]
@@ -284,6 +305,10 @@ pub mod memory {
         pub vips: Vec<(Address, u64)>,
         /// Other directors' MAC addresses.
         pub peers: Vec<Mac>,
+        /// Prefixes, by address and length, and which rules of marks hold for them.
+        pub mark_prefixes: Vec<(Address, u32, MarkRow)>,
+        /// Rules of marks.
+        pub mark_rules: Vec<Word>,
         /// Where fragments go: a key's five words, and the value.
         fragments: Vec<[Word; 6]>,
         /// The fragment that was kept last, counted from the first.
@@ -325,6 +350,8 @@ pub mod memory {
                 tunnels: rows(destinations),
                 vips: Vec::new(),
                 peers: Vec::new(),
+                mark_prefixes: Vec::new(),
+                mark_rules: Vec::new(),
                 fragments: rows(FRAGMENTS),
                 kept: AtomicU32::new(0),
                 unusual: Default::default(),
@@ -382,6 +409,19 @@ pub mod memory {
                 .iter()
                 .find(|(vip, _)| vip == address)
                 .map_or(0, |(_, flags)| *flags)
+        }
+        fn mark_list(&self, high: u64, low: u64) -> u64 {
+            let bits = |address: Address| u128::from_be_bytes(address.octets());
+            let wanted = bits(Address::from_halves(high, low));
+            let configuration = usize::from(self.control.generation.load() & 1 == 1);
+            self.mark_prefixes
+                .iter()
+                .filter(|(prefix, length, _)| (bits(*prefix) ^ wanted).leading_zeros() >= *length)
+                .max_by_key(|(_, length, _)| *length)
+                .map_or(0, |(_, _, row)| row.0[configuration])
+        }
+        fn mark_rule(&self, index: u32) -> Option<&Word> {
+            self.mark_rules.get(index as usize)
         }
         fn is_peer(&self, mac: Mac) -> bool {
             self.peers.contains(&mac)

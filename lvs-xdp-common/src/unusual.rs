@@ -444,11 +444,11 @@ pub fn whose<M: Maps>(maps: &M) -> u32 {
         return scheduler::NONE;
     };
     let packet = &found.packet();
-    let id = director::find_service(maps, packet);
+    let id = director::search_service(maps, packet);
     let Some(row) = maps.service(id) else {
         return scheduler::NONE;
     };
-    if id == 0 {
+    if id == 0 && !director::is_unmarked(maps) {
         return scheduler::NONE;
     }
     let flow = Flow::new(packet, id);

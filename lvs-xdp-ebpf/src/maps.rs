@@ -3,7 +3,7 @@
 use crate::frame::Packet;
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, xdp_md},
-    btf_maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     helpers::{bpf_jiffies64, bpf_loop},
     macros::btf_map,
     programs::XdpContext,
@@ -12,13 +12,15 @@ use core::ffi::c_void;
 use lvs_xdp_common::{
     abi::{
         Bucket, COUNTER_WORDS, ColdRow, Control, Counts, Cursor, DestinationRow, INTERFACE_ROWS, IndexBucket,
-        InterfaceRow, Kind, ListWord, RingWord, ServiceRow, TunnelRow,
+        InterfaceRow, Kind, ListWord, MARK_PREFIXES_MAX, MARK_RULES_WORDS, MarkRow, RingWord, ServiceRow,
+        TunnelRow,
     },
     atomic::Word,
     decision::Decision,
     director,
     flow::Flow,
     maps::{self, Maps, Note, Step},
+    marks,
     packet::{Address, Mac},
     reason::Reason,
     scheduler,
@@ -63,6 +65,11 @@ static TUNNELS: Array<TunnelRow, 2, SHARED> = Array::new();
 static VIPS: HashMap<[u64; 2], u64, 64> = HashMap::new();
 #[btf_map]
 static PEERS: HashMap<u64, u64, 4096> = HashMap::new();
+// While rules change, those before and those after.
+#[btf_map]
+static MARK_PREFIXES: LpmTrie<[u8; 16], MarkRow, { 2 * MARK_PREFIXES_MAX as usize }> = LpmTrie::new();
+#[btf_map]
+static MARK_RULES: Array<Word, { MARK_RULES_WORDS as usize }, SHARED> = Array::new();
 #[btf_map]
 static FRAGMENTS: LruHashMap<FragmentKey, u64, 8192> = LruHashMap::new();
 // Not pinned with the others: these have nothing to keep.
@@ -195,6 +202,24 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn mark_list(&self, high: u64, low: u64) -> u64 {
+        let key = Key::new(128, Address::from_halves(high, low).octets());
+        let configuration = (self.control.generation.load() & 1) as usize;
+        // The agent replaces values whole.
+        MARK_PREFIXES.get(&key).map_or(0, |row| row.0[configuration])
+    }
+
+    #[inline(always)]
+    fn mark_rule(&self, index: u32) -> Option<&Word> {
+        row!(MARK_RULES, index)
+    }
+
+    #[inline(always)]
+    fn mark_of(&self, high: u64, low: u64, identity: u64) -> u32 {
+        mark_of(high, low, identity)
+    }
+
+    #[inline(always)]
     fn vip(&self, address: &Address) -> u64 {
         let key = [address.high(), address.low()];
         // SAFETY: a copy is made at once; the agent replaces values whole.
@@ -260,8 +285,8 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
-    fn other_service(&self, high: u64, low: u64, identity: u64) -> u64 {
-        other_service(high, low, identity)
+    fn other_service(&self, high: u64, low: u64, identity: u64, mark: u32) -> u64 {
+        other_service(high, low, identity, mark)
     }
 
     #[inline(always)]
@@ -404,8 +429,17 @@ extern "C" fn keep_fragment_to(destination: u32) -> u32 {
 /// [`director::other_service`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn other_service(high: u64, low: u64, identity: u64) -> u64 {
-    Kernel::new().map_or(0, |kernel| director::other_service(&kernel, high, low, identity))
+extern "C" fn other_service(high: u64, low: u64, identity: u64, mark: u32) -> u64 {
+    Kernel::new().map_or(0, |kernel| {
+        director::other_service(&kernel, high, low, identity, mark)
+    })
+}
+
+/// [`marks::mark_of`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn mark_of(high: u64, low: u64, identity: u64) -> u32 {
+    Kernel::new().map_or(0, |kernel| marks::mark_of(&kernel, high, low, identity))
 }
 
 /// [`scheduler::in_turn`].

@@ -13,6 +13,7 @@ use crate::{
 };
 
 mod any_packet;
+mod marks;
 mod persistence;
 mod settings;
 

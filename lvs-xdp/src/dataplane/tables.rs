@@ -55,7 +55,7 @@ impl Capacity {
         })
     }
 
-    /// The shapes of all array maps for this capacity; [`OTHER_MAPS`] are not among them.
+    /// The shapes of the maps whose size goes by the capacity, all of them arrays.
     pub(super) fn shapes(self) -> Vec<Shape> {
         let Self {
             connections,
@@ -103,8 +103,15 @@ impl Capacity {
     }
 }
 
-/// Maps that are no arrays: of one size whatever the capacity, and shared by a generation with the next.
-pub(super) const OTHER_MAPS: [&str; 4] = [name::REDIRECT, name::VIPS, name::PEERS, name::FRAGMENTS];
+/// Maps of one size whatever the capacity, which a generation shares with the next.
+pub(super) const OTHER_MAPS: [&str; 6] = [
+    name::REDIRECT,
+    name::VIPS,
+    name::PEERS,
+    name::FRAGMENTS,
+    name::MARK_PREFIXES,
+    name::MARK_RULES,
+];
 
 /// A shared array map as a slice of rows.
 #[derive(Debug)]
@@ -195,6 +202,7 @@ pub struct Tables {
     pub(super) cold: Shared<ColdRow>,
     pub(super) interfaces: Shared<InterfaceRow>,
     pub(super) tunnels: Shared<TunnelRow>,
+    pub(super) mark_rules: Shared<Word>,
     /// jiffies64 and CLOCK_MONOTONIC nanoseconds, as the program `clock` wrote them last.
     pub(super) clock: Shared<Clock>,
     now: AtomicU32,
@@ -215,6 +223,7 @@ impl Tables {
             cold: Shared::open(directory, name::COLD)?,
             interfaces: Shared::open(directory, name::INTERFACES)?,
             tunnels: Shared::open(directory, name::TUNNELS)?,
+            mark_rules: Shared::open(directory, name::MARK_RULES)?,
             clock: Shared::open(directory, name::CLOCK)?,
             now: AtomicU32::new(0),
         })
