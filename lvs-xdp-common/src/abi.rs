@@ -615,8 +615,9 @@ impl Tags {
 pub struct TunnelRow {
     /// The outer packet's source address, in halves. Its destination is the real server's.
     pub source: [Word; 2],
-    /// Bits 0..8 the kind (1 IPIP or IP6IP6 and their mixtures, 2 GUE, 3 GRE), 8..16 flags of checksums, 16..32
-    /// GUE's destination port, 32..48 the greatest length of the outer IP packet, in bytes.
+    /// [`crate::tunnel::How`]: bits 0..8 the kind, 8..16 flags of checksums, 16..32 GUE's destination port, 32..48
+    /// the greatest length of the outer IP packet in bytes, 48..56 how many of the lowest bits of the source
+    /// address are a flow's own.
     pub how: Word,
     spare: Word,
 }

@@ -26,6 +26,8 @@ const ICMP_HEADER: usize = 8;
 const QUOTED: usize = 8;
 const ICMP_UNREACHABLE: u8 = 3;
 const ICMP_PORT_UNREACHABLE: u8 = 3;
+/// The packet is too long, and may not be fragmented (RFC 792).
+pub(crate) const ICMP_FRAGMENTATION_NEEDED: u8 = 4;
 
 /// Whether an address is that of one host, which may be answered (RFC 1122, 3.2.2): no group, no loopback,
 /// not "this network".
@@ -42,7 +44,7 @@ fn turn<F: Frame + ?Sized>(frame: &mut F, to: [u8; 6], from: [u8; 6]) -> Option<
 
 /// Adds octets to the sum of an Internet checksum (RFC 1071), two by two.
 #[inline(always)]
-fn sum(mut total: u32, octets: &[u8]) -> u32 {
+pub(crate) fn sum(mut total: u32, octets: &[u8]) -> u32 {
     let mut index = 0;
     while index + 1 < octets.len() {
         total += u32::from(u16::from_be_bytes([octets[index], octets[index + 1]]));
@@ -53,7 +55,7 @@ fn sum(mut total: u32, octets: &[u8]) -> u32 {
 
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "folded to 16 bits")]
-const fn checksum(total: u32) -> [u8; 2] {
+pub(crate) const fn checksum(total: u32) -> [u8; 2] {
     let folded = (total & 0xffff) + (total >> 16);
     let folded = (folded & 0xffff) + (folded >> 16);
     (!folded as u16).to_be_bytes()
@@ -131,10 +133,17 @@ pub fn reset<F: Resize + ?Sized>(frame: &mut F) -> Option<()> {
 /// (`ip_vs_leave`).
 #[inline(always)]
 pub fn port_unreachable<F: Resize + ?Sized>(frame: &mut F) -> Option<()> {
+    unreachable(frame, ICMP_PORT_UNREACHABLE, 0)
+}
+
+/// Makes a packet over IPv4 an ICMP unreachable. `mtu` is 0 but where the code is
+/// [`ICMP_FRAGMENTATION_NEEDED`] (RFC 1191, 4).
+#[inline(always)]
+pub(crate) fn unreachable<F: Resize + ?Sized>(frame: &mut F, code: u8, mtu: u16) -> Option<()> {
     let (_, network) = network(frame)?;
     let macs: [u8; 12] = frame.load(0)?;
-    // Type and tag; without a tag, only the first two octets count.
-    let tag: [u8; 6] = frame.load(12)?;
+    // Up to two tags and the type; behind fewer tags there is something else, which is written over.
+    let tags: [u8; 10] = frame.load(12)?;
     let [first, ..]: [u8; 1] = frame.load(network)?;
     let client: [u8; 4] = frame.load(network + 12)?;
     let address: [u8; 4] = frame.load(network + 16)?;
@@ -145,7 +154,8 @@ pub fn port_unreachable<F: Resize + ?Sized>(frame: &mut F) -> Option<()> {
 
     let mut icmp = [0; ICMP_HEADER];
     icmp[0] = ICMP_UNREACHABLE;
-    icmp[1] = ICMP_PORT_UNREACHABLE;
+    icmp[1] = code;
+    icmp[6..8].copy_from_slice(&mtu.to_be_bytes());
     let mut total = sum(0, &icmp);
     let mut at = 0;
     // The longest IP header has 60 octets.
@@ -161,7 +171,7 @@ pub fn port_unreachable<F: Resize + ?Sized>(frame: &mut F) -> Option<()> {
 
     let length = IPV4 + ICMP_HEADER + quoted;
     frame.grow((IPV4 + ICMP_HEADER) as u32)?;
-    frame.store(12, tag)?;
+    frame.store(12, tags)?;
     turn(
         frame,
         [macs[6], macs[7], macs[8], macs[9], macs[10], macs[11]],

@@ -512,9 +512,19 @@ fn enter<M: Maps>(
 /// No destination is usable: the client is told, but not more often than [`ANSWERS_A_SECOND`].
 #[inline(always)]
 fn no_destination<M: Maps>(maps: &M) -> Reason {
+    if may_answer(maps) {
+        Reason::NoDestination
+    } else {
+        Reason::NoDestinationQuiet
+    }
+}
+
+/// Whether one more packet may be answered with an ICMP error in this second. It is counted as answered then.
+#[inline(always)]
+pub(crate) fn may_answer<M: Maps>(maps: &M) -> bool {
     // No service has id 0: its cursor counts the answers of a second.
     let Some(word) = maps.cursor(0) else {
-        return Reason::NoDestinationQuiet;
+        return false;
     };
     let now = u64::from(maps.now()) << 32;
     let seen = word.load();
@@ -522,11 +532,11 @@ fn no_destination<M: Maps>(maps: &M) -> Reason {
         // Where this fails another CPU has begun the second, and one more is answered.
         let _ = word.swap(seen, now | 1);
     } else if seen & 0xffff_ffff >= ANSWERS_A_SECOND {
-        return Reason::NoDestinationQuiet;
+        return false;
     } else {
         word.add(1);
     }
-    Reason::NoDestination
+    true
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use bytemuck::{AnyBitPattern, NoUninit};
 
-use crate::{maps::Maps, packet::Mac, unusual};
+use crate::{maps::Maps, packet::Mac, tunnel, unusual};
 
 /// A frame that may be read, and written where its first bytes are, with its end checked.
 pub trait Frame {
@@ -12,6 +12,10 @@ pub trait Frame {
     fn store<T: NoUninit>(&mut self, offset: usize, value: T) -> Option<()>;
     /// Whether it has at least `length` bytes, those in further buffers included, which cannot be read.
     fn holds(&self, length: usize) -> bool;
+    /// As [`Self::load`], from further buffers, too.
+    fn read<T: AnyBitPattern>(&self, offset: usize) -> Option<T> {
+        self.load(offset)
+    }
     /// [`unusual::look`]; in the program a function of its own.
     fn look<M: Maps>(&self, maps: &M) -> u64 {
         unusual::look(self, maps)
@@ -30,6 +34,18 @@ pub trait Resize: Frame {
     fn shrink(&mut self, by: u32) -> Option<()>;
     /// Cuts the frame off behind `length` bytes.
     fn cut(&mut self, length: u32) -> Option<()>;
+    /// [`tunnel::encapsulate`]; in the program a function of its own.
+    fn encapsulate<M: Maps>(&mut self, maps: &M, destination: u32, carried: u64) -> u32 {
+        tunnel::encapsulate(self, maps, destination, carried)
+    }
+    /// [`tunnel::too_big::refuse`]; in the program a function of its own.
+    fn too_big<M: Maps>(&mut self, maps: &M, fits: u32) -> u32 {
+        tunnel::too_big::refuse(self, maps, fits)
+    }
+    /// [`tunnel::carried`]; in the program a function of its own.
+    fn carried<M: Maps>(&self, maps: &M, destination: u32) -> u64 {
+        tunnel::carried(self, maps, destination)
+    }
 }
 
 /// Writes both MAC addresses of a frame: of a plain frame, the only bytes that direct routing changes.

@@ -7,7 +7,7 @@
 //! In reading order:
 //! - [`frame`], [`parse`]: from a frame to a [`packet::Packet`]; [`unusual`]: what is no common one
 //! - [`director`]: from a packet to a [`decision::Verdict`], top to bottom as a packet goes
-//! - [`rewrite`], [`answer`]: what is written into a frame that leaves
+//! - [`rewrite`], [`tunnel`], [`answer`]: what is written into a frame that leaves
 //! - [`connection`]: what one connection entry says: states, time-outs, the entry's word
 //! - [`table`]: the connection table: find, insert, change, expire, without a lock
 //! - [`scheduler`]: which destination a new connection gets
@@ -48,4 +48,5 @@ pub mod ring;
 pub mod scheduler;
 pub mod signal;
 pub mod table;
+pub mod tunnel;
 pub mod unusual;

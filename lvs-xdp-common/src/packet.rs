@@ -32,6 +32,8 @@ pub struct IpProto(pub u8);
 impl IpProto {
     /// ICMP (RFC 792).
     pub const ICMP: Self = Self(1);
+    /// IPv4 inside (RFC 2003).
+    pub const IPIP: Self = Self(4);
     /// TCP (RFC 9293).
     pub const TCP: Self = Self(6);
     /// UDP (RFC 768).
@@ -44,6 +46,10 @@ impl IpProto {
     pub const HOP_BY_HOP: Self = Self(0);
     /// IPv6's routing header.
     pub const ROUTING: Self = Self(43);
+    /// IPv6 inside (RFC 2473).
+    pub const IPV6: Self = Self(41);
+    /// Generic routing encapsulation (RFC 2784).
+    pub const GRE: Self = Self(47);
     /// IPv6's fragment header.
     pub const FRAGMENT: Self = Self(44);
     /// The authentication header (RFC 4302).

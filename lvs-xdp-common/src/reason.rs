@@ -87,6 +87,8 @@ reasons! {
     Reset = "reset", Answer;
     /// An echo request to a virtual address that is none of the host's.
     Echo = "echo", Answer;
+    /// Too long for the tunnel to its real server: answered with ICMP fragmentation needed, or packet too big.
+    TooBig = "too-big", Answer;
     /// Neither IPv4 nor IPv6.
     NotIp = "not-ip", Pass;
     /// Ethernet multicast or broadcast.
@@ -113,6 +115,9 @@ reasons! {
     NoConnection = "no-connection", Drop;
     /// A new connection, but no destination is usable, and too many were answered in this second.
     NoDestinationQuiet = "no-destination-quiet", Drop;
+    /// Too long for the tunnel to its real server, and not answered: an ICMP packet or a later fragment, or too
+    /// many were answered in this second.
+    TooBigQuiet = "too-big-quiet", Drop;
     /// A new connection from an address that no client can have, or from the virtual address itself.
     Martian = "martian", Drop;
     /// A new connection from or to port 0 (of UDP: to port 0).

@@ -1,4 +1,5 @@
-//! What a frame needs beside two MAC addresses before it goes to its real server: another VLAN tag, or none.
+//! What a frame needs beside two MAC addresses before it goes to its real server: to be put into another
+//! packet, another VLAN tag, or none.
 
 use crate::{
     abi::{Tags, destination_flag},
@@ -7,6 +8,7 @@ use crate::{
     packet::{EtherType, Mac},
     parse::{self, MAX_TAGS, TAG},
     reason::Reason,
+    tunnel,
 };
 
 /// The priority and drop-eligibility bits of a tag (IEEE 802.1Q, 9.6).
@@ -17,12 +19,26 @@ const PRIORITY: u16 = 0xf000;
 ///
 /// # Errors
 ///
-/// The reason why the frame cannot go there; it may have been changed.
+/// The reason why the frame cannot go there; it may have been changed. Where the reason's outcome is an answer,
+/// the frame has become it.
 #[inline(always)]
 pub fn rewrite<F: Resize + ?Sized, M: Maps>(frame: &mut F, maps: &M, destination: u32) -> Result<(), Reason> {
     let row = maps.destination(destination).ok_or(Reason::Internal)?;
     let flags = row.towards.load();
     let from = row.from.load();
+    if flags & destination_flag::TUNNEL != 0 {
+        let carried = frame.carried(maps, destination);
+        let done = frame.encapsulate(maps, destination, carried);
+        if done != tunnel::DONE {
+            let reason = Reason::from_number(done & 0xff);
+            let is_too_big = matches!(reason, Reason::TooBig);
+            return Err(if is_too_big {
+                Reason::from_number(frame.too_big(maps, done >> 8))
+            } else {
+                reason
+            });
+        }
+    }
     if flags & destination_flag::VLAN != 0 {
         retag(frame, row.tags()).ok_or(Reason::RewriteFailed)?;
     }

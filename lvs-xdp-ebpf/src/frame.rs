@@ -1,7 +1,9 @@
 //! The packet of an XDP program as a frame with a checked end.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
-    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
     programs::XdpContext,
 };
 use bytemuck::{AnyBitPattern, NoUninit};
@@ -10,7 +12,7 @@ use lvs_xdp_common::{
     maps::Maps,
 };
 
-use crate::maps::{look, walk};
+use crate::maps::{carried, encapsulate, look, too_big, walk};
 
 /// The packet.
 pub(crate) struct Packet<'a>(pub(crate) &'a XdpContext);
@@ -44,6 +46,21 @@ impl Frame for Packet<'_> {
         let first_buffer = core::hint::black_box(self.0.data_end() - self.0.data());
         // SAFETY: the context is the program's own.
         length <= first_buffer || length as u64 <= unsafe { bpf_xdp_get_buff_len(self.0.ctx) }
+    }
+
+    #[inline(always)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the program reads no value of 4 GiB, nor behind as much"
+    )]
+    fn read<T: AnyBitPattern>(&self, offset: usize) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        let length = size_of::<T>() as u32;
+        // SAFETY: the context is the program's own, and the place has `length` bytes.
+        let status =
+            unsafe { bpf_xdp_load_bytes(self.0.ctx, offset as u32, value.as_mut_ptr().cast(), length) };
+        // SAFETY: the kernel has written all of it where it returns 0; any bytes are a valid `T`.
+        (status == 0).then(|| unsafe { value.assume_init() })
     }
 
     #[inline(always)]
@@ -81,5 +98,20 @@ impl Resize for Packet<'_> {
         // SAFETY: as for `grow`.
         let status = unsafe { bpf_xdp_adjust_tail(self.0.ctx, length.cast_signed() - now.cast_signed()) };
         (status == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn encapsulate<M: Maps>(&mut self, _: &M, destination: u32, carried: u64) -> u32 {
+        encapsulate(self.0.ctx, destination, carried)
+    }
+
+    #[inline(always)]
+    fn too_big<M: Maps>(&mut self, _: &M, fits: u32) -> u32 {
+        too_big(self.0.ctx, fits)
+    }
+
+    #[inline(always)]
+    fn carried<M: Maps>(&self, _: &M, destination: u32) -> u64 {
+        carried(self.0.ctx, destination)
     }
 }

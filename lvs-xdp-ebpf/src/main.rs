@@ -68,8 +68,14 @@ fn forward(context: &XdpContext, to: &Verdict, ingress: u32) -> u32 {
         Reason::RewriteFailed as u32
     };
     if rewritten != REWRITTEN {
-        maps::count(Reason::from_number(rewritten));
-        return xdp_action::XDP_DROP;
+        let reason = Reason::from_number(rewritten);
+        maps::count(reason);
+        // The frame is the answer already.
+        return if matches!(reason.outcome(), Outcome::Answer) {
+            xdp_action::XDP_TX
+        } else {
+            xdp_action::XDP_DROP
+        };
     }
     if to.if_index != ingress
         && REDIRECT

@@ -25,6 +25,7 @@ use lvs_xdp_common::{
     reason::Reason,
     scheduler,
     table::{self, New},
+    tunnel,
     unusual::{self, FragmentKey, Unusual},
 };
 
@@ -407,6 +408,40 @@ pub(crate) extern "C" fn look(context: *mut xdp_md) -> u64 {
 #[inline(never)]
 pub(crate) extern "C" fn walk(context: *mut xdp_md, first: u32, at: u32) -> u64 {
     unusual::walk(&Packet(&XdpContext::new(context)), first, at)
+}
+
+/// [`tunnel::encapsulate`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn encapsulate(context: *mut xdp_md, destination: u32, carried: u64) -> u32 {
+    let Some(kernel) = Kernel::new() else {
+        return Reason::Internal as u32;
+    };
+    tunnel::encapsulate(
+        &mut Packet(&XdpContext::new(context)),
+        &kernel,
+        destination,
+        carried,
+    )
+}
+
+/// [`tunnel::too_big::refuse`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn too_big(context: *mut xdp_md, fits: u32) -> u32 {
+    let Some(kernel) = Kernel::new() else {
+        return Reason::Internal as u32;
+    };
+    tunnel::too_big::refuse(&mut Packet(&XdpContext::new(context)), &kernel, fits)
+}
+
+/// [`tunnel::carried`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn carried(context: *mut xdp_md, destination: u32) -> u64 {
+    Kernel::new().map_or(u64::MAX, |kernel| {
+        tunnel::carried(&Packet(&XdpContext::new(context)), &kernel, destination)
+    })
 }
 
 /// [`unusual::whose`].
