@@ -23,6 +23,8 @@ const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
 const XDP_PASS: u64 = 2;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+/// Frames of several buffers are welcome, as jumbo frames are.
+const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
 /// `BPF_ALU64 | BPF_MOV | BPF_K`.
 const MOV_IMMEDIATE: u64 = 0xb7;
 /// `BPF_JMP | BPF_EXIT`.
@@ -38,6 +40,11 @@ struct ProgLoad {
     insn_cnt: u32,
     insns: u64,
     license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
 }
 
 /// The head of `union bpf_attr` for `BPF_LINK_CREATE`.
@@ -87,6 +94,11 @@ fn load() -> Result<OwnedFd> {
         insn_cnt: PROGRAM.len().try_into()?,
         insns: PROGRAM.as_ptr().expose_provenance() as u64,
         license: c"MIT".as_ptr().expose_provenance() as u64,
+        log_level: 0,
+        log_size: 0,
+        log_buf: 0,
+        kern_version: 0,
+        prog_flags: BPF_F_XDP_HAS_FRAGS,
     };
     // SAFETY: the attributes are those of BPF_PROG_LOAD, and both pointers are to statics.
     unsafe { bpf(BPF_PROG_LOAD, &attributes) }

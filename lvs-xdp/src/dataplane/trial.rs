@@ -33,7 +33,8 @@ impl Dataplane {
     /// Runs the program on a frame as if it had come in on interface `ingress`, on the real maps:
     /// connections are entered and packets counted, but nothing is sent.
     ///
-    /// The frame's length is 14 (the kernel's limit) to some 3,500 bytes (one page with its head- and tailroom).
+    /// The frame's length is at least 14 bytes (the kernel's limit). What is longer than some 3,500 bytes (one page
+    /// with its head- and tailroom) is in several buffers.
     ///
     /// # Errors
     ///
