@@ -133,8 +133,8 @@ pub fn reset<F: Resize + ?Sized>(frame: &mut F) -> Option<()> {
 pub fn port_unreachable<F: Resize + ?Sized>(frame: &mut F) -> Option<()> {
     let (_, network) = network(frame)?;
     let macs: [u8; 12] = frame.load(0)?;
-    // Type and tag; without a tag, only the first two octets count.
-    let tag: [u8; 6] = frame.load(12)?;
+    // Two tags and the type; of what is no tag, the answer overwrites the rest.
+    let tags: [u8; 10] = frame.load(12)?;
     let [first, ..]: [u8; 1] = frame.load(network)?;
     let client: [u8; 4] = frame.load(network + 12)?;
     let address: [u8; 4] = frame.load(network + 16)?;
@@ -161,7 +161,7 @@ pub fn port_unreachable<F: Resize + ?Sized>(frame: &mut F) -> Option<()> {
 
     let length = IPV4 + ICMP_HEADER + quoted;
     frame.grow((IPV4 + ICMP_HEADER) as u32)?;
-    frame.store(12, tag)?;
+    frame.store(12, tags)?;
     turn(
         frame,
         [macs[6], macs[7], macs[8], macs[9], macs[10], macs[11]],
