@@ -119,6 +119,7 @@ fn answer(context: &XdpContext, reason: u32) -> u32 {
     let mut frame = Packet(context);
     let answered = match reason {
         Reason::Reset => answer::reset(&mut frame),
+        Reason::Echo => answer::echo(&mut frame),
         _ => answer::port_unreachable(&mut frame),
     };
     if answered.is_some() {

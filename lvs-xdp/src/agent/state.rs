@@ -94,6 +94,8 @@ pub(crate) struct State {
     interfaces: BTreeSet<String>,
     /// The way to a server has changed since [`State::follow_peers`].
     are_peers_stale: bool,
+    /// The host's own addresses have changed since [`State::follow_vips`].
+    are_vips_stale: bool,
 }
 
 impl State {
@@ -123,6 +125,7 @@ impl State {
             usable: BTreeMap::new(),
             connections: 0,
             are_peers_stale: true,
+            are_vips_stale: true,
         }
     }
 
@@ -215,6 +218,10 @@ impl State {
         if std::mem::take(&mut self.are_peers_stale) {
             let peers = self.peers(&self.model);
             self.follow_peers(&peers);
+        }
+        if std::mem::take(&mut self.are_vips_stale) {
+            let vips = self.vips(&self.model);
+            self.follow_vips(&vips);
         }
         if self.grace.is_some() || self.waiting.is_empty() && self.stale.is_empty() {
             return;
@@ -380,6 +387,8 @@ impl State {
         // Before the first packet could go round in circles.
         let peers = self.peers(&wanted);
         self.follow_peers(&peers);
+        let vips = self.vips(&wanted);
+        self.follow_vips(&vips);
         self.compiler.apply(plan);
         self.slow_start.adopt(risen);
         self.model = wanted;
@@ -416,7 +425,10 @@ impl State {
     pub(super) fn hear(&mut self, event: Event) {
         match event {
             Event::Resolution { address, resolution } => self.hear_resolution(address, &resolution),
-            Event::LocalAddresses(addresses) => self.compiler.set_local(addresses),
+            Event::LocalAddresses(addresses) => {
+                self.compiler.set_local(addresses);
+                self.are_vips_stale = true;
+            }
             Event::Link { if_index, link } => self.hear_link(if_index, link),
         }
     }

@@ -536,6 +536,11 @@ impl Compiler {
         self.ways.get(&server).copied()
     }
 
+    /// Whether the host holds an address.
+    pub fn is_local(&self, address: IpAddr) -> bool {
+        self.local.contains(&address)
+    }
+
     /// Notes which addresses the host holds: a packet that the program has no use for goes to the host
     /// only where the VIP is one of them.
     pub fn set_local(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {

@@ -1,8 +1,11 @@
 //! The director's interfaces, and the ways to real servers that lead through them.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
-use lvs_xdp_common::abi::Tags;
+use lvs_xdp_common::abi::{Tags, vip_flag};
 use tracing::{info, warn};
 
 use super::{State, servers};
@@ -136,6 +139,26 @@ impl State {
     /// serves itself.
     pub(super) fn peers(&self, model: &Model) -> BTreeSet<[u8; 6]> {
         peers(model, |address| self.compiler.way(address))
+    }
+
+    /// The virtual addresses, and which of them the host holds.
+    pub(super) fn vips(&self, model: &Model) -> BTreeMap<IpAddr, u64> {
+        let flags = |address| {
+            let local = if self.compiler.is_local(address) {
+                vip_flag::LOCAL
+            } else {
+                0
+            };
+            (address, vip_flag::USED | local)
+        };
+        model.services().keys().map(|key| flags(key.address)).collect()
+    }
+
+    /// Notes which there are.
+    pub(super) fn follow_vips(&mut self, vips: &BTreeMap<IpAddr, u64>) {
+        let noted = self.dataplane.set_vips(vips);
+        self.faults
+            .note("echo requests to some virtual addresses are not answered", noted);
     }
 
     /// Notes which are such.
