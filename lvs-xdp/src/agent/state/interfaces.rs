@@ -8,7 +8,7 @@ use std::{
 use lvs_xdp_common::abi::{Tags, vip_flag};
 use tracing::{info, warn};
 
-use super::{State, servers};
+use super::{State, servers, tunnels::tunnelled};
 use crate::{
     agent::nic,
     dataplane::compile::Way,
@@ -82,6 +82,9 @@ impl State {
         for address in servers(&self.model) {
             self.note_way(address);
         }
+        for address in tunnelled(&self.model).into_keys() {
+            self.note_tunnel(address);
+        }
     }
 
     /// Brings what is known of the way to a server into the tables.
@@ -94,19 +97,11 @@ impl State {
                 if_index,
                 ..
             }) => {
-                let links = self.neighbours.links();
-                let exit = links.exit(if_index, |if_index| self.dataplane.is_attached(if_index));
-                let tags = self.tags(&exit);
-                let what = format!("real server {address} cannot be reached");
-                let why = "it is behind more than two VLANs";
-                self.faults.note(what, tags.map(drop).ok_or(why));
-                let Some(tags) = tags else { return };
-                Some(Way::Neighbour {
-                    mac,
-                    source_mac,
-                    if_index: exit.if_index,
-                    tags,
-                })
+                let way = self.neighbour_way(address, mac, source_mac, if_index);
+                if way.is_none() {
+                    return;
+                }
+                way
             }
             Some(Resolution::Local) => Some(Way::Local),
             // Connections keep the last MAC address; but what was the director is so no more.
@@ -123,6 +118,29 @@ impl State {
         }
         self.compiler.set_way(address, way);
         self.are_peers_stale = true;
+    }
+
+    /// The way to a server by a neighbour on an interface, which is the server or a router; `None` where frames
+    /// cannot go there.
+    pub(super) fn neighbour_way(
+        &mut self,
+        address: IpAddr,
+        mac: [u8; 6],
+        source_mac: [u8; 6],
+        if_index: u32,
+    ) -> Option<Way> {
+        let links = self.neighbours.links();
+        let exit = links.exit(if_index, |if_index| self.dataplane.is_attached(if_index));
+        let tags = self.tags(&exit);
+        let what = format!("real server {address} cannot be reached");
+        let why = "it is behind more than two VLANs";
+        self.faults.note(what, tags.map(drop).ok_or(why));
+        Some(Way::Neighbour {
+            mac,
+            source_mac,
+            if_index: exit.if_index,
+            tags: tags?,
+        })
     }
 
     /// The tags of frames that leave by an exit; `Some(None)` where no frame has to change its tags, and `None`
