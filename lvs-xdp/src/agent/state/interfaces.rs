@@ -225,11 +225,7 @@ mod tests {
         let mut model = Model::default();
         let address = |last| IpAddr::from([192, 168, 2, last]);
         for (port, servers) in [(80, [1, 2]), (81, [2, 3]), (82, [1, 4])] {
-            let service = ServiceKey {
-                protocol: Protocol::Tcp,
-                address: address(100),
-                port,
-            };
+            let service = ServiceKey::new(Protocol::Tcp, address(100), port);
             let add_service = Change::AddService {
                 service: ServiceSpec::new(service, Scheduler::Rr),
             };
