@@ -197,8 +197,7 @@ pub(super) struct ServiceArgs {
 pub(super) struct RuleArgs {
     /// A destination address or prefix, such as 192.168.2.100 or 2001:db8::/64; repeat it for more
     #[arg(
-        long = "address", value_name = "ADDRESS[/PREFIX]", value_parser = value::prefix, required = true,
-        value_delimiter = ','
+        long = "address", value_name = "ADDRESS[/PREFIX]", value_parser = value::prefix, value_delimiter = ','
     )]
     pub(super) addresses: Vec<IpNet>,
     /// The transport protocol
@@ -219,6 +218,7 @@ pub(super) enum MarkVerb {
         Others:\n  \
         lvs-xdp mark add 2 --address 192.168.3.0/24 --address 192.168.4.1 --protocol udp --ports 5000-5999\n  \
         lvs-xdp mark add 3 --address 2001:db8::100")]
+    #[command(group = ArgGroup::new("where").args(["addresses"]).required(true))]
     Add {
         /// The mark, from 1 on
         #[arg(value_parser = mark())]
@@ -235,7 +235,7 @@ pub(super) enum MarkVerb {
         #[arg(value_parser = mark())]
         mark: u32,
         #[command(flatten)]
-        rule: Option<RuleArgs>,
+        rule: RuleArgs,
     },
     /// List the rules, in the order in which they are tried
     #[command(after_help = "Examples:\n  lvs-xdp mark list\n  lvs-xdp mark list --json")]

@@ -17,11 +17,11 @@ pub(super) fn run(verb: MarkVerb, client: &mut BlockingClient, out: &mut dyn Wri
     let changes = match verb {
         MarkVerb::List(list) => return print(&client.marks()?, list.json, out),
         MarkVerb::Add { mark, rule } => vec![Change::AddMark { rule: rule.of(mark) }],
-        MarkVerb::Delete {
-            mark,
-            rule: Some(rule),
-        } => vec![Change::DeleteMark { rule: rule.of(mark) }],
-        MarkVerb::Delete { mark, rule: None } => {
+        MarkVerb::Delete { mark, rule } if !rule.addresses.is_empty() => {
+            vec![Change::DeleteMark { rule: rule.of(mark) }]
+        }
+        // The definition of the arguments lets none come without an address.
+        MarkVerb::Delete { mark, .. } => {
             let rules = client.marks()?.into_iter();
             let own: Vec<_> = rules
                 .filter(|rule| rule.mark == mark)
