@@ -28,7 +28,7 @@ use super::{
     rows::{address, count, ip, live},
     tables::Tables,
 };
-use crate::api::types::{ApiError, ErrorCode, MarkRule};
+use crate::api::types::{ApiError, ErrorCode, MarkRule, Protocol};
 
 /// The first word of a configuration's half.
 const HALVES: [u32; 2] = [0, MARK_RULES_ROOM * MARK_RULE_WORDS];
@@ -240,7 +240,7 @@ fn key(prefix: Prefix) -> Key<[u8; 16]> {
 
 /// A rule as many that have one prefix and one range of ports each.
 fn singles(rule: &MarkRule) -> impl Iterator<Item = Rule> {
-    let protocol = rule.protocol.map_or(0, |protocol| protocol.number());
+    let protocol = rule.protocol.map_or(0, Protocol::number);
     rule.addresses.iter().flat_map(move |net| {
         let before = if net.addr().is_ipv4() { 96 } else { 0 };
         let prefix = Prefix::new(address(net.addr()), before + net.prefix_len());

@@ -376,7 +376,7 @@ fn marks_are_kept() {
             warnings,
         } = Journal::open(dir.path()).unwrap();
         assert!(warnings.is_empty(), "{warnings:?}");
-        assert_eq!(**model.marks(), [rule.clone()]);
+        assert_eq!(model.marks().as_slice(), slice::from_ref(&rule));
         assert_eq!(model.services()[&key].spec, ServiceSpec::new(key, Scheduler::Rr));
         journal.compact(&model).unwrap();
     }
