@@ -266,8 +266,10 @@ impl Options {
     pub const REUSE: u64 = 1 << 27;
     /// conn_reuse_mode has bit 1: after the client's FIN, too.
     pub const REUSE_FIN_WAIT: u64 = 1 << 28;
-    /// sloppy_tcp or sloppy_sctp: any packet may start a connection.
-    pub const SLOPPY: u64 = 1 << 29;
+    /// sloppy_tcp: any TCP packet may start a connection.
+    pub const SLOPPY_TCP: u64 = 1 << 29;
+    /// sloppy_sctp: the same of SCTP.
+    pub const SLOPPY_SCTP: u64 = 1 << 30;
 
     const TIMEOUT: u64 = (1 << 22) - 1;
 
@@ -280,6 +282,16 @@ impl Options {
     #[inline(always)]
     pub const fn has(self, flag: u64) -> bool {
         self.0 & flag != 0
+    }
+
+    /// Whether any packet of this protocol may start a connection.
+    #[inline(always)]
+    pub const fn is_sloppy(self, protocol: IpProto) -> bool {
+        self.has(if protocol.0 == IpProto::SCTP.0 {
+            Self::SLOPPY_SCTP
+        } else {
+            Self::SLOPPY_TCP
+        })
     }
 
     /// Whether clients stay with their destination.

@@ -374,7 +374,7 @@ pub fn begin<M: Maps>(maps: &M, new: &New, signal: u32) -> u64 {
     if let Some(reason) = never_starts(flow, signal) {
         return Begun::pack(reason, 0);
     }
-    if !signal.starts(protocol, options.has(Options::SLOPPY)) {
+    if !signal.starts(protocol, options.is_sloppy(protocol)) {
         let is_local = row.flags.load() & service_flag::LOCAL != 0;
         let reason = if is_migrating {
             Reason::Migrating

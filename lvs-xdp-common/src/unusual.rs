@@ -228,7 +228,6 @@ impl Walked {
     }
 
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "the part is wanted")]
     fn check(self) -> Result<Self, Reason> {
         if self.0 >> 48 == 0 {
             Ok(self)

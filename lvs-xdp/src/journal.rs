@@ -27,7 +27,8 @@ use anyhow::{Context as _, bail};
 use crate::{api::types::Change, model::Model};
 
 /// The version of the file's format; a change that older agents would misread needs a new one. Version 2 added
-/// draining, settings, and what services and servers have beside scheduler and weight; version 3 tunnels.
+/// draining, settings, and what services and servers have beside scheduler and weight; version 3 tunnels and
+/// firewall marks.
 const VERSION: u32 = 3;
 
 /// The oldest version that is read. What it lacks has its default; the file is written anew when it is opened.

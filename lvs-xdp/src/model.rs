@@ -3,6 +3,8 @@
 //! Pure: no I/O and no clock. What is compiled into the maps, what the journal keeps and what is listed
 //! all come from here, and the rules for a change (those of IPVS, narrowed to direct routing and tunnels) are here only.
 
+mod marks;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
@@ -10,7 +12,7 @@ use std::{
 };
 
 use crate::api::types::{
-    ApiError, Change, ClientMask, ErrorCode, Persistence, Protocol, Scheduler, ServerKey, ServerSpec,
+    ApiError, Change, ClientMask, ErrorCode, MarkRule, Persistence, Protocol, Scheduler, ServerKey, ServerSpec,
     ServiceKey, ServiceSpec, Setting, Settings, Timeouts, Tunnel,
 };
 
@@ -47,6 +49,8 @@ pub struct Model {
     services: BTreeMap<ServiceKey, Arc<ServiceEntry>>,
     timeouts: Timeouts,
     settings: Settings,
+    /// In the order in which they were added.
+    marks: Arc<Vec<MarkRule>>,
 }
 
 /// What the services touched by a list of changes were before it; `None` did not exist.
@@ -69,12 +73,12 @@ impl Model {
     /// is out of range before a real server that should (not) exist (`ip_vs_add_dest`, `ip_vs_edit_dest`).
     pub fn apply(&mut self, changes: &[Change]) -> Result<(), ApiError> {
         let mut undo = Undo::new();
-        let before = (self.timeouts, self.settings);
+        let before = (self.timeouts, self.settings, Arc::clone(&self.marks));
         let result = changes
             .iter()
             .try_for_each(|change| self.apply_one(change, &mut undo));
         if result.is_err() {
-            (self.timeouts, self.settings) = before;
+            (self.timeouts, self.settings, self.marks) = before;
             for (key, entry) in undo {
                 match entry {
                     Some(entry) => self.services.insert(key, entry),
@@ -104,7 +108,7 @@ impl Model {
                     touched.insert(*service);
                 }
                 Change::Clear | Change::SetSettings { .. } => touched.extend(self.services.keys()),
-                Change::SetTimeouts { .. } => {}
+                Change::SetTimeouts { .. } | Change::AddMark { .. } | Change::DeleteMark { .. } => {}
             }
         }
         touched
@@ -129,15 +133,19 @@ impl Model {
         self.setting_changes().chain(services).collect()
     }
 
-    /// The changes that make the settings that are no service's.
+    /// The changes that make what is no service's: time-outs, settings and rules of marks.
     pub fn setting_changes(&self) -> impl Iterator<Item = Change> {
         let Self {
-            timeouts, settings, ..
+            timeouts,
+            settings,
+            marks,
+            ..
         } = self;
         let (timeouts, settings) = (*timeouts, *settings);
         let timeouts = (timeouts != Timeouts::default()).then_some(Change::SetTimeouts { timeouts });
         let settings = (settings != Settings::default()).then_some(Change::SetSettings { settings });
-        timeouts.into_iter().chain(settings)
+        let marks = marks.iter().cloned().map(|rule| Change::AddMark { rule });
+        timeouts.into_iter().chain(settings).chain(marks)
     }
 
     /// The time-outs of connections.
@@ -148,6 +156,11 @@ impl Model {
     /// The settings of the whole director.
     pub fn settings(&self) -> Settings {
         self.settings
+    }
+
+    /// The rules that give packets marks, in the order in which they are tried.
+    pub fn marks(&self) -> &Arc<Vec<MarkRule>> {
+        &self.marks
     }
 
     fn set_timeouts(&mut self, wanted: Timeouts) -> Result<(), ApiError> {
@@ -259,6 +272,8 @@ impl Model {
                 }
                 self.settings = settings;
             }
+            Change::AddMark { rule } => marks::add(Arc::make_mut(&mut self.marks), rule)?,
+            Change::DeleteMark { rule } => marks::delete(Arc::make_mut(&mut self.marks), rule)?,
             Change::DeleteServer { service, server } => {
                 let entry = self.defined(service)?;
                 let position = entry.existing(server)?;
@@ -370,8 +385,11 @@ fn checked_service(spec: &ServiceSpec) -> Result<ServiceSpec, ApiError> {
         slow_start,
         settings,
     } = spec;
-    check_address("virtual", key.address)?;
-    if key.port == 0 && persistence.is_none() {
+    match *key {
+        ServiceKey::Endpoint { address, .. } => check_address("virtual", address)?,
+        ServiceKey::Mark { mark, .. } => marks::check_mark(mark)?,
+    }
+    if matches!(key, ServiceKey::Endpoint { port: 0, .. }) && persistence.is_none() {
         return Err(invalid(format!(
             "service {key}: port 0 stands for all ports and takes a persistent service: make it persistent, or \
              use a port from 1 to 65535"
@@ -382,7 +400,7 @@ fn checked_service(spec: &ServiceSpec) -> Result<ServiceSpec, ApiError> {
             "service {key}: scheduler {scheduler} takes no flags: use sh or mh, or leave the flags out"
         )));
     }
-    if *one_packet && key.protocol != Protocol::Udp {
+    if *one_packet && key.protocol().is_some_and(|protocol| protocol != Protocol::Udp) {
         return Err(invalid(format!(
             "service {key}: one-packet scheduling is for UDP only: leave it out"
         )));
@@ -414,18 +432,16 @@ fn checked_persistence(key: &ServiceKey, persistence: Persistence) -> Result<Per
             "service {key}: a persistence of {timeout} s is out of range: use 1 to {MAX_TIMEOUT} s (31 days)"
         )));
     }
-    let mask = match (mask, key.address) {
+    let mask = match (mask, key.is_ipv6()) {
         (None, _) => None,
-        (Some(ClientMask::V4(mask)), IpAddr::V4(_)) => (!mask.is_broadcast()).then_some(ClientMask::V4(mask)),
-        (Some(ClientMask::V6(length @ 1..=128)), IpAddr::V6(_)) => {
-            (length < 128).then_some(ClientMask::V6(length))
-        }
-        (Some(mask), IpAddr::V4(_)) => {
+        (Some(ClientMask::V4(mask)), false) => (!mask.is_broadcast()).then_some(ClientMask::V4(mask)),
+        (Some(ClientMask::V6(length @ 1..=128)), true) => (length < 128).then_some(ClientMask::V6(length)),
+        (Some(mask), false) => {
             return Err(invalid(format!(
                 "service {key}: {mask} is no mask for IPv4 clients: use a netmask such as 255.255.255.0"
             )));
         }
-        (Some(mask), IpAddr::V6(_)) => {
+        (Some(mask), true) => {
             return Err(invalid(format!(
                 "service {key}: {mask} is no mask for IPv6 clients: use a prefix length from 1 to 128"
             )));
@@ -477,24 +493,25 @@ fn check_ranges(spec: &ServerSpec) -> Result<(), ApiError> {
 fn check_server(service: &ServiceKey, spec: &ServerSpec) -> Result<(), ApiError> {
     let ServerSpec { key, method, .. } = spec;
     let is_tunnel = method.tunnel().is_some();
-    if !is_tunnel && key.address.is_ipv4() != service.address.is_ipv4() {
+    if !is_tunnel && key.address.is_ipv6() != service.is_ipv6() {
         return Err(invalid(format!(
             "real server {key}: service {service} has another address family: use an address of the same one, or \
              a tunnel"
         )));
     }
     check_address("real server's", key.address)?;
-    if key.address == service.address {
+    if matches!(service, ServiceKey::Endpoint { address, .. } if *address == key.address) {
         return Err(invalid(format!(
             "real server {key} has the virtual address of its service: use the real server's own address"
         )));
     }
-    // The packet itself does not change, so the real server sees the port the client used.
-    if key.port != service.port {
+    // The packet itself does not change, so the real server sees the port the client used. In a mark's service,
+    // which has many ports, it is a part of the server's name and no more.
+    if matches!(service, ServiceKey::Endpoint { port, .. } if *port != key.port) {
         let what = if is_tunnel { "a tunnel" } else { "direct routing" };
         return Err(invalid(format!(
             "real server {key}: {what} cannot change the port: use the service's port {}",
-            service.port
+            service.port()
         )));
     }
     if method.tunnel().and_then(Tunnel::port) == Some(0) {

@@ -130,7 +130,7 @@ impl Director {
             capacity,
             log_packets: false,
         })?;
-        let compiler = dataplane.compiler();
+        let compiler = dataplane.compiler()?;
         dataplane.set_macs(LOOPBACK, &[DIRECTOR_MAC]);
         let mut director = Self {
             dataplane,
@@ -351,18 +351,14 @@ pub fn mac_of(server: impl Into<IpAddr>) -> [u8; 6] {
 
 /// A virtual service's identity.
 pub fn service_key(protocol: Protocol, address: impl Into<IpAddr>, port: u16) -> ServiceKey {
-    ServiceKey {
-        protocol,
-        address: address.into(),
-        port,
-    }
+    ServiceKey::new(protocol, address.into(), port)
 }
 
 /// A real server's identity: with direct routing the port is the service's.
 pub fn server_key(service: &ServiceKey, server: impl Into<IpAddr>) -> ServerKey {
     ServerKey {
         address: server.into(),
-        port: service.port,
+        port: service.port(),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{agent::tail, netns::Netns, process::Process, stale::DIRECTORY_PREFIX
 /// How long nginx may take until it accepts connections.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
-/// A web server on port 80 of all addresses of a host.
+/// A web server on port 80 of all addresses of a host, and, without TLS, on 443 and 8080.
 ///
 /// - `GET /` answers the host's name and a newline, as plain text;
 /// - `GET /big` answers the file given to [`WebServer::start`];
@@ -142,6 +142,10 @@ http {{
   server {{
     listen 0.0.0.0:80 backlog=4096;
     listen [::]:80 ipv6only=on backlog=4096;
+    listen 0.0.0.0:443;
+    listen [::]:443 ipv6only=on;
+    listen 0.0.0.0:8080;
+    listen [::]:8080 ipv6only=on;
     location = / {{ return 200 "{name}\n"; }}
     location = /big {{ default_type application/octet-stream; alias {big}; }}
     location /upload/ {{ root {directory}; dav_methods PUT; }}

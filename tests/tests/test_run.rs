@@ -2,8 +2,13 @@
 
 use std::net::Ipv4Addr;
 
-use lvs_xdp::api::types::{Protocol, Scheduler, ServiceKey};
-use lvs_xdp_common::{answer, reason::Reason};
+use lvs_xdp::api::types::{Change, MarkRule, Protocol, Scheduler, ServiceKey};
+use lvs_xdp_common::{
+    abi::control_flag,
+    answer,
+    maps::Maps as _,
+    reason::{Outcome, Reason},
+};
 use lvs_xdp_tests::{
     frame::{DIRECTOR_MAC, Frame, tcp},
     trial::{
@@ -217,6 +222,82 @@ fn a_connection_goes_on_to_its_server_and_is_counted() {
 }
 
 #[test]
+fn a_mark_leads_to_its_service_and_what_it_has_led_there_outlives_it() {
+    const MARK: ServiceKey = ServiceKey::Mark { mark: 7, ipv6: false };
+    const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 168, 3, 1);
+    let mut director = director();
+    let rule = |mark, net: &str, ports: &[&str]| MarkRule {
+        mark,
+        protocol: Some(Protocol::Tcp),
+        addresses: vec![net.parse().expect("a prefix")],
+        ports: ports.iter().map(|ports| ports.parse().expect("ports")).collect(),
+    };
+    let wide = rule(7, "192.168.2.0/24", &["80", "8000-8100"]);
+    let none = rule(9, "192.168.2.100/32", &["82"]);
+    let all = rule(7, "192.168.0.0/16", &["8200"]);
+    let rules = [&wide, &none, &all].map(|rule| Change::AddMark { rule: rule.clone() });
+    director.change(&rules).expect("the rules fit");
+    director
+        .change(&[add_service(MARK, Scheduler::Rr, &[]), add_server(MARK, RS2, 1)])
+        .expect("the service fits");
+    let seen = |director: &mut Director, port, to: (Ipv4Addr, u16), flags| {
+        let frame = Frame::tcp((CLIENT.0, port), to, flags).bytes();
+        let seen = director.send(&frame).expect("a trial");
+        let server = [RS1, RS2]
+            .into_iter()
+            .find(|server| seen.frame[..6] == mac_of(*server));
+        (
+            seen.reason,
+            server.filter(|_| seen.reason.outcome() == Outcome::Forward),
+        )
+    };
+    let (new, rs2) = (Reason::NewConnection, Some(RS2));
+    for (port, to, expected) in [
+        // Before the address's own service, whose server is another one.
+        (1, (VIP, WEB), (new, rs2)),
+        (2, (VIP, 8000), (new, rs2)),
+        (3, (VIP, 8100), (new, rs2)),
+        (4, (VIP, 8101), (Reason::NotForUs, None)),
+        (5, (VIP, 8200), (new, rs2)),
+        (6, (OUTSIDE, 8200), (new, rs2)),
+        (7, (OUTSIDE, WEB), (Reason::NotForUs, None)),
+        // A mark without a service is none.
+        (8, (VIP, NOBODY_THERE), (Reason::Unresolved, None)),
+    ] {
+        assert_eq!(seen(&mut director, port, to, tcp::SYN), expected, "{to:?}");
+    }
+    let datagram = director
+        .send(&Frame::udp(CLIENT, (VIP, DNS)).bytes())
+        .expect("a trial");
+    assert_eq!((datagram.reason, &datagram.frame[..6]), (new, &mac_of(RS1)[..]));
+
+    director
+        .change(&[wide, none, all].map(|rule| Change::DeleteMark { rule }))
+        .expect("the rules are there");
+    for (port, to, flags, expected) in [
+        (1, (VIP, WEB), tcp::ACK, (Reason::Connection, rs2)),
+        (9, (VIP, WEB), tcp::SYN, (new, Some(RS1))),
+        (2, (VIP, 8000), tcp::ACK, (Reason::Connection, rs2)),
+        (2, (VIP, 8000), tcp::FIN | tcp::ACK, (Reason::Connection, rs2)),
+        (9, (VIP, 8000), tcp::SYN, (Reason::NotForUs, None)),
+        (6, (OUTSIDE, 8200), tcp::ACK, (Reason::Connection, rs2)),
+        (6, (OUTSIDE, 8201), tcp::ACK, (Reason::NotForUs, None)),
+    ] {
+        assert_eq!(seen(&mut director, port, to, flags), expected, "{to:?}");
+    }
+    // As long as such a connection is there, and no longer, what nobody takes is looked for in the table.
+    let looks = |director: &Director| {
+        director.dataplane.tables().control().flags.load() & control_flag::UNMARKED != 0
+    };
+    director.reap();
+    assert!(looks(&director));
+    director.stop_clock(100_000).expect("the clock stops");
+    director.dataplane.tables().sweep();
+    director.reap();
+    assert!(!looks(&director));
+}
+
+#[test]
 fn where_the_vip_is_the_hosts_own_its_stack_answers() {
     let mut director = director();
     director.compiler.set_local([VIP.into()]);
@@ -300,7 +381,7 @@ fn a_deleted_service_leaves_new_packets_to_the_host_and_drops_old_connections() 
     director.send(&syn(WEB).bytes()).expect("a trial");
     let service = tcp_service(WEB);
     director
-        .change(&[lvs_xdp::api::types::Change::DeleteService { service }])
+        .change(&[Change::DeleteService { service }])
         .expect("a change");
     let seen = director.send(
         &Frame {

@@ -12,11 +12,7 @@ use std::{
 
 use axum::body::Bytes;
 use futures_util::{Stream, stream};
-use lvs_xdp_common::{
-    abi::{DestinationRow, ServiceRow},
-    maps::Maps as _,
-    packet::{Address, IpProto},
-};
+use lvs_xdp_common::{abi::DestinationRow, maps::Maps as _, packet::Address};
 use tokio::task::JoinError;
 
 use crate::{
@@ -72,10 +68,7 @@ impl Wanted {
         let services = match service {
             None => None,
             Some(ServiceName(key)) => {
-                let (address, identity) = (
-                    rows::address(key.address),
-                    ServiceRow::identity(key.port, IpProto(key.protocol.number())),
-                );
+                let (address, identity) = rows::service_row(key);
                 let rows = (1..).map_while(|id| Some((u64::from(id), tables.service(id)?)));
                 let ids: Vec<_> = rows
                     .filter(|(_, row)| row.is(address, identity))
@@ -208,8 +201,8 @@ struct Writer {
     is_first: bool,
     /// The last virtual address and port, and their column: most entries have those of the one before.
     service: (SocketAddr, Vec<u8>),
-    /// The texts of destinations by id, made when they are needed first.
-    destinations: Vec<Option<Box<[u8]>>>,
+    /// The texts of destinations by id, each with the port that it was last needed for.
+    destinations: Vec<Option<(u16, Box<[u8]>)>>,
 }
 
 impl Writer {
@@ -271,9 +264,10 @@ impl Writer {
         ] = COLUMNS.map(|(_, width)| width);
         let start = out.len();
         out.extend(match protocol(listed) {
-            Protocol::Tcp => &b"TCP"[..],
-            Protocol::Udp => b"UDP",
-            Protocol::Sctp => b"SCTP",
+            Some(Protocol::Tcp) => &b"TCP"[..],
+            Some(Protocol::Udp) => b"UDP",
+            Some(Protocol::Sctp) => b"SCTP",
+            None => b"IP",
         });
         pad(out, start, protocol_width);
 
@@ -312,13 +306,14 @@ impl Writer {
         if self.destinations.len() <= id {
             self.destinations.resize(id + 1, None);
         }
-        let text = self.destinations[id].get_or_insert_with(|| {
+        let known = &mut self.destinations[id];
+        if known.as_ref().is_none_or(|(port, _)| *port != flow.port()) {
             let mut text = Vec::new();
             endpoint(&mut text, destination());
             text.push(b'\n');
-            text.into()
-        });
-        out.extend_from_slice(text);
+            *known = Some((flow.port(), text.into()));
+        }
+        out.extend(known.iter().flat_map(|(_, text)| text.iter()));
     }
 
     fn end(&mut self, out: &mut Vec<u8>) {
@@ -329,9 +324,9 @@ impl Writer {
     }
 }
 
-fn protocol(listed: &Listed) -> Protocol {
-    // The program forwards no other.
-    Protocol::from_number(listed.flow.protocol().0).unwrap_or(Protocol::Tcp)
+/// None for a mark's template, which is for all.
+fn protocol(listed: &Listed) -> Option<Protocol> {
+    Protocol::from_number(listed.flow.protocol().0)
 }
 
 /// Fills a column up with blanks, and adds two between it and the next one.
@@ -367,6 +362,7 @@ mod tests {
         atomic::Word,
         connection::{Entry, State},
         flow::Flow,
+        packet::IpProto,
     };
 
     use super::*;

@@ -34,7 +34,7 @@ pub(crate) use self::state::State;
 use crate::{
     api::{
         server,
-        types::{ApiError, Change, Service, Status},
+        types::{ApiError, Change, MarkRule, Service, Status},
     },
     dataplane::{self, Dataplane, Mode, Options, Tables},
     journal::{Journal, Opened},
@@ -95,6 +95,8 @@ pub(crate) enum Request {
     Status(oneshot::Sender<Status>),
     /// `GET /v1/services`
     Services(oneshot::Sender<Vec<Service>>),
+    /// `GET /v1/marks`
+    Marks(oneshot::Sender<Arc<Vec<MarkRule>>>),
     /// `GET` and `DELETE /v1/connections`: the tables, with their clock set.
     Tables(oneshot::Sender<Arc<Tables>>),
     /// `POST /v1/changes`
@@ -168,7 +170,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         Arc::clone(&neighbours),
         config.clone(),
         warnings,
-    );
+    )?;
     state.start().await?;
 
     let (sender, mut requests) = mpsc::channel(1024);

@@ -170,11 +170,11 @@ mod tests {
         silent: HashSet<IpAddr>,
     }
 
-    const KEY: ServiceKey = ServiceKey {
-        protocol: Protocol::Tcp,
-        address: IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)),
-        port: 80,
-    };
+    const KEY: ServiceKey = ServiceKey::new(
+        Protocol::Tcp,
+        IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)),
+        80,
+    );
 
     fn server(host: u8, weight: u32) -> ServerSpec {
         let key = ServerKey {

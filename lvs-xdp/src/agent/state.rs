@@ -110,9 +110,9 @@ impl State {
         neighbours: Arc<Neighbours>,
         config: Config,
         warnings: Vec<String>,
-    ) -> Self {
-        Self {
-            compiler: dataplane.compiler(),
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            compiler: dataplane.compiler()?,
             dataplane,
             model,
             journal,
@@ -131,7 +131,7 @@ impl State {
             connections: 0,
             are_peers_stale: true,
             are_vips_stale: true,
-        }
+        })
     }
 
     /// Brings the maps to what the journal says, whatever an agent before has left in them.
@@ -172,6 +172,9 @@ impl State {
             }
             Request::Services(answer) => {
                 let _ = answer.send(self.services());
+            }
+            Request::Marks(answer) => {
+                let _ = answer.send(Arc::clone(self.model.marks()));
             }
             Request::Tables(answer) => {
                 if let Err(error) = self.dataplane.tick() {

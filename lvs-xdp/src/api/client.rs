@@ -24,7 +24,7 @@ use tokio::{
 
 use super::{
     filter::ConnectionFilter,
-    types::{ApiError, Change, Changes, Connection, Flushed, Service, Status},
+    types::{ApiError, Change, Changes, Connection, Flushed, MarkRule, Service, Status},
 };
 
 /// The environment variable that names the agent's socket.
@@ -133,6 +133,11 @@ impl Client {
     /// `GET /v1/services`: every virtual service with its real servers.
     pub async fn services(&self) -> Result<Vec<Service>, ClientError> {
         self.get("/v1/services").await
+    }
+
+    /// `GET /v1/marks`: the rules that give packets firewall marks.
+    pub async fn marks(&self) -> Result<Vec<MarkRule>, ClientError> {
+        self.get("/v1/marks").await
     }
 
     /// `GET /v1/connections`: every connection entry.
@@ -331,6 +336,11 @@ impl BlockingClient {
     /// [`Client::services`].
     pub fn services(&mut self) -> Result<Vec<Service>, ClientError> {
         self.wait(async |client| client.services().await)
+    }
+
+    /// [`Client::marks`].
+    pub fn marks(&mut self) -> Result<Vec<MarkRule>, ClientError> {
+        self.wait(async |client| client.marks().await)
     }
 
     /// [`Client::connections`].

@@ -24,7 +24,8 @@ pub struct ConnectionFilter {
     #[param(value_type = Option<String>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<Clients>,
-    /// A virtual service, such as `tcp/192.168.2.100:80`; it may be one that was deleted.
+    /// A virtual service, such as `tcp/192.168.2.100:80`, `mark/1` or, of IPv6, `mark6/1`; it may be one that was
+    /// deleted.
     #[param(value_type = Option<String>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceName>,
@@ -102,13 +103,18 @@ as_text!(ServiceName);
 
 impl fmt::Display for ServiceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ServiceKey {
-            protocol,
-            address,
-            port,
-        } = self.0;
-        let protocol = protocol.to_string().to_lowercase();
-        write!(f, "{protocol}/{}", SocketAddr::new(address, port))
+        match self.0 {
+            ServiceKey::Endpoint {
+                protocol,
+                address,
+                port,
+            } => {
+                let protocol = protocol.to_string().to_lowercase();
+                write!(f, "{protocol}/{}", SocketAddr::new(address, port))
+            }
+            ServiceKey::Mark { mark, ipv6: false } => write!(f, "mark/{mark}"),
+            ServiceKey::Mark { mark, ipv6: true } => write!(f, "mark6/{mark}"),
+        }
     }
 }
 
@@ -116,16 +122,22 @@ impl FromStr for ServiceName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parts = text.split_once('/').and_then(|(protocol, endpoint)| {
-            let endpoint: SocketAddr = endpoint.parse().ok()?;
-            Some(ServiceKey {
-                protocol: protocol.parse().ok()?,
-                address: endpoint.ip(),
-                port: endpoint.port(),
-            })
+        let key = text.split_once('/').and_then(|(kind, name)| match kind {
+            "mark" | "mark6" => Some(ServiceKey::Mark {
+                mark: name.parse().ok()?,
+                ipv6: kind == "mark6",
+            }),
+            _ => {
+                let endpoint: SocketAddr = name.parse().ok()?;
+                let protocol = kind.parse().ok()?;
+                Some(ServiceKey::new(protocol, endpoint.ip(), endpoint.port()))
+            }
         });
-        parts.map(Self).ok_or_else(|| {
-            format!("`{text}` is no service: write protocol, address and port, such as tcp/192.168.2.100:80")
+        key.map(Self).ok_or_else(|| {
+            format!(
+                "`{text}` is no service: write protocol, address and port, such as tcp/192.168.2.100:80, or a mark, \
+                 such as mark/1 or, for IPv6, mark6/1"
+            )
         })
     }
 }
@@ -210,11 +222,11 @@ mod tests {
     fn a_filter_goes_through_a_query_and_back() {
         let filter = ConnectionFilter {
             client: Some("2001:db8::/32".parse().unwrap()),
-            service: Some(ServiceName(ServiceKey {
-                protocol: Protocol::Sctp,
-                address: "2001:db8::1".parse().unwrap(),
-                port: 0,
-            })),
+            service: Some(ServiceName(ServiceKey::new(
+                Protocol::Sctp,
+                "2001:db8::1".parse().unwrap(),
+                0,
+            ))),
             server: Some("fd00::1".parse().unwrap()),
             state: Some("established".parse().unwrap()),
         };
@@ -225,6 +237,11 @@ mod tests {
              &state=ESTABLISHED"
         );
         assert_eq!(serde_urlencoded::from_str(&query), Ok(filter));
+        for (text, ipv6) in [("mark/7", false), ("mark6/7", true)] {
+            let name: ServiceName = text.parse().unwrap();
+            assert_eq!(name.0, ServiceKey::Mark { mark: 7, ipv6 });
+            assert_eq!(name.to_string(), text);
+        }
         let empty = ConnectionFilter::default();
         assert!(empty.is_empty());
         assert_eq!(serde_urlencoded::to_string(&empty).unwrap(), "");
@@ -232,6 +249,8 @@ mod tests {
         for bad in [
             "service=tcp",
             "service=tcp/10.0.0.1",
+            "service=mark/x",
+            "service=mark/10.0.0.1:80",
             "state=OPEN",
             "clients=10.0.0.1",
             "server=rs1",

@@ -26,7 +26,7 @@ use utoipa::OpenApi;
 use super::{
     filter::ConnectionFilter,
     types::{
-        ApiError, Change, Changes, Connection, ErrorCode, Flushed, ForwardingMethod, ServerSpec, Service,
+        ApiError, Change, Changes, Connection, ErrorCode, Flushed, ForwardingMethod, MarkRule, ServerSpec, Service,
         Status,
     },
 };
@@ -54,6 +54,7 @@ pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, 
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/services", get(services))
+        .route("/v1/marks", get(marks))
         .route("/v1/connections", get(list).delete(flush))
         .route("/v1/changes", post(changes))
         .route("/v1/unload", post(unload))
@@ -75,7 +76,7 @@ pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, 
 #[derive(OpenApi)]
 #[openapi(
     info(title = "lvs-xdp agent", description = "The agent's API on its Unix socket."),
-    paths(status, services, list, flush, changes, unload)
+    paths(status, services, marks, list, flush, changes, unload)
 )]
 struct Document;
 
@@ -102,6 +103,16 @@ async fn status(State(api): State<Api>) -> Response {
 )]
 async fn services(State(api): State<Api>) -> Response {
     answer(api.ask(Request::Services).await)
+}
+
+/// The rules that give packets firewall marks, in the order in which they are tried.
+#[utoipa::path(
+    get,
+    path = "/v1/marks",
+    responses((status = 200, body = Vec<MarkRule>), (status = 500, body = ApiError))
+)]
+async fn marks(State(api): State<Api>) -> Response {
+    answer(api.ask(Request::Marks).await.map(|rules| rules.to_vec()))
 }
 
 /// Connection entries, persistence templates among them, as they are while the list is sent. A list that
@@ -206,7 +217,7 @@ async fn flush(State(api): State<Api>, filter: Result<Query<ConnectionFilter>, Q
     responses(
         (status = 200, description = "All of them are live and durable."),
         (status = 400, description = "The body is no JSON; none was made.", body = ApiError),
-        (status = 404, description = "A service or real server is not there; none was made.", body = ApiError),
+        (status = 404, description = "A service, real server or rule is not there; none was made.", body = ApiError),
         (status = 409, description = "Something exists already, has no room or cannot be reached; none was made.",
             body = ApiError),
         (status = 422, description = "A value makes no sense; none was made.", body = ApiError),
@@ -302,13 +313,16 @@ fn answer<T: serde::Serialize>(result: Result<T, ApiError>) -> Response {
 fn refused(error: ApiError) -> Response {
     let status = match error.code {
         ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-        ErrorCode::NoSuchService | ErrorCode::ServiceNotDefined | ErrorCode::NoSuchServer => {
-            StatusCode::NOT_FOUND
-        }
+        ErrorCode::NoSuchService
+        | ErrorCode::ServiceNotDefined
+        | ErrorCode::NoSuchServer
+        | ErrorCode::NoSuchMark => StatusCode::NOT_FOUND,
         ErrorCode::Invalid | ErrorCode::OutOfRange => StatusCode::UNPROCESSABLE_ENTITY,
-        ErrorCode::ServiceExists | ErrorCode::ServerExists | ErrorCode::NotOnLink | ErrorCode::Full => {
-            StatusCode::CONFLICT
-        }
+        ErrorCode::ServiceExists
+        | ErrorCode::ServerExists
+        | ErrorCode::MarkExists
+        | ErrorCode::NotOnLink
+        | ErrorCode::Full => StatusCode::CONFLICT,
     };
     (status, Json(error)).into_response()
 }
@@ -353,6 +367,7 @@ mod tests {
         for (path, method, expected) in [
             ("/v1/status", "get", &["200", "500"][..]),
             ("/v1/services", "get", &["200", "500"]),
+            ("/v1/marks", "get", &["200", "500"]),
             ("/v1/connections", "get", &["200", "400", "404", "500"]),
             ("/v1/connections", "delete", &["200", "400", "404", "500"]),
             ("/v1/changes", "post", &["200", "400", "404", "409", "422", "500"]),

@@ -3,6 +3,7 @@
 //! The same types are the model of the desired state, so that what the API takes, what is kept on
 //! disk and what is listed cannot drift apart.
 
+mod marks;
 mod method;
 mod seen;
 mod settings;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use self::{
+    marks::{MarkRule, Ports},
     method::{ForwardingMethod, Tunnel, TunnelChecksum, TunnelKind},
     seen::{Connection, Flushed, InterfaceStatus, ReasonCount, Server, ServerState, Service, Stats, Status},
     settings::{ClientMask, Persistence, Removal, ServiceSettings, Setting, Settings, Timeouts},
@@ -191,24 +193,77 @@ pub enum SchedulerFlag {
 
 /// What identifies a virtual service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
-pub struct ServiceKey {
-    /// Transport protocol.
-    pub protocol: Protocol,
-    /// The virtual address (VIP).
-    #[schema(value_type = String)]
-    pub address: IpAddr,
-    /// The virtual port; 0 is every port of the address that no other service has, and takes persistence.
-    pub port: u16,
+#[serde(
+    untagged,
+    expecting = "a service is named by `protocol`, `address` and `port`, or by `mark`"
+)]
+pub enum ServiceKey {
+    /// The service of a protocol, address and port.
+    Endpoint {
+        /// Transport protocol.
+        protocol: Protocol,
+        /// The virtual address (VIP).
+        #[schema(value_type = String)]
+        address: IpAddr,
+        /// The virtual port; 0 is every port of the address that no other service has, and takes persistence.
+        port: u16,
+    },
+    /// The service of all packets that have a firewall mark, of one address family.
+    Mark {
+        /// The mark, not 0.
+        mark: u32,
+        /// Whether it is for IPv6.
+        #[serde(default, skip_serializing_if = "is_default")]
+        ipv6: bool,
+    },
+}
+
+impl ServiceKey {
+    /// The service of a protocol, address and port.
+    pub const fn new(protocol: Protocol, address: IpAddr, port: u16) -> Self {
+        Self::Endpoint {
+            protocol,
+            address,
+            port,
+        }
+    }
+
+    /// Whether its clients and real servers have IPv6 addresses.
+    pub const fn is_ipv6(&self) -> bool {
+        match self {
+            Self::Endpoint { address, .. } => address.is_ipv6(),
+            Self::Mark { ipv6, .. } => *ipv6,
+        }
+    }
+
+    /// Its protocol; a mark's service may have all of them.
+    pub const fn protocol(&self) -> Option<Protocol> {
+        match self {
+            Self::Endpoint { protocol, .. } => Some(*protocol),
+            Self::Mark { .. } => None,
+        }
+    }
+
+    /// Its port; 0 where it has more than one.
+    pub const fn port(&self) -> u16 {
+        match self {
+            Self::Endpoint { port, .. } => *port,
+            Self::Mark { .. } => 0,
+        }
+    }
 }
 
 impl fmt::Display for ServiceKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            protocol,
-            address,
-            port,
-        } = *self;
-        write!(f, "{} {}", protocol, SocketAddr::new(address, port))
+        match *self {
+            Self::Endpoint {
+                protocol,
+                address,
+                port,
+            } => write!(f, "{} {}", protocol, SocketAddr::new(address, port)),
+            Self::Mark { mark, ipv6: false } => write!(f, "mark {mark}"),
+            Self::Mark { mark, ipv6: true } => write!(f, "mark {mark} IPv6"),
+        }
     }
 }
 
@@ -218,7 +273,7 @@ pub struct ServerKey {
     /// The real server's own address (RIP).
     #[schema(value_type = String)]
     pub address: IpAddr,
-    /// The port: that of the service.
+    /// The port: that of the service. In a mark's service it has no meaning, and is usually 0.
     pub port: u16,
 }
 
@@ -375,7 +430,18 @@ pub enum Change {
         #[serde(default)]
         drain: Drain,
     },
-    /// `-C`: removes every service.
+    /// A new rule that gives packets a mark, behind those that there are: of all rules that match a packet the
+    /// first one gives the mark.
+    AddMark {
+        /// The rule.
+        rule: MarkRule,
+    },
+    /// Removes such a rule.
+    DeleteMark {
+        /// Which one: the same mark, protocol, addresses and ports.
+        rule: MarkRule,
+    },
+    /// `-C`: removes every service. Rules of marks stay, as the packet filter's do.
     Clear,
     /// `--set`: time-outs of connections; one of 0 stays as it is.
     SetTimeouts {
@@ -410,6 +476,10 @@ pub enum ErrorCode {
     ServerExists,
     /// `-e`, `-d` of a server that does not exist.
     NoSuchServer,
+    /// A rule that gives packets a mark exists already.
+    MarkExists,
+    /// There is no such rule.
+    NoSuchMark,
     /// The request's values make no sense together; the message says which.
     Invalid,
     /// A weight or threshold is out of range, where IPVS answers ERANGE; the message says which.

@@ -1,24 +1,24 @@
 //! Defines the command line: what can be typed, and nothing of what it does.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{
     ArgGroup, Args, Parser, Subcommand, ValueEnum,
     builder::{PossibleValuesParser, RangedI64ValueParser, TypedValueParser},
 };
 use clap_complete::Shell;
+use ipnet::IpNet;
 
-use super::value::{self, RemovalChoice, SettingChange, SettingValue};
+use super::{
+    mark::RuleProtocol,
+    value::{self, RemovalChoice, ServiceKind, ServiceName as NamedService, SettingChange, SettingValue},
+};
 use crate::{
     agent::XdpMode,
     api::{
         filter::{Clients, ServiceName, StateName},
         types::{
-            ClientMask, Protocol, Removal, Scheduler, SchedulerFlag, Setting, TunnelChecksum, TunnelKind,
+            ClientMask, Ports, Protocol, Removal, Scheduler, SchedulerFlag, Setting, TunnelChecksum, TunnelKind,
         },
     },
     model::{MAX_THRESHOLD, MAX_TIMEOUT, MAX_WEIGHT},
@@ -59,6 +59,9 @@ pub(super) enum Verb {
     /// Add, edit, delete and list the real servers of a virtual service
     #[command(subcommand)]
     Server(ServerVerb),
+    /// Give packets firewall marks, so that several ports or addresses form one service
+    #[command(subcommand)]
+    Mark(MarkVerb),
     /// List the connection entries, or remove them
     #[command(
         args_conflicts_with_subcommands = true,
@@ -182,13 +185,63 @@ pub(super) struct ListArgs {
 /// Names a virtual service.
 #[derive(Debug, Args)]
 pub(super) struct ServiceArgs {
-    /// The transport protocol
-    #[arg(value_parser = protocol(), ignore_case = true)]
-    pub(super) protocol: Protocol,
+    /// The transport protocol; or `mark`, for the service of a firewall mark (of IPv6: `mark6`)
+    #[arg(value_name = "PROTOCOL", value_parser = service_kind(), ignore_case = true)]
+    pub(super) kind: ServiceKind,
     /// The virtual address and port, such as 192.168.2.100:80 or [2001:db8::100]:80; with port 0 all
-    /// ports of a persistent service that no other service has
-    #[arg(value_name = "VIP:PORT", value_parser = value::virtual_address)]
-    pub(super) virtual_address: SocketAddr,
+    /// ports of a persistent service that no other service has. Of a mark's service the mark
+    #[arg(value_name = "VIP:PORT", value_parser = value::service_name)]
+    pub(super) name: NamedService,
+}
+
+/// What packets a rule gives its mark to.
+#[derive(Debug, Args)]
+pub(super) struct RuleArgs {
+    /// A destination address or prefix, such as 192.168.2.100 or 2001:db8::/64; repeat it for more
+    #[arg(
+        long = "address", value_name = "ADDRESS[/PREFIX]", value_parser = value::prefix, value_delimiter = ','
+    )]
+    pub(super) addresses: Vec<IpNet>,
+    /// The transport protocol
+    #[arg(long, value_parser = rule_protocol(), ignore_case = true, default_value = "any", requires = "addresses")]
+    pub(super) protocol: RuleProtocol,
+    /// Destination ports, such as 80,443,8000-8100 [default: all]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "addresses")]
+    pub(super) ports: Vec<Ports>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum MarkVerb {
+    /// Add a rule: of all rules that a packet matches the one added first gives it its mark
+    #[command(after_help = "Examples: two ports of a VIP form one service\n  \
+        lvs-xdp mark add 1 --protocol tcp --address 192.168.2.100 --ports 80,443\n  \
+        lvs-xdp service add mark 1 --scheduler rr --persistent\n  \
+        lvs-xdp server add mark 1 192.168.2.220\n\n\
+        Others:\n  \
+        lvs-xdp mark add 2 --address 192.168.3.0/24 --address 192.168.4.1 --protocol udp --ports 5000-5999\n  \
+        lvs-xdp mark add 3 --address 2001:db8::100")]
+    #[command(group = ArgGroup::new("where").args(["addresses"]).required(true))]
+    Add {
+        /// The mark, from 1 on
+        #[arg(value_parser = mark())]
+        mark: u32,
+        #[command(flatten)]
+        rule: RuleArgs,
+    },
+    /// Delete a rule, named by all that it was added with, or all rules of a mark
+    #[command(after_help = "Examples:\n  \
+        lvs-xdp mark delete 1 --protocol tcp --address 192.168.2.100 --ports 80,443\n  \
+        lvs-xdp mark delete 1")]
+    Delete {
+        /// The mark
+        #[arg(value_parser = mark())]
+        mark: u32,
+        #[command(flatten)]
+        rule: RuleArgs,
+    },
+    /// List the rules, in the order in which they are tried
+    #[command(after_help = "Examples:\n  lvs-xdp mark list\n  lvs-xdp mark list --json")]
+    List(ListArgs),
 }
 
 /// What a virtual service has beside its name and its scheduler.
@@ -263,7 +316,7 @@ pub(super) struct FilterArgs {
     /// stands under its network's address
     #[arg(long, value_name = "ADDRESS[/PREFIX]", group = "which")]
     pub(super) client: Option<Clients>,
-    /// Those of a virtual service, such as tcp/192.168.2.100:80
+    /// Those of a virtual service, such as tcp/192.168.2.100:80, mark/1 or mark6/1
     #[arg(long, value_name = "PROTOCOL/VIP:PORT", group = "which")]
     pub(super) service: Option<ServiceName>,
     /// Those of a real server
@@ -282,6 +335,7 @@ pub(super) enum ServiceVerb {
         lvs-xdp service add udp 192.168.2.100:53 --scheduler sh --flag fallback --flag port\n  \
         lvs-xdp service add tcp 192.168.2.100:443 --persistent=600 --netmask 255.255.255.0\n  \
         lvs-xdp service add tcp 192.168.2.100:0 --persistent\n  \
+        lvs-xdp service add mark 1 --scheduler rr\n  \
         lvs-xdp service add tcp 192.168.2.100:80 --removal reset --slow-start 60s --set sloppy_tcp=1")]
     #[command(group = ArgGroup::new("changes").multiple(true))]
     Add {
@@ -376,7 +430,8 @@ pub(super) enum ServerVerb {
     #[command(after_help = "Examples:\n  \
         lvs-xdp server add tcp 192.168.2.100:80 192.168.2.220\n  \
         lvs-xdp server add tcp 192.168.2.100:80 192.168.2.210 --weight 3 -x 1000 -y 800\n  \
-        lvs-xdp server add tcp 192.168.2.100:80 10.7.0.5 --tunnel gue --tunnel-port 6080")]
+        lvs-xdp server add tcp 192.168.2.100:80 10.7.0.5 --tunnel gue --tunnel-port 6080\n  \
+        lvs-xdp server add mark 1 192.168.2.220")]
     #[command(group = ArgGroup::new("changes").multiple(true))]
     Add {
         #[command(flatten)]
@@ -456,12 +511,12 @@ pub(super) enum ServerVerb {
     #[command(after_help = "Examples:\n  \
         lvs-xdp server list\n  lvs-xdp server list tcp 192.168.2.100:80 --json")]
     List {
-        /// The transport protocol
-        #[arg(value_parser = protocol(), ignore_case = true, requires = "virtual_address")]
-        protocol: Option<Protocol>,
-        /// The virtual address and port
-        #[arg(value_name = "VIP:PORT", value_parser = value::virtual_address)]
-        virtual_address: Option<SocketAddr>,
+        /// The transport protocol, `mark` or `mark6`
+        #[arg(value_name = "PROTOCOL", value_parser = service_kind(), ignore_case = true, requires = "name")]
+        kind: Option<ServiceKind>,
+        /// The virtual address and port, or the mark
+        #[arg(value_name = "VIP:PORT", value_parser = value::service_name)]
+        name: Option<NamedService>,
         #[command(flatten)]
         list: ListArgs,
     },
@@ -507,8 +562,24 @@ pub(super) struct IpvsadmArgs {
     pub(super) words: Vec<std::ffi::OsString>,
 }
 
-fn protocol() -> impl TypedValueParser<Value = Protocol> {
-    PossibleValuesParser::new(["tcp", "udp", "sctp"]).try_map(|name| name.parse())
+fn service_kind() -> impl TypedValueParser<Value = ServiceKind> {
+    let names = ["tcp", "udp", "sctp", "mark", "mark6"];
+    PossibleValuesParser::new(names).try_map(|name| {
+        Ok::<_, String>(match name.to_ascii_lowercase().as_str() {
+            "mark" => ServiceKind::Mark { ipv6: false },
+            "mark6" => ServiceKind::Mark { ipv6: true },
+            protocol => ServiceKind::Protocol(protocol.parse()?),
+        })
+    })
+}
+
+fn rule_protocol() -> impl TypedValueParser<Value = RuleProtocol> {
+    PossibleValuesParser::new(["any", "tcp", "udp", "sctp"])
+        .map(|name| RuleProtocol(name.parse::<Protocol>().ok()))
+}
+
+fn mark() -> RangedI64ValueParser<u32> {
+    RangedI64ValueParser::new().range(1..=i64::from(u32::MAX))
 }
 
 fn scheduler() -> impl TypedValueParser<Value = Scheduler> {

@@ -8,6 +8,7 @@ mod args;
 mod connections;
 mod documents;
 mod drain;
+mod mark;
 mod realserver;
 mod server;
 mod service;
@@ -87,6 +88,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
         Verb::Status(list) => status::status(&client.status()?, &list, out),
         Verb::Service(verb) => service::run(verb, &mut client, out),
         Verb::Server(verb) => server::run(verb, &mut client, out),
+        Verb::Mark(verb) => mark::run(verb, &mut client, out),
         Verb::Connections(args) => connections::run(args, &mut client, out),
         Verb::Settings { name, value, list } => settings::run(name, value, &list, &mut client, out),
         Verb::Stats(list) => status::stats(&client.services()?, &list, out),
@@ -192,7 +194,24 @@ mod tests {
             ("lvs-xdp service add tcp 10.0.0.1", "it has no port"),
             (
                 "lvs-xdp service add icmp 10.0.0.1:80",
-                "[possible values: tcp, udp, sctp]",
+                "[possible values: tcp, udp, sctp, mark, mark6]",
+            ),
+            ("lvs-xdp service add mark 0", "mark 0 is out of range"),
+            ("lvs-xdp mark add 0 --address 10.0.0.1", "1..=4294967295"),
+            ("lvs-xdp mark add 1", "--address <ADDRESS[/PREFIX]>"),
+            ("lvs-xdp mark add 1 --ports 80", "--address <ADDRESS[/PREFIX]>"),
+            ("lvs-xdp mark delete 1 --ports 80", "--address <ADDRESS[/PREFIX]>"),
+            (
+                "lvs-xdp mark add 1 --address 10.0.0.1 --ports 80,90-85",
+                "`90-85` is no port or range of ports",
+            ),
+            (
+                "lvs-xdp mark add 1 --address 10.0.0.1 --protocol icmp",
+                "[possible values: any, tcp, udp, sctp]",
+            ),
+            (
+                "lvs-xdp mark add 1 --address 10.0.0.1:80",
+                "is no address or prefix",
             ),
             (
                 "lvs-xdp service add tcp 10.0.0.1:80 --scheduler random",

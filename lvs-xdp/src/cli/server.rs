@@ -8,7 +8,7 @@ use super::{
     Failure,
     args::{RealServer, ServerVerb, ServiceArgs, ThresholdArgs, TunnelArgs},
     drain,
-    service::{endpoint, find},
+    service::{endpoint, find, protocol},
     table::Table,
     write_json,
 };
@@ -22,22 +22,11 @@ use crate::api::{
 
 pub(super) fn run(verb: ServerVerb, client: &mut BlockingClient, out: &mut dyn Write) -> Result<(), Failure> {
     let change = match verb {
-        ServerVerb::List {
-            protocol,
-            virtual_address,
-            list,
-        } => {
+        ServerVerb::List { kind, name, list } => {
             let mut services = client.services()?;
             // The definition of the arguments lets neither come alone.
-            if let (Some(protocol), Some(virtual_address)) = (protocol, virtual_address) {
-                services = vec![find(
-                    services,
-                    ServiceArgs {
-                        protocol,
-                        virtual_address,
-                    }
-                    .key(),
-                )?];
+            if let (Some(kind), Some(name)) = (kind, name) {
+                services = vec![find(services, ServiceArgs { kind, name }.key()?)?];
             }
             return print(&services, list.json, out);
         }
@@ -49,7 +38,7 @@ pub(super) fn run(verb: ServerVerb, client: &mut BlockingClient, out: &mut dyn W
             tunnel,
             force,
         } => {
-            let service = service.key();
+            let service = service.key()?;
             let key = key(server, service)?;
             let mut server = ServerSpec::new(key, weight);
             thresholds.apply_to(&mut server);
@@ -68,7 +57,7 @@ pub(super) fn run(verb: ServerVerb, client: &mut BlockingClient, out: &mut dyn W
             tunnel,
             no_tunnel,
         } => {
-            let service = service.key();
+            let service = service.key()?;
             let key = key(server, service)?;
             let found = find(client.services()?, service)?.servers.into_iter();
             let mut server = found
@@ -96,12 +85,12 @@ pub(super) fn run(verb: ServerVerb, client: &mut BlockingClient, out: &mut dyn W
             wait,
             json,
         } => {
-            let service = service.key();
+            let service = service.key()?;
             let key = key(server, service)?;
             return drain::run(service, key, deadline, wait, json, client, out);
         }
         ServerVerb::Delete { service, server } => {
-            let service = service.key();
+            let service = service.key()?;
             Change::DeleteServer {
                 service,
                 server: key(server, service)?,
@@ -161,19 +150,20 @@ impl TunnelArgs {
     }
 }
 
-/// The real server as the agent knows it: its port is the service's.
+/// The real server as the agent knows it: its port is the service's. In a mark's service, which has many, it may be
+/// named by any.
 fn key(server: RealServer, service: ServiceKey) -> Result<ServerKey, Failure> {
     let RealServer { address, port } = server;
-    if let Some(port) = port.filter(|&port| port != service.port) {
+    let own = match service {
+        ServiceKey::Endpoint { port, .. } => port,
+        ServiceKey::Mark { .. } => port.unwrap_or(0),
+    };
+    if let Some(port) = port.filter(|&port| port != own) {
         return Err(Failure::Usage(format!(
-            "neither direct routing nor a tunnel changes the port: the real server's is {} as the service's, not {port}",
-            service.port
+            "neither direct routing nor a tunnel changes the port: the real server's is {own} as the service's, not {port}"
         )));
     }
-    Ok(ServerKey {
-        address,
-        port: service.port,
-    })
+    Ok(ServerKey { address, port: own })
 }
 
 /// A real server with the service it is in, as `server list --json` has it.
@@ -212,7 +202,7 @@ fn print(services: &[Service], json: bool, out: &mut dyn Write) -> Result<(), Fa
     ]);
     for Listed { service, server } in servers {
         table.row([
-            service.protocol.to_string(),
+            protocol(&service),
             endpoint(&service),
             server.spec.key.to_string(),
             server.spec.method.to_string(),

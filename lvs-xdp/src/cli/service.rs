@@ -6,7 +6,7 @@ use super::{
     Failure,
     args::{ListArgs, ServiceArgs, ServiceOptions, ServiceVerb},
     table::Table,
-    value::SettingChange,
+    value::{ServiceKind, ServiceName, SettingChange},
     write_json,
 };
 use crate::api::{
@@ -26,11 +26,11 @@ pub(super) fn run(
             scheduler,
             options,
         } => {
-            let key = service.key();
+            let key = service.key()?;
             if options.netmask.is_some() && options.persistent.is_none() {
                 return Err(Failure::Usage("--netmask takes --persistent".to_owned()));
             }
-            if key.port == 0 && options.persistent.is_none() {
+            if matches!(key, ServiceKey::Endpoint { port: 0, .. }) && options.persistent.is_none() {
                 return Err(Failure::Usage(
                     "port 0 stands for all ports and takes --persistent: add it, or use a port from 1 to 65535"
                         .to_owned(),
@@ -47,7 +47,7 @@ pub(super) fn run(
             no_persistent,
             no_one_packet,
         } => {
-            let mut service = find(client.services()?, service.key())?.spec;
+            let mut service = find(client.services()?, service.key()?)?.spec;
             service.scheduler = scheduler.unwrap_or(service.scheduler);
             if no_flags {
                 service.flags.clear();
@@ -62,22 +62,25 @@ pub(super) fn run(
             Change::EditService { service }
         }
         ServiceVerb::Delete { service } => Change::DeleteService {
-            service: service.key(),
+            service: service.key()?,
         },
     };
     Ok(client.change(vec![change])?)
 }
 
 impl ServiceArgs {
-    pub(super) fn key(&self) -> ServiceKey {
-        let Self {
-            protocol,
-            virtual_address,
-        } = *self;
-        ServiceKey {
-            protocol,
-            address: virtual_address.ip(),
-            port: virtual_address.port(),
+    pub(super) fn key(&self) -> Result<ServiceKey, Failure> {
+        match (self.kind, self.name) {
+            (ServiceKind::Protocol(protocol), ServiceName::Address(at)) => {
+                Ok(ServiceKey::new(protocol, at.ip(), at.port()))
+            }
+            (ServiceKind::Mark { ipv6 }, ServiceName::Mark(mark)) => Ok(ServiceKey::Mark { mark, ipv6 }),
+            (ServiceKind::Protocol(protocol), ServiceName::Mark(number)) => Err(Failure::Usage(format!(
+                "{number} is no virtual address: after {protocol} write address and port, such as 192.168.2.100:80"
+            ))),
+            (ServiceKind::Mark { .. }, ServiceName::Address(at)) => Err(Failure::Usage(format!(
+                "{at} is no mark: write a number, such as `mark 1`"
+            ))),
         }
     }
 }
@@ -150,7 +153,7 @@ fn print(services: &[Service], list: &ListArgs, out: &mut dyn Write) -> Result<(
         let spec = &service.spec;
         let flags: Vec<_> = spec.flags.iter().map(|&flag| flag_name(flag)).collect();
         table.row([
-            spec.key.protocol.to_string(),
+            protocol(&spec.key),
             endpoint(&spec.key),
             spec.scheduler.to_string(),
             flags.join(","),
@@ -183,9 +186,21 @@ fn options(spec: &ServiceSpec) -> String {
     options.join(" ")
 }
 
-/// The service's address and port, as they are typed.
+/// What the service is named by, as it is typed: its protocol, or that it is a mark's.
+pub(super) fn protocol(key: &ServiceKey) -> String {
+    match key {
+        ServiceKey::Endpoint { protocol, .. } => protocol.to_string(),
+        ServiceKey::Mark { ipv6: false, .. } => "mark".to_owned(),
+        ServiceKey::Mark { ipv6: true, .. } => "mark6".to_owned(),
+    }
+}
+
+/// The service's address and port, or its mark, as they are typed.
 pub(super) fn endpoint(key: &ServiceKey) -> String {
-    SocketAddr::new(key.address, key.port).to_string()
+    match *key {
+        ServiceKey::Endpoint { address, port, .. } => SocketAddr::new(address, port).to_string(),
+        ServiceKey::Mark { mark, .. } => mark.to_string(),
+    }
 }
 
 fn flag_name(flag: SchedulerFlag) -> &'static str {

@@ -4,7 +4,13 @@ use std::io::Write;
 
 use serde::Serialize;
 
-use super::{Failure, args::ListArgs, service::endpoint, table::Table, write_json};
+use super::{
+    Failure,
+    args::ListArgs,
+    service::{endpoint, protocol},
+    table::Table,
+    write_json,
+};
 use crate::api::types::{InterfaceStatus, ServerKey, Service, ServiceKey, Stats, Status};
 
 pub(super) fn status(status: &Status, list: &ListArgs, out: &mut dyn Write) -> Result<(), Failure> {
@@ -116,7 +122,7 @@ pub(super) fn stats(services: &[Service], list: &ListArgs, out: &mut dyn Write) 
         let (key, stats) = (service.spec.key, service.stats);
         let mut row = |server: &str, stats: Stats| {
             table.row([
-                key.protocol.to_string(),
+                protocol(&key),
                 endpoint(&key),
                 server.to_owned(),
                 stats.connections.to_string(),

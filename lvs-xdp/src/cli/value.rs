@@ -5,14 +5,37 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
+
 use super::args::RealServer;
 use crate::{
-    api::types::{Removal, Setting},
+    api::types::{Protocol, Removal, Setting},
     model::MAX_SLOW_START,
 };
 
 /// The kernel's limit of an interface name: IFNAMSIZ, less the terminating NUL.
 const MAX_INTERFACE_NAME: usize = 15;
+
+/// What a service is named by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ServiceKind {
+    /// A protocol, with an address and port.
+    Protocol(Protocol),
+    /// A firewall mark, of one address family.
+    Mark {
+        /// Whether it is IPv6.
+        ipv6: bool,
+    },
+}
+
+/// The name of a service of its kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ServiceName {
+    /// Its address and port.
+    Address(SocketAddr),
+    /// Its mark.
+    Mark(u32),
+}
 
 /// A removal policy, or `default`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +112,25 @@ pub(super) fn virtual_address(text: &str) -> Result<SocketAddr, String> {
         (address, Some(port)) => Ok(SocketAddr::new(address, port)),
         (_, None) => Err(format!("it has no port: write address and port, {example}")),
     }
+}
+
+/// [`virtual_address`], or a mark.
+pub(super) fn service_name(text: &str) -> Result<ServiceName, String> {
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return virtual_address(text).map(ServiceName::Address);
+    }
+    match text.parse() {
+        Ok(mark) if mark > 0 => Ok(ServiceName::Mark(mark)),
+        _ => Err(format!("mark {text} is out of range: use 1 to {}", u32::MAX)),
+    }
+}
+
+/// An address, or a prefix.
+pub(super) fn prefix(text: &str) -> Result<IpNet, String> {
+    let net = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    net.map_err(|_| {
+        format!("`{text}` is no address or prefix: write one such as 192.168.2.100 or 2001:db8::/64")
+    })
 }
 
 /// `RIP` or `RIP:PORT`.
@@ -195,6 +237,37 @@ mod tests {
             let result = virtual_address(text).map(|address| address.to_string());
             let result = result.unwrap_or_else(|error| error);
             assert!(result.starts_with(expected), "{text}: {result}");
+        }
+    }
+
+    #[test]
+    fn services_have_addresses_or_marks() {
+        let address = "10.0.0.1:80".parse().unwrap();
+        assert_eq!(service_name("10.0.0.1:80"), Ok(ServiceName::Address(address)));
+        assert_eq!(service_name("4294967295"), Ok(ServiceName::Mark(u32::MAX)));
+        for bad in ["0", "4294967296", "", "-1", "+1", "one", "10.0.0.1"] {
+            assert!(service_name(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn prefixes_are_networks_or_hosts() {
+        for (text, expected) in [
+            ("192.168.2.100", "192.168.2.100/32"),
+            ("192.168.2.0/24", "192.168.2.0/24"),
+            ("2001:db8::1", "2001:db8::1/128"),
+        ] {
+            assert_eq!(prefix(text).map(|net| net.to_string()), Ok(expected.to_owned()));
+        }
+        for bad in [
+            "",
+            "192.168.2",
+            "192.168.2.0/33",
+            "192.168.2.1:80",
+            "::/129",
+            "vip",
+        ] {
+            assert!(prefix(bad).is_err(), "{bad:?}");
         }
     }
 

@@ -16,14 +16,10 @@ use std::{
 };
 
 use lvs_xdp_common::{
-    abi::{
-        Cursor, Kind, ListEntry, ListWord, RingWord, ServiceRow, Tags, control_flag, destination_flag,
-        service_flag,
-    },
+    abi::{Cursor, Kind, ListEntry, ListWord, RingWord, Tags, control_flag, destination_flag, service_flag},
     flow::FTP_PORT,
     hash,
     maps::Maps as _,
-    packet::IpProto,
     scheduler,
 };
 
@@ -31,9 +27,10 @@ pub use self::plan::Plan;
 use self::plan::{Planned, Setting};
 use super::{
     extents::{Extent, Extents},
+    marks::Marks,
     rows::{
         address, count, enter_index, high, leave_index, length, list_extent, live, ring_extent, server_key,
-        service_key, store, store_tunnel, store_way, tunnel_way, way,
+        service_key, service_row, store, store_tunnel, store_way, tunnel_way, way,
     },
     tables::{Capacity, Tables},
 };
@@ -100,6 +97,7 @@ pub struct Compiler {
     /// Services whose two configurations differ until [`Compiler::settle`], and extents to give back then.
     unsettled: Vec<u32>,
     garbage: Vec<(Extent, Extent)>,
+    marks: Marks,
 }
 
 /// Whether a scheduler goes by a place in its list.
@@ -114,7 +112,7 @@ fn first_cursor(kind: Kind, place: Cursor) -> u64 {
 
 impl Compiler {
     /// Reads the bookkeeping from the maps.
-    pub(super) fn new(tables: Arc<Tables>, capacity: Capacity) -> Self {
+    pub(super) fn new(tables: Arc<Tables>, capacity: Capacity, marks: Marks) -> Self {
         let mut compiler = Self {
             lists: Extents::new(length(&tables.lists)),
             rings: Extents::new(length(&tables.rings)),
@@ -129,6 +127,7 @@ impl Compiler {
             local: HashSet::new(),
             unsettled: Vec::new(),
             garbage: Vec::new(),
+            marks,
             tables,
             capacity,
         };
@@ -214,11 +213,18 @@ impl Compiler {
             .iter()
             .map(|planned| (planned.key, planned.slot.word.kind()));
         self.note_wide_services(planned.chain(self.kinds()));
+        if let Some(rules) = &plan.marks {
+            self.marks.announce(rules);
+        }
         control
             .generation
             .store(control.generation.load().wrapping_add(1));
         for planned in plan.services {
             self.finish(planned);
+        }
+        if let Some(rules) = plan.marks {
+            self.marks.adopt_prepared(rules);
+            self.note_local();
         }
     }
 
@@ -245,16 +251,11 @@ impl Compiler {
         }
         if *is_new {
             row.lists.iter().chain(&row.rings).for_each(|word| word.store(0));
-            let address = address(key.address);
+            let (address, identity) = service_row(key);
             row.address[0].store(address.high());
             row.address[1].store(address.low());
-            row.identity
-                .store(ServiceRow::identity(key.port, IpProto(key.protocol.number())));
-            row.flags.store(if self.local.contains(&key.address) {
-                service_flag::LOCAL
-            } else {
-                0
-            });
+            row.identity.store(identity);
+            row.flags.store(self.local_flag(key));
             self.enter(slot.id, *key);
         }
         for (id, server) in added {
@@ -436,9 +437,13 @@ impl Compiler {
     fn note_wide_services(&self, services: impl Iterator<Item = (ServiceKey, Kind)>) {
         let wide = services
             .filter(|(_, kind)| !matches!(kind, Kind::Absent | Kind::Tombstone))
-            .fold(0, |flags, (key, _)| match (key.protocol, key.port) {
-                (_, 0) => flags | control_flag::ALL_PORTS,
-                (Protocol::Tcp, FTP_PORT) => flags | control_flag::FTP,
+            .fold(0, |flags, (key, _)| match key {
+                ServiceKey::Endpoint { port: 0, .. } => flags | control_flag::ALL_PORTS,
+                ServiceKey::Endpoint {
+                    protocol: Protocol::Tcp,
+                    port: FTP_PORT,
+                    ..
+                } => flags | control_flag::FTP,
                 _ => flags,
             });
         let flags = &self.tables.control[0].flags;
@@ -448,7 +453,7 @@ impl Compiler {
 
     /// Whether a change was made live that has not been settled.
     pub fn is_unsettled(&self) -> bool {
-        !self.unsettled.is_empty()
+        !self.unsettled.is_empty() || self.marks.is_unsettled()
     }
 
     /// Makes both configurations the same again and gives back what the old one used. No packet that
@@ -462,6 +467,11 @@ impl Compiler {
             row.lists[1 - live].store(row.lists[live].load());
         }
         self.note_wide_services(self.kinds());
+        if let Err(error) = self.marks.settle() {
+            tracing::error!(
+                "the rules of marks are not settled, and no change is made until they are: {error}"
+            );
+        }
         for (list, ring) in std::mem::take(&mut self.garbage) {
             self.lists.give(list);
             self.rings.give(ring);
@@ -471,12 +481,9 @@ impl Compiler {
     /// Enters a service into the index.
     fn enter(&self, id: u32, key: ServiceKey) {
         let control = &self.tables.control[0];
-        let hash = hash::service(
-            control.key(),
-            address(key.address),
-            key.port,
-            key.protocol.number(),
-        );
+        let (address, _) = service_row(&key);
+        let protocol = key.protocol().map_or(0, Protocol::number);
+        let hash = hash::service(control.key(), address, key.port(), protocol);
         enter_index(&self.tables.service_index, hash, control.service_mask.load(), id);
     }
 
@@ -552,8 +559,11 @@ impl Compiler {
     /// finds no list, also when the row is used again: its list is what becomes visible last.
     fn clear(&self, id: u32) {
         let row = &self.tables.services[id as usize];
-        row.lists.iter().for_each(|word| word.store(0));
-        row.identity.store(0);
+        row.lists
+            .iter()
+            .chain([&row.identity])
+            .chain(&row.address)
+            .for_each(|word| word.store(0));
         leave_index(&self.tables.service_index, id);
     }
 
@@ -597,13 +607,37 @@ impl Compiler {
     /// only where the VIP is one of them.
     pub fn set_local(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
         self.local = addresses.into_iter().collect();
+        self.note_local();
+    }
+
+    fn note_local(&self) {
         for (key, slot) in &self.services {
-            let flags = if self.local.contains(&key.address) {
-                service_flag::LOCAL
-            } else {
-                0
-            };
+            let flags = self.local_flag(key);
             self.tables.services[slot.id as usize].flags.store(flags);
+        }
+    }
+
+    fn local_flag(&self, key: &ServiceKey) -> u64 {
+        let is_local = match key {
+            ServiceKey::Endpoint { address, .. } => self.local.contains(address),
+            ServiceKey::Mark { mark, ipv6 } => self.marks.is_local(*mark, *ipv6, &self.local),
+        };
+        if is_local { service_flag::LOCAL } else { 0 }
+    }
+
+    /// Ends the search for connections that a removed rule has led to a mark's service, where such services have
+    /// no connection any more.
+    pub(super) fn forget_unmarked(&self) {
+        let flags = &self.tables.control[0].flags;
+        if flags.load() & control_flag::UNMARKED == 0 {
+            return;
+        }
+        let is_busy = self.members.iter().any(|(id, (service, _))| {
+            self.tables.services[*service as usize].is_mark()
+                && self.tables.counts[*id as usize].connections.load() != 0
+        });
+        if !is_busy {
+            flags.store(flags.load() & !control_flag::UNMARKED);
         }
     }
 

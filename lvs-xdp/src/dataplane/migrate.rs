@@ -23,7 +23,7 @@ use super::{
     Dataplane,
     object::running_program,
     pins::{LinkPin, Pins, open_map},
-    rows::enter_index,
+    rows::{enter_index, service_key},
     sweep::Listed,
     tables::{Capacity, OTHER_MAPS, Shared, Tables},
 };
@@ -256,8 +256,8 @@ impl Dataplane {
             let control = &new.control[0];
             let mask = new.service_index.len() as u64 - 1;
             for (id, row) in (0..).zip(new.services.iter()) {
-                let identity = row.identity.load();
-                if identity != 0 {
+                if service_key(row).is_some() {
+                    let identity = row.identity.load();
                     let address = lvs_xdp_common::packet::Address::from_halves(
                         row.address[0].load(),
                         row.address[1].load(),

@@ -8,6 +8,7 @@
 
 pub mod compile;
 mod extents;
+mod marks;
 mod migrate;
 mod object;
 mod peers;
@@ -46,6 +47,7 @@ use nix::net::if_::if_indextoname;
 
 use self::{
     compile::Compiler,
+    marks::Marks,
     migrate::Plan,
     object::{OBJECT, director, is_busy, is_unlinked, load, load_program, refused, why},
     pins::{LinkPin, Pins, open_map},
@@ -434,8 +436,15 @@ impl Dataplane {
     }
 
     /// The bookkeeping of what the maps hold.
-    pub fn compiler(&self) -> Compiler {
-        Compiler::new(Arc::clone(&self.tables), self.capacity)
+    ///
+    /// # Errors
+    ///
+    /// Where the rules of marks cannot be read.
+    pub fn compiler(&self) -> anyhow::Result<Compiler> {
+        let tables = Arc::clone(&self.tables);
+        let marks = Marks::open(&self.pins.generation(self.generation), Arc::clone(&tables))
+            .context("cannot read the rules of marks")?;
+        Ok(Compiler::new(tables, self.capacity, marks))
     }
 
     /// Frees what removed destinations and deleted services have used, where no connection is left.
@@ -449,6 +458,7 @@ impl Dataplane {
             self.clear_stats(id)?;
         }
         compiler.bury_empty();
+        compiler.forget_unmarked();
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use lvs_xdp_common::{
         TunnelRow, destination_flag, index_buckets, index_word,
     },
     atomic::Word,
-    packet::{Address, Mac},
+    packet::{Address, IpProto, Mac},
     ring::{self, MH_SLOTS, Member},
     scheduler::HASH_SLOTS,
     tunnel::{self, How},
@@ -99,11 +99,6 @@ pub(super) fn options(spec: &ServiceSpec, director: Settings) -> Options {
     let is_set = |own: Option<u32>, director: u32| own.unwrap_or(director) != 0;
     let expires_nodest = is_set(own.expire_nodest_conn, director.expire_nodest_conn);
     let reuse = own.conn_reuse_mode.unwrap_or(director.conn_reuse_mode);
-    let is_sloppy = match spec.key.protocol {
-        Protocol::Tcp => is_set(own.sloppy_tcp, director.sloppy_tcp),
-        Protocol::Sctp => is_set(own.sloppy_sctp, director.sloppy_sctp),
-        Protocol::Udp => false,
-    };
     let removal = spec.removal.unwrap_or(if expires_nodest {
         Removal::Reschedule
     } else {
@@ -120,15 +115,19 @@ pub(super) fn options(spec: &ServiceSpec, director: Settings) -> Options {
         ),
         (reuse != 0, Options::REUSE),
         (reuse & 2 != 0, Options::REUSE_FIN_WAIT),
-        (is_sloppy, Options::SLOPPY),
+        (is_set(own.sloppy_tcp, director.sloppy_tcp), Options::SLOPPY_TCP),
+        (
+            is_set(own.sloppy_sctp, director.sloppy_sctp),
+            Options::SLOPPY_SCTP,
+        ),
     ];
     let flags = flags.into_iter().filter(|(is_set, _)| *is_set);
     let persistence = spec.persistence.as_ref();
     let mask = match persistence.and_then(|persistence| persistence.mask) {
         Some(ClientMask::V4(mask)) => mask.to_bits(),
         Some(ClientMask::V6(length)) => u32::from(length),
-        None if spec.key.address.is_ipv4() => u32::MAX,
-        None => 128,
+        None if spec.key.is_ipv6() => 128,
+        None => u32::MAX,
     };
     Options::new(
         flags.fold(0, |all, (_, flag)| all | flag),
@@ -305,15 +304,34 @@ pub fn ip(address: Address) -> IpAddr {
     }
 }
 
+/// The address and identity under which a service has its row.
+pub fn service_row(key: &ServiceKey) -> (Address, u64) {
+    match *key {
+        ServiceKey::Endpoint {
+            protocol,
+            address: vip,
+            port,
+        } => (
+            address(vip),
+            ServiceRow::identity(port, IpProto(protocol.number())),
+        ),
+        ServiceKey::Mark { mark, ipv6 } => (ServiceRow::mark(mark, !ipv6), 0),
+    }
+}
+
 pub(super) fn service_key(row: &ServiceRow) -> Option<ServiceKey> {
     let identity = row.identity.load();
+    let address = Address::from_halves(row.address[0].load(), row.address[1].load());
+    if row.is_mark() {
+        let mark = low(address.low());
+        let key = |ipv6| ServiceKey::Mark { mark, ipv6 };
+        // A row that is not used has no address.
+        return [key(false), key(true)]
+            .into_iter()
+            .find(|key| mark != 0 && service_row(key).0 == address);
+    }
     let protocol = Protocol::from_number(u8::try_from(identity >> 16 & 0xff).ok()?)?;
-    let address = ip(Address::from_halves(row.address[0].load(), row.address[1].load()));
-    Some(ServiceKey {
-        protocol,
-        address,
-        port: port(identity),
-    })
+    Some(ServiceKey::new(protocol, ip(address), port(identity)))
 }
 
 pub(super) fn server_key(row: &DestinationRow) -> ServerKey {
@@ -348,10 +366,29 @@ pub(super) fn length<T>(rows: &[T]) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use lvs_xdp_common::{director, hash, maps::memory::Memory, packet::IpProto, reason::Reason};
+    use lvs_xdp_common::{director, hash, maps::memory::Memory, reason::Reason};
 
     use super::*;
     use crate::api::types::Tunnel;
+
+    #[test]
+    fn rows_name_their_service() {
+        let row = ServiceRow::default();
+        assert_eq!(service_key(&row), None);
+        let (mark, four) = (0xffff_ffff, IpAddr::from([10, 9, 0, 100]));
+        for key in [
+            ServiceKey::new(Protocol::Udp, four, 0),
+            ServiceKey::new(Protocol::Sctp, "2001:db8::4".parse().unwrap(), 65535),
+            ServiceKey::Mark { mark, ipv6: false },
+            ServiceKey::Mark { mark: 4, ipv6: true },
+        ] {
+            let (address, identity) = service_row(&key);
+            row.address[0].store(address.high());
+            row.address[1].store(address.low());
+            row.identity.store(identity);
+            assert_eq!(service_key(&row), Some(key));
+        }
+    }
 
     const VIP: u32 = 0x0a09_0064;
 

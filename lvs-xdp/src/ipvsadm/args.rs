@@ -149,7 +149,6 @@ struct Typed<'a> {
     tunnels: bool,
     tunnel_kind: Option<TunnelKind>,
     tunnel_port: u16,
-    mark: bool,
     timeouts: Timeouts,
     /// The first option on the line that has no meaning here.
     unsupported: Option<&'static str>,
@@ -168,8 +167,7 @@ impl<'a> Typed<'a> {
                 return Err(Failure::usage(format!("invalid option `{word}'")));
             }
             Opt::Sort => return Ok(()),
-            Opt::Ipv6 if self.mark => return Ok(()),
-            Opt::Ipv6 => return Err(Failure::usage("-6 used before -f")),
+            Opt::Ipv6 => return self.take_ipv6(),
             Opt::TcpService | Opt::UdpService | Opt::SctpService | Opt::FirewallMark => Kind::ServiceAddress,
             Opt::Masquerading | Opt::Tunnelling | Opt::Gatewaying => Kind::ForwardingMethod,
             Opt::Other(kind) => kind,
@@ -180,7 +178,6 @@ impl<'a> Typed<'a> {
                 kind.name()
             )));
         }
-        self.mark |= option == Opt::FirewallMark;
         self.tunnels |= option == Opt::Tunnelling;
         self.unsupported = self.unsupported.or(unsupported_option(option));
         let text = value.unwrap_or_default();
@@ -188,6 +185,10 @@ impl<'a> Typed<'a> {
             Opt::TcpService => self.take_service(text, Protocol::Tcp, names)?,
             Opt::UdpService => self.take_service(text, Protocol::Udp, names)?,
             Opt::SctpService => self.take_service(text, Protocol::Sctp, names)?,
+            Opt::FirewallMark => {
+                let mark = values::mark(text)?;
+                self.service = Some(ServiceKey::Mark { mark, ipv6: false });
+            }
             Opt::Other(Kind::RealServer) => self.server = Some(text),
             Opt::Other(Kind::Scheduler) => self.scheduler = Some(text),
             Opt::Other(Kind::SchedulerFlags) => self.flags = Some(text),
@@ -210,11 +211,21 @@ impl<'a> Typed<'a> {
 
     fn take_service(&mut self, text: &str, protocol: Protocol, names: &Names) -> Result<(), Failure> {
         let key = values::service_key(text, protocol, names)?;
-        if key.address.is_ipv6() {
+        if key.is_ipv6() {
             // The mask of an IPv6 service comes after it; one before it was read as IPv4's, and is forgotten.
             self.mask = None;
         }
         self.service = Some(key);
+        Ok(())
+    }
+
+    fn take_ipv6(&mut self) -> Result<(), Failure> {
+        let Some(ServiceKey::Mark { ipv6, .. }) = &mut self.service else {
+            return Err(Failure::usage("-6 used before -f"));
+        };
+        *ipv6 = true;
+        // As for an IPv6 address.
+        self.mask = None;
         Ok(())
     }
 
@@ -279,10 +290,10 @@ impl<'a> Typed<'a> {
 
     fn service_request(&self, key: ServiceKey) -> Result<ServiceRequest, Failure> {
         let one_packet = self.kinds.has(Kind::OnePacket);
-        if key.port == 0 && self.persistence.is_none() {
+        if matches!(key, ServiceKey::Endpoint { port: 0, .. }) && self.persistence.is_none() {
             return Err(Failure::usage("Zero port specified for non-persistent service"));
         }
-        if one_packet && key.protocol != Protocol::Udp {
+        if one_packet && key.protocol().is_some_and(|protocol| protocol != Protocol::Udp) {
             return Err(Failure::usage(
                 "One-Packet Scheduling is only for UDP virtual services",
             ));
@@ -304,19 +315,21 @@ impl<'a> Typed<'a> {
     }
 
     fn server_spec(&self, service: ServiceKey, names: &Names) -> Result<ServerSpec, Failure> {
-        let address = values::server_address(self.server.unwrap_or_default(), service.protocol, names)?;
-        if address.is_ipv4() != service.address.is_ipv4() && !self.tunnels {
+        let text = self.server.unwrap_or_default();
+        let (address, typed) = values::server_address(text, service.protocol(), names)?;
+        if address.is_ipv6() != service.is_ipv6() && !self.tunnels {
             return Err(Failure::usage(
                 "Different address family is allowed only for tunneling servers",
             ));
         }
         let method = self.method()?;
-        // Neither direct routing nor a tunnel can change the port: as ipvsadm does, whatever was typed is
-        // overruled.
-        let key = ServerKey {
-            address,
-            port: service.port,
+        let port = match service {
+            // Neither direct routing nor a tunnel can change the port: as ipvsadm does, whatever was typed is
+            // overruled.
+            ServiceKey::Endpoint { port, .. } => port,
+            ServiceKey::Mark { .. } => typed.unwrap_or(0),
         };
+        let key = ServerKey { address, port };
         Ok(ServerSpec {
             method,
             upper_threshold: self.upper_threshold,
@@ -465,7 +478,6 @@ fn unsupported_command(verb: Verb) -> Option<&'static str> {
 
 fn unsupported_option(option: Opt) -> Option<&'static str> {
     match option {
-        Opt::FirewallMark => Some("-f (firewall marks) is not supported yet"),
         Opt::Masquerading => Some(
             "-m (masquerading) is not direct routing, where real servers answer the client themselves: use -g",
         ),

@@ -41,6 +41,7 @@ Service:
   -t, --tcp-service VIP:PORT    a TCP service; [VIP]:PORT where the VIP is IPv6
   -u, --udp-service VIP:PORT    a UDP service
       --sctp-service VIP:PORT   an SCTP service
+  -f, --fwmark-service MARK     all that has a firewall mark (`lvs-xdp mark`); with -6 behind it of IPv6
                                 port 0 is every port without a service of its own, and takes -p
 
 Options:

@@ -267,7 +267,12 @@ fn refusal(error: ClientError, change: &Change) -> Failure {
             "Invalid operation.  Possibly wrong module version, address not unicast, ...".to_owned()
         }
         // The kernel never has these; the agent's own line says what to do.
-        ErrorCode::Invalid | ErrorCode::NotOnLink | ErrorCode::Full | ErrorCode::Internal => message,
+        ErrorCode::Invalid
+        | ErrorCode::MarkExists
+        | ErrorCode::NoSuchMark
+        | ErrorCode::NotOnLink
+        | ErrorCode::Full
+        | ErrorCode::Internal => message,
     })
 }
 

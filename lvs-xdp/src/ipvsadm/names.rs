@@ -49,17 +49,21 @@ impl Names {
         }
     }
 
-    /// The name of a port, where it has one.
-    pub(super) fn port_name(&self, port: u16, protocol: Protocol) -> Option<&str> {
+    /// The name of a port, where it has one: of no protocol in particular it has none.
+    pub(super) fn port_name(&self, port: u16, protocol: Option<Protocol>) -> Option<&str> {
+        let protocol = protocol?;
         self.services().by_port.get(&(port, protocol)).map(String::as_str)
     }
 
-    /// A port by number (0 to 65535) or name.
-    pub(super) fn port(&self, text: &str, protocol: Protocol) -> Option<u16> {
+    /// A port by number (0 to 65535) or, where there is a protocol, name.
+    pub(super) fn port(&self, text: &str, protocol: Option<Protocol>) -> Option<u16> {
         if text.starts_with(|first: char| first.is_ascii_digit()) {
             return text.parse().ok();
         }
-        self.services().by_name.get(&(text.to_owned(), protocol)).copied()
+        self.services()
+            .by_name
+            .get(&(text.to_owned(), protocol?))
+            .copied()
     }
 
     /// An IPv4 host: an address in any of inet_aton(3)'s forms, but not one number alone, or a name.
@@ -158,11 +162,11 @@ mod tests {
     #[test]
     fn ports_have_names_by_protocol() {
         let names = names();
-        assert_eq!(names.port_name(80, Protocol::Tcp), Some("http"));
-        assert_eq!(names.port_name(80, Protocol::Udp), None);
-        assert_eq!(names.port("www", Protocol::Tcp), Some(80));
-        assert_eq!(names.port("domain", Protocol::Udp), Some(53));
-        assert_eq!(names.port("http", Protocol::Udp), None);
+        assert_eq!(names.port_name(80, Some(Protocol::Tcp)), Some("http"));
+        assert_eq!(names.port_name(80, Some(Protocol::Udp)), None);
+        assert_eq!(names.port("www", Some(Protocol::Tcp)), Some(80));
+        assert_eq!(names.port("domain", Some(Protocol::Udp)), Some(53));
+        assert_eq!(names.port("http", Some(Protocol::Udp)), None);
         for (text, port) in [
             ("0", Some(0)),
             ("65535", Some(65535)),
@@ -170,7 +174,7 @@ mod tests {
             ("-1", None),
             ("8x", None),
         ] {
-            assert_eq!(names.port(text, Protocol::Tcp), port, "{text}");
+            assert_eq!(names.port(text, Some(Protocol::Tcp)), port, "{text}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{cmp::Ordering, net::IpAddr};
 
-use crate::api::types::{Server, Service};
+use crate::api::types::{Server, Service, ServiceKey};
 
 /// The services in the order of the lists.
 pub(super) fn services(services: Vec<Service>) -> Vec<Service> {
@@ -14,15 +14,30 @@ pub(super) fn servers(servers: Vec<Server>) -> Vec<Server> {
     merge_sort(servers, &compare_servers)
 }
 
-/// IPv4 before IPv6, then TCP before UDP before SCTP, then by address and port.
+/// By mark, of which those that are no mark's have 0; then IPv4 before IPv6, TCP before UDP before SCTP, then by
+/// address and port.
 fn compare_services(one: &Service, other: &Service) -> Ordering {
+    fn parts(key: ServiceKey) -> (u32, bool, u8, Option<IpAddr>) {
+        match key {
+            ServiceKey::Endpoint {
+                protocol, address, ..
+            } => (0, address.is_ipv6(), protocol.number(), Some(address)),
+            ServiceKey::Mark { mark, ipv6 } => (mark, ipv6, 0, None),
+        }
+    }
     let (one, other) = (one.spec.key, other.spec.key);
-    one.address
-        .is_ipv6()
-        .cmp(&other.address.is_ipv6())
-        .then(one.protocol.number().cmp(&other.protocol.number()))
-        .then_with(|| compare_addresses(one.address, other.address))
-        .then(one.port.cmp(&other.port))
+    let (own, others) = (parts(one), parts(other));
+    // By the sign of the difference, as addresses are.
+    let marks = own.0.wrapping_sub(others.0).cast_signed().cmp(&0);
+    let addresses = || match (own.3, others.3) {
+        (Some(one), Some(other)) => compare_addresses(one, other),
+        _ => Ordering::Equal,
+    };
+    marks
+        .then(own.1.cmp(&others.1))
+        .then(own.2.cmp(&others.2))
+        .then_with(addresses)
+        .then(one.port().cmp(&other.port()))
 }
 
 fn compare_servers(one: &Server, other: &Server) -> Ordering {

@@ -11,7 +11,8 @@ use super::{
     order, values,
 };
 use crate::api::types::{
-    Connection, Persistence, Protocol, Server, ServerSpec, ServerState, Service, ServiceSpec, Stats,
+    Connection, Persistence, Protocol, Server, ServerSpec, ServerState, Service, ServiceKey, ServiceSpec,
+    Stats,
 };
 
 /// The first line of a full list: the version of IPVS that is spoken, and the number of its hash rows,
@@ -85,12 +86,16 @@ fn write_service(
 ) -> io::Result<()> {
     let ListRequest { view, exact, .. } = request;
     let key = service.spec.key;
-    let name = format!(
-        "{:<4} {}",
-        key.protocol,
-        endpoint(key.address, key.port, key.protocol, names)
-    );
-    let name = cut(&name, key.address, SERVICE_WIDTH);
+    let name = match key {
+        ServiceKey::Endpoint {
+            protocol,
+            address,
+            port,
+        } => format!("{protocol:<4} {}", endpoint(address, port, Some(protocol), names)),
+        ServiceKey::Mark { mark, ipv6: false } => format!("FWM  {mark}"),
+        ServiceKey::Mark { mark, ipv6: true } => format!("FWM  {mark} IPv6"),
+    };
+    let name = cut(&name, key.is_ipv6(), SERVICE_WIDTH);
     match view {
         View::Stats => writeln!(out, "{name:<33}{}", counters(service.stats, exact))?,
         _ => writeln!(out, "{name} {}", scheduling(&service.spec))?,
@@ -102,8 +107,8 @@ fn write_service(
     };
     for server in servers {
         let at = server.spec.key;
-        let name = endpoint(at.address, at.port, key.protocol, names);
-        let name = cut(&name, at.address, SERVER_WIDTH);
+        let name = endpoint(at.address, at.port, key.protocol(), names);
+        let name = cut(&name, at.address.is_ipv6(), SERVER_WIDTH);
         writeln!(out, "  -> {name:<28}{}", columns(&server, view, exact))?;
     }
     Ok(())
@@ -180,6 +185,7 @@ pub(super) fn connections(
             ref state,
             ..
         } = *connection;
+        let name = protocol.map_or_else(|| "IP".to_owned(), |protocol| protocol.to_string());
         let expires = format!("{:02}:{:02}", expires / 60, expires % 60);
         let [source, service, destination] = [
             connection.client,
@@ -189,14 +195,19 @@ pub(super) fn connections(
         .map(|at| endpoint(at.ip(), at.port(), protocol, names));
         writeln!(
             out,
-            "{protocol:<3} {expires:<6} {state:<11} {source:<18} {service:<18} {destination}"
+            "{name:<3} {expires:<6} {state:<11} {source:<18} {service:<18} {destination}"
         )?;
     }
     Ok(())
 }
 
 /// `address:port`, with the port's name where `names` is given and has one. Addresses stay numbers.
-pub(super) fn endpoint(address: IpAddr, port: u16, protocol: Protocol, names: Option<&Names>) -> String {
+pub(super) fn endpoint(
+    address: IpAddr,
+    port: u16,
+    protocol: Option<Protocol>,
+    names: Option<&Names>,
+) -> String {
     match names.and_then(|names| names.port_name(port, protocol)) {
         Some(name) if address.is_ipv6() => format!("[{address}]:{name}"),
         Some(name) => format!("{address}:{name}"),
@@ -204,9 +215,9 @@ pub(super) fn endpoint(address: IpAddr, port: u16, protocol: Protocol, names: Op
     }
 }
 
-fn cut(name: &str, address: IpAddr, width: usize) -> &str {
+fn cut(name: &str, is_ipv6: bool, width: usize) -> &str {
     match name.char_indices().nth(width) {
-        Some((end, _)) if address.is_ipv4() => &name[..end],
+        Some((end, _)) if !is_ipv6 => &name[..end],
         _ => name,
     }
 }
@@ -275,9 +286,8 @@ mod tests {
 
     #[test]
     fn only_ipv4_names_are_cut() {
-        let (v4, v6) = ("10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap());
-        assert_eq!(cut("10.0.0.1:a-name-of-a-port", v4, 11), "10.0.0.1:a-");
-        assert_eq!(cut("10.0.0.1:80", v4, 11), "10.0.0.1:80");
-        assert_eq!(cut("[fd00::1]:80", v6, 4), "[fd00::1]:80");
+        assert_eq!(cut("10.0.0.1:a-name-of-a-port", false, 11), "10.0.0.1:a-");
+        assert_eq!(cut("10.0.0.1:80", false, 11), "10.0.0.1:80");
+        assert_eq!(cut("[fd00::1]:80", true, 4), "[fd00::1]:80");
     }
 }

@@ -7,20 +7,30 @@ use super::{
     Names, order,
     output::{endpoint, flags},
 };
-use crate::api::types::{Persistence, Protocol, Service, Tunnel, TunnelChecksum};
+use crate::api::types::{Persistence, Protocol, Service, ServiceKey, Tunnel, TunnelChecksum};
 
 /// Writes the commands, each without the program's name.
 pub(super) fn rules(out: &mut dyn Write, services: Vec<Service>, names: Option<&Names>) -> io::Result<()> {
     for service in order::services(services) {
         let spec = service.spec;
         let key = spec.key;
-        let option = match key.protocol {
-            Protocol::Tcp => "-t",
-            Protocol::Udp => "-u",
-            Protocol::Sctp => "--sctp-service",
+        let name = match key {
+            ServiceKey::Endpoint {
+                protocol,
+                address,
+                port,
+            } => {
+                let option = match protocol {
+                    Protocol::Tcp => "-t",
+                    Protocol::Udp => "-u",
+                    Protocol::Sctp => "--sctp-service",
+                };
+                format!("{option} {}", endpoint(address, port, Some(protocol), names))
+            }
+            ServiceKey::Mark { mark, ipv6: false } => format!("-f {mark}"),
+            ServiceKey::Mark { mark, ipv6: true } => format!("-f {mark} -6"),
         };
-        let name = endpoint(key.address, key.port, key.protocol, names);
-        write!(out, "-A {option} {name} -s {}", spec.scheduler)?;
+        write!(out, "-A {name} -s {}", spec.scheduler)?;
         if let Some(Persistence { timeout, mask }) = spec.persistence {
             write!(out, " -p {timeout}")?;
             if let Some(mask) = mask {
@@ -36,10 +46,10 @@ pub(super) fn rules(out: &mut dyn Write, services: Vec<Service>, names: Option<&
         writeln!(out)?;
         for server in order::servers(service.servers) {
             let spec = server.spec;
-            let server = endpoint(spec.key.address, spec.key.port, key.protocol, names);
+            let server = endpoint(spec.key.address, spec.key.port, key.protocol(), names);
             let tunnel = spec.method.tunnel();
             let method = if tunnel.is_some() { "-i" } else { "-g" };
-            write!(out, "-a {option} {name} -r {server} {method} -w {}", spec.weight)?;
+            write!(out, "-a {name} -r {server} {method} -w {}", spec.weight)?;
             if let Some(tunnel) = tunnel {
                 write!(out, "{}", options(tunnel))?;
             }

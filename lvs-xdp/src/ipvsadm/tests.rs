@@ -106,7 +106,10 @@ impl Memory {
                     udp: keep(timeouts.udp, self.timeouts.udp),
                 };
             }
-            Change::DrainServer { .. } | Change::SetSettings { .. } => {
+            Change::DrainServer { .. }
+            | Change::SetSettings { .. }
+            | Change::AddMark { .. }
+            | Change::DeleteMark { .. } => {
                 unreachable!("ipvsadm has no words for it")
             }
         }
@@ -254,7 +257,6 @@ fn missing_features_are_refused_in_one_line() {
             "-A -u 10.0.0.1:53 -s rr --pe sip",
             "--pe (persistence engines) is not supported yet",
         ),
-        ("-A -f 1 -s rr", "-f (firewall marks) is not supported yet"),
         ("-L --daemon", "-L --daemon is not supported yet"),
         ("-L --rate", "-L --rate is not supported yet"),
         ("-L --rate --thresholds", "-L --rate is not supported yet"),

@@ -13,24 +13,29 @@ use crate::{
 
 /// The virtual address and port of `-t`, `-u` and `--sctp-service`; no port is port 0.
 pub(super) fn service_key(text: &str, protocol: Protocol, names: &Names) -> Result<ServiceKey, Failure> {
-    let (address, port) = host_and_port(text, protocol, names)
+    let (address, port) = host_and_port(text, Some(protocol), names)
         .ok_or_else(|| Failure::usage("illegal virtual server address[:port] specified"))?;
-    Ok(ServiceKey {
-        protocol,
-        address,
-        port: port.unwrap_or(0),
-    })
+    Ok(ServiceKey::new(protocol, address, port.unwrap_or(0)))
 }
 
-/// The address of `-r`. A port is read too, so that a wrong one is found; direct routing has no use for it.
-pub(super) fn server_address(text: &str, protocol: Protocol, names: &Names) -> Result<IpAddr, Failure> {
+/// The mark of `-f`.
+pub(super) fn mark(text: &str) -> Result<u32, Failure> {
+    number(text, 1..=u32::MAX)
+        .ok_or_else(|| Failure::usage(format!("invalid fwmark value `{text}' specified")))
+}
+
+/// The address of `-r`, and the port where there is one.
+pub(super) fn server_address(
+    text: &str,
+    protocol: Option<Protocol>,
+    names: &Names,
+) -> Result<(IpAddr, Option<u16>), Failure> {
     host_and_port(text, protocol, names)
-        .map(|(address, _)| address)
         .ok_or_else(|| Failure::usage("illegal real server address[:port] specified"))
 }
 
 /// `host[:port]`, `[v6]:port` or a bare IPv6 address. Brackets need a port.
-fn host_and_port(text: &str, protocol: Protocol, names: &Names) -> Option<(IpAddr, Option<u16>)> {
+fn host_and_port(text: &str, protocol: Option<Protocol>, names: &Names) -> Option<(IpAddr, Option<u16>)> {
     if let Some(rest) = text.strip_prefix('[') {
         let (host, port) = rest.split_once("]:")?;
         return Some((
@@ -96,7 +101,7 @@ fn number(text: &str, range: RangeInclusive<u32>) -> Option<u32> {
 /// `-M`: the prefix length of an IPv6 service, and a netmask before or after any other, in all the forms in which
 /// an address may be written.
 pub(super) fn client_mask(text: &str, service: Option<ServiceKey>) -> Result<ClientMask, Failure> {
-    if service.is_some_and(|service| service.address.is_ipv6()) {
+    if service.is_some_and(|service| service.is_ipv6()) {
         return number(text, 1..=128)
             .and_then(|length| u8::try_from(length).ok())
             .map(ClientMask::V6)

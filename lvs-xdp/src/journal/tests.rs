@@ -10,18 +10,14 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     api::types::{
-        Protocol, Scheduler, SchedulerFlag, ServerKey, ServerSpec, ServiceKey, ServiceSpec, Settings,
-        Timeouts,
+        MarkRule, Protocol, Scheduler, SchedulerFlag, ServerKey, ServerSpec, ServiceKey, ServiceSpec,
+        Settings, Timeouts,
     },
     model::tests::any_change,
 };
 
 fn key(port: u16) -> ServiceKey {
-    ServiceKey {
-        protocol: Protocol::Udp,
-        address: [192, 0, 2, 1].into(),
-        port,
-    }
+    ServiceKey::new(Protocol::Udp, [192, 0, 2, 1].into(), port)
 }
 
 fn service(port: u16) -> Change {
@@ -334,6 +330,56 @@ c9d0dbc9 [{"change":"set-timeouts","timeouts":{"tcp":600,"tcp_fin":0,"udp":30}}]
         "{warnings:?}"
     );
     assert_eq!(reopen(torn.path()), expected);
+}
+
+/// As the second version wrote it, which knew nothing of marks.
+#[test]
+fn a_file_from_before_there_were_marks_is_read() {
+    let service = "[{\"change\":\"add-service\",\"service\":{\"protocol\":\"tcp\",\"address\":\"192.0.2.1\",\
+                   \"port\":80,\"scheduler\":\"rr\",\"persistence\":{\"timeout\":60}}}]";
+    let before = [header(2), line(service.as_bytes())].concat();
+    let dir = directory(&before);
+    let read = reopen(dir.path());
+    let web = ServiceKey::new(Protocol::Tcp, [192, 0, 2, 1].into(), 80);
+    assert_eq!(read.services()[&web].spec.scheduler, Scheduler::Rr);
+    assert!(read.marks().is_empty());
+    assert_eq!(fs::read(dir.path().join(FILE)).unwrap(), snapshot(&read).unwrap());
+}
+
+#[test]
+fn marks_are_kept() {
+    let dir = TempDir::new().unwrap();
+    let rule = MarkRule {
+        mark: 7,
+        protocol: Some(Protocol::Tcp),
+        addresses: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/64".parse().unwrap()],
+        ports: vec!["80".parse().unwrap(), "8000-8100".parse().unwrap()],
+    };
+    let key = ServiceKey::Mark { mark: 7, ipv6: true };
+    let changes = [
+        Change::AddMark { rule: rule.clone() },
+        Change::AddService {
+            service: ServiceSpec::new(key, Scheduler::Wlc),
+        },
+        Change::Clear,
+        Change::AddService {
+            service: ServiceSpec::new(key, Scheduler::Rr),
+        },
+    ];
+    let mut journal = Journal::open(dir.path()).unwrap().journal;
+    journal.append(&changes).unwrap();
+    drop(journal);
+    for _ in 0..2 {
+        let Opened {
+            mut journal,
+            model,
+            warnings,
+        } = Journal::open(dir.path()).unwrap();
+        assert!(warnings.is_empty(), "{warnings:?}");
+        assert_eq!(model.marks().as_slice(), slice::from_ref(&rule));
+        assert_eq!(model.services()[&key].spec, ServiceSpec::new(key, Scheduler::Rr));
+        journal.compact(&model).unwrap();
+    }
 }
 
 #[test]

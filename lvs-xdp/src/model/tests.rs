@@ -10,11 +10,7 @@ use crate::api::types::{
 };
 
 fn service_key(address: &str, port: u16) -> ServiceKey {
-    ServiceKey {
-        protocol: Protocol::Tcp,
-        address: address.parse().unwrap(),
-        port,
-    }
+    ServiceKey::new(Protocol::Tcp, address.parse().unwrap(), port)
 }
 
 fn service(key: ServiceKey, scheduler: Scheduler, flags: &[SchedulerFlag]) -> ServiceSpec {
@@ -366,7 +362,8 @@ fn unfit_options_of_a_service() {
     let too_long = with(&|spec| spec.slow_start = MAX_SLOW_START + 1);
     refused(&model, too_long, ErrorCode::Invalid, "86400 s (a day)");
     for protocol in [Protocol::Tcp, Protocol::Sctp] {
-        let add = with(&|spec| (spec.key.port, spec.key.protocol, spec.one_packet) = (1, protocol, true));
+        let key = ServiceKey::new(protocol, VIP.parse().unwrap(), 1);
+        let add = with(&|spec| (spec.key, spec.one_packet) = (key, true));
         let Change::EditService { service } = add else {
             unreachable!("made above")
         };
@@ -395,10 +392,7 @@ fn unfit_options_of_a_service() {
         model.apply(&[Change::SetSettings { settings }]).unwrap();
         assert_eq!(model.settings(), settings);
     }
-    let sctp = ServiceKey {
-        protocol: Protocol::Sctp,
-        ..key
-    };
+    let sctp = ServiceKey::new(Protocol::Sctp, VIP.parse().unwrap(), 80);
     let service = ServiceSpec {
         slow_start: MAX_SLOW_START,
         ..service(sctp, Scheduler::Wlc, &[])
@@ -465,12 +459,74 @@ fn a_service_has_room_for_4096_servers() {
     );
 }
 
+#[test]
+fn marks_have_rules_and_services_of_their_own() {
+    let mut model = Model::default();
+    let add = |rule| Change::AddMark { rule };
+    let (wide, narrow) = (
+        rule(1, &["192.0.2.0/24"], &[]),
+        rule(2, &["192.0.2.1/32"], &["80"]),
+    );
+    model.apply(&[add(wide.clone()), add(narrow.clone())]).unwrap();
+    assert_eq!(**model.marks(), [wide.clone(), narrow.clone()]);
+    // However it is written.
+    let again = rule(2, &["192.0.2.1/32", "192.0.2.1/32"], &["80", "80-80"]);
+    refused(
+        &model,
+        add(again.clone()),
+        ErrorCode::MarkExists,
+        "exists already",
+    );
+    for (rule, part) in [
+        (rule(0, &["192.0.2.0/24"], &[]), "mark 0"),
+        (rule(1, &[], &["80"]), "has no address"),
+        (rule(1, &["::ffff:192.0.2.0/120"], &[]), "write it as IPv4"),
+    ] {
+        refused(&model, add(rule), ErrorCode::Invalid, part);
+    }
+    let delete = |rule| Change::DeleteMark { rule };
+    let other = rule(2, &["192.0.2.1/32"], &["81"]);
+    refused(
+        &model,
+        delete(other.clone()),
+        ErrorCode::NoSuchMark,
+        "no such rule of mark 2",
+    );
+    model.apply(&[Change::Clear]).unwrap();
+    assert_eq!(model.marks().len(), 2);
+    let before = model.clone();
+    model.apply(&[delete(again.clone()), delete(other)]).unwrap_err();
+    assert_eq!(model, before);
+    model.apply(&[delete(again)]).unwrap();
+    assert_eq!(**model.marks(), [wide]);
+
+    let key = ServiceKey::Mark { mark: 7, ipv6: false };
+    let spec = service(key, Scheduler::Rr, &[]);
+    let one_packet = ServiceSpec {
+        one_packet: true,
+        ..spec.clone()
+    };
+    let service = |service| Change::AddService { service };
+    let unmarked = ServiceKey::Mark { mark: 0, ipv6: true };
+    let none = ServiceSpec::new(unmarked, Scheduler::Rr);
+    refused(&model, service(none), ErrorCode::Invalid, "mark 0");
+    model.apply(&[service(one_packet)]).unwrap();
+    // Any port is as good as another.
+    for port in [0, 80] {
+        let server = server("198.51.100.1", port, 1);
+        model.apply(&[add_server(key, server)]).unwrap();
+    }
+    let six = add_server(key, server("2001:db8:1::1", 0, 1));
+    refused(&model, six, ErrorCode::Invalid, "another address family");
+}
+
 /// The rules of order and replacement once more, as plainly as can be; it trusts its input to be valid.
 #[derive(Default, Clone)]
 struct Plain(
     Vec<(ServiceSpec, Vec<ServerSpec>)>,
     [Option<u32>; 3],
     Option<Settings>,
+    Vec<MarkRule>,
 );
 
 impl Plain {
@@ -526,6 +582,16 @@ impl Plain {
                 }
                 self.2 = Some(*settings);
             }
+            Change::AddMark { rule } => {
+                if rule.mark == 0 || self.3.contains(rule) {
+                    return None;
+                }
+                self.3.push(rule.clone());
+            }
+            Change::DeleteMark { rule } => {
+                let position = self.3.iter().position(|other| other == rule)?;
+                self.3.remove(position);
+            }
             Change::SetTimeouts { timeouts } => {
                 if timeouts.tcp.max(timeouts.tcp_fin).max(timeouts.udp) > 2_678_400 {
                     return None;
@@ -552,6 +618,7 @@ impl Plain {
         };
         assert_eq!(timeouts, model.timeouts());
         assert_eq!(self.2.unwrap_or_default(), model.settings());
+        assert_eq!(self.3, **model.marks());
         for (spec, servers) in &self.0 {
             let entry = &model.services()[&spec.key];
             assert_eq!((spec, servers), (&entry.spec, &entry.servers));
@@ -560,16 +627,30 @@ impl Plain {
 }
 
 /// A real server's address of the service's family.
-fn host_beside(service: IpAddr, host: u8) -> String {
-    match service {
-        IpAddr::V4(_) => format!("198.51.100.{host}"),
-        IpAddr::V6(_) => format!("2001:db8:1::{host}"),
+fn host_beside(service: ServiceKey, host: u8) -> String {
+    if service.is_ipv6() {
+        format!("2001:db8:1::{host}")
+    } else {
+        format!("198.51.100.{host}")
+    }
+}
+
+fn rule(mark: u32, addresses: &[&str], ports: &[&str]) -> MarkRule {
+    MarkRule {
+        mark,
+        protocol: Some(Protocol::Tcp),
+        addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+        ports: ports.iter().map(|text| text.parse().unwrap()).collect(),
     }
 }
 
 /// Valid changes over so few names that many of them meet.
 pub(crate) fn any_change() -> impl Strategy<Value = Change> {
-    let key = (1u16..=3).prop_map(|port| service_key(if port == 3 { VIP6 } else { VIP }, port));
+    let key = (1u16..=4).prop_map(|port| match port {
+        4 => ServiceKey::Mark { mark: 1, ipv6: false },
+        3 => service_key(VIP6, port),
+        _ => service_key(VIP, port),
+    });
     let flags = btree_set(
         prop_oneof![Just(SchedulerFlag::Fallback), Just(SchedulerFlag::Port)],
         0..=2,
@@ -581,9 +662,12 @@ pub(crate) fn any_change() -> impl Strategy<Value = Change> {
         |(key, flags, persistence, removal, slow_start, conn_reuse_mode)| ServiceSpec {
             persistence: persistence.map(|timeout| Persistence {
                 timeout,
-                mask: timeout.is_power_of_two().then(|| match key.address {
-                    IpAddr::V4(_) => ClientMask::V4([255, 255, 255, 0].into()),
-                    IpAddr::V6(_) => ClientMask::V6(64),
+                mask: timeout.is_power_of_two().then(|| {
+                    if key.is_ipv6() {
+                        ClientMask::V6(64)
+                    } else {
+                        ClientMask::V4([255, 255, 255, 0].into())
+                    }
                 }),
             }),
             removal,
@@ -599,7 +683,7 @@ pub(crate) fn any_change() -> impl Strategy<Value = Change> {
         let server = ServerSpec {
             upper_threshold: weight * 2,
             lower_threshold: weight,
-            ..server(&host_beside(key.address, host), key.port, weight)
+            ..server(&host_beside(key, host), key.port(), weight)
         };
         (key, server)
     });
@@ -609,7 +693,10 @@ pub(crate) fn any_change() -> impl Strategy<Value = Change> {
         conn_reuse_mode,
         ..Settings::default()
     });
+    let rule = (0u32..3).prop_map(|mark| rule(mark, &["192.0.2.0/24"], &["80"]));
     prop_oneof![
+        1 => rule.clone().prop_map(|rule| Change::AddMark { rule }),
+        1 => rule.prop_map(|rule| Change::DeleteMark { rule }),
         3 => spec.clone().prop_map(|service| Change::AddService { service }),
         1 => spec.prop_map(|service| Change::EditService { service }),
         1 => key.prop_map(|service| Change::DeleteService { service }),

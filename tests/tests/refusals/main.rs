@@ -411,7 +411,7 @@ fn a_state_file_that_is_damaged() -> Result<()> {
 
     lab.agent_mut()?.launch(&agent_config(&[]))?;
     let services: Vec<Service> = serde_json::from_str(&lab.cli(["service", "list", "--json"])?)?;
-    let ports: Vec<_> = services.iter().map(|service| service.spec.key.port).collect();
+    let ports: Vec<_> = services.iter().map(|service| service.spec.key.port()).collect();
     assert_eq!(ports, [80, 82]);
     let kept: Vec<_> = listing(&directory)?
         .into_iter()

@@ -152,7 +152,7 @@ fn changes_made_at_once_are_all_made() -> Result<()> {
     let check = |lab: &Lab| -> Result<()> {
         let services = services(lab)?;
         assert_eq!(services.len(), usize::from(CHANGES) + 1);
-        let ports: Vec<_> = services.iter().map(|service| service.spec.key.port).collect();
+        let ports: Vec<_> = services.iter().map(|service| service.spec.key.port()).collect();
         assert!(
             (8000..8000 + CHANGES).all(|port| ports.contains(&port)),
             "{ports:?}"

@@ -48,7 +48,7 @@ fn a_removed_destinations_connections_go_as_the_service_says() {
         (IpProto::SCTP, 0, INIT, dropped),
         (IpProto::TCP, RESCHEDULE, SYN, to_next),
         (IpProto::TCP, RESCHEDULE, ACK, refused),
-        (IpProto::TCP, RESCHEDULE | Options::SLOPPY, ACK, to_next),
+        (IpProto::TCP, RESCHEDULE | Options::SLOPPY_TCP, ACK, to_next),
         (IpProto::UDP, RESCHEDULE, 0, to_next),
         (IpProto::SCTP, RESCHEDULE, INIT, to_next),
         (IpProto::SCTP, RESCHEDULE, DATA, refused),
@@ -192,7 +192,7 @@ fn a_sloppy_service_takes_up_connections_in_their_middle() {
         let name = std::format!("{protocol:?} {signal:#04x}");
         let maps = director(Kind::Rr, protocol);
         assert_eq!(client(protocol).send(&maps, signal), (NoConnection, 0), "{name}");
-        set_options(&maps, Options::SLOPPY, 0, u32::MAX);
+        set_options(&maps, Options::SLOPPY_TCP | Options::SLOPPY_SCTP, 0, u32::MAX);
         let expected = if state.is_some() {
             (NewConnection, READY)
         } else {

@@ -11,6 +11,7 @@ use tracing::{info, warn};
 use super::{State, servers, tunnels::tunnelled};
 use crate::{
     agent::nic,
+    api::types::ServiceKey,
     dataplane::compile::Way,
     model::Model,
     neighbour::{Exit, Link, Resolution},
@@ -169,7 +170,17 @@ impl State {
             };
             (address, vip_flag::USED | local)
         };
-        model.services().keys().map(|key| flags(key.address)).collect()
+        let endpoints = model.services().keys().filter_map(|key| match key {
+            ServiceKey::Endpoint { address, .. } => Some(*address),
+            ServiceKey::Mark { .. } => None,
+        });
+        // Of a prefix nobody can tell which addresses are virtual ones.
+        let marked = model.marks().iter().flat_map(|rule| &rule.addresses);
+        let marked = marked.filter(|prefix| prefix.prefix_len() == prefix.max_prefix_len());
+        endpoints
+            .chain(marked.map(|prefix| prefix.addr()))
+            .map(flags)
+            .collect()
     }
 
     /// Notes which there are.
@@ -266,11 +277,7 @@ mod tests {
         let mut model = Model::default();
         let address = |last| IpAddr::from([192, 168, 2, last]);
         for (port, servers) in [(80, [1, 2]), (81, [2, 3]), (82, [1, 4])] {
-            let service = ServiceKey {
-                protocol: Protocol::Tcp,
-                address: address(100),
-                port,
-            };
+            let service = ServiceKey::new(Protocol::Tcp, address(100), port);
             let add_service = Change::AddService {
                 service: ServiceSpec::new(service, Scheduler::Rr),
             };

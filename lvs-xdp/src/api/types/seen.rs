@@ -74,8 +74,9 @@ pub struct Service {
 /// One connection entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Connection {
-    /// Transport protocol.
-    pub protocol: Protocol,
+    /// Transport protocol; none for the persistence template of a mark's service, which is for all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
     /// Seconds until the entry expires.
     pub expires: u64,
     /// The state, by IPVS's name: `SYN_RECV`, `ESTABLISHED`, `FIN_WAIT`, `TIME_WAIT`, `CLOSE`, `UDP`; of a
@@ -84,7 +85,8 @@ pub struct Connection {
     /// The client.
     #[schema(value_type = String)]
     pub client: SocketAddr,
-    /// The virtual address and port.
+    /// The virtual address and port. The template of a mark's service has the mark, written as an address, and
+    /// port 0.
     #[schema(value_type = String)]
     pub virtual_address: SocketAddr,
     /// The real server.

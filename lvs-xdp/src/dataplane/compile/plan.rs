@@ -14,6 +14,7 @@ use crate::{
     api::types::{ApiError, ErrorCode, SchedulerFlag, ServerKey, ServerSpec, ServiceKey, Settings},
     dataplane::{
         extents::Extent,
+        marks::Prepared,
         rows::{
             TUNNEL_WORD, address, count, high, kind, length, limits, list_words, live, low, options,
             ring_extent, ring_words, slots, tunnel_word,
@@ -26,6 +27,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Plan {
     pub(super) services: Vec<Planned>,
+    /// Other rules of marks than those that are live.
+    pub(super) marks: Option<Prepared>,
 }
 
 #[derive(Debug)]
@@ -72,7 +75,8 @@ impl Compiler {
     ///
     /// # Errors
     ///
-    /// [`ErrorCode::Full`], naming the option that enlarges the table; then nothing is reserved.
+    /// [`ErrorCode::Full`], naming the option that enlarges the table, or which rules of marks are too many;
+    /// [`ErrorCode::Internal`] where the kernel does not take those. Then nothing is reserved.
     pub fn plan(
         &mut self,
         model: &Model,
@@ -83,7 +87,10 @@ impl Compiler {
         if model.services().len() > self.capacity.services as usize {
             return Err(full("services", self.capacity.services, "--services"));
         }
-        let mut plan = Plan { services: Vec::new() };
+        let mut plan = Plan {
+            services: Vec::new(),
+            marks: None,
+        };
         for key in touched {
             let wanted = model.services().get(key);
             match self.plan_service(*key, wanted, model.settings(), told.contains(key), &weight) {
@@ -93,6 +100,13 @@ impl Compiler {
                     self.discard(plan);
                     return Err(error);
                 }
+            }
+        }
+        match self.marks.prepare(model.marks()) {
+            Ok(marks) => plan.marks = marks,
+            Err(error) => {
+                self.discard(plan);
+                return Err(error);
             }
         }
         Ok(plan)
@@ -299,6 +313,7 @@ impl Compiler {
         if is_all_the_same {
             self.discard(Plan {
                 services: vec![planned],
+                marks: None,
             });
             return None;
         }
@@ -337,6 +352,12 @@ impl Compiler {
                 list: planned.slot.list,
                 ring: planned.slot.ring,
             });
+        }
+        // What is left of them is taken back before the next attempt, if not now.
+        if plan.marks.is_some()
+            && let Err(error) = self.marks.settle()
+        {
+            tracing::warn!("rules of marks that were not made live are still in the maps: {error}");
         }
     }
 

@@ -83,7 +83,7 @@ fn busy() -> Memory {
     (server.active, server.inactive, server.persistent) = (5, 1_000, 7);
     let entry =
         |protocol, expires, state: &str, [client, virtual_address, destination]: [&str; 3]| Connection {
-            protocol,
+            protocol: Some(protocol),
             expires,
             state: state.to_owned(),
             client: client.parse().unwrap(),

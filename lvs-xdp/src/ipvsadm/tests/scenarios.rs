@@ -48,10 +48,8 @@ struct Opened {
 
 impl Opened {
     fn is_of(&self, service: ServiceKey, server: IpAddr) -> bool {
-        self.protocol == service.protocol
-            && self.virtual_address == service.address
-            && [self.virtual_port, 0].contains(&service.port)
-            && self.server == server
+        let own = |port| ServiceKey::new(self.protocol, self.virtual_address, port);
+        [own(self.virtual_port), own(0)].contains(&service) && self.server == server
     }
 
     fn is_active(&self) -> bool {

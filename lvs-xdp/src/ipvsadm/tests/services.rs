@@ -14,11 +14,7 @@ fn made(line: &str) -> ServiceSpec {
 }
 
 fn key(protocol: Protocol, address: &str, port: u16) -> ServiceKey {
-    ServiceKey {
-        protocol,
-        address: address.parse().unwrap(),
-        port,
-    }
+    ServiceKey::new(protocol, address.parse().unwrap(), port)
 }
 
 #[test]
