@@ -133,6 +133,9 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         dataplane::interface_index(name)?;
     }
     dataplane::require_bpf(&config.pin_dir)?;
+    let (neighbours, mut news) = Neighbours::start().await?;
+    let neighbours = Arc::new(neighbours);
+    check_interfaces(&neighbours.links(), config)?;
     let Opened {
         journal,
         model,
@@ -159,9 +162,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     if config.log_packets {
         log_packets(&mut dataplane)?;
     }
-    let (neighbours, mut news) = Neighbours::start().await?;
-    let neighbours = Arc::new(neighbours);
-    attach(&mut dataplane, config, &neighbours.links())?;
+    attach(&mut dataplane, config)?;
 
     let mut state = State::new(
         dataplane,
@@ -248,21 +249,27 @@ impl Drop for SocketFile<'_> {
     }
 }
 
+/// Refuses interfaces that the program must not be on. Where it runs already it is better to go on and say so.
+fn check_interfaces(links: &Links, config: &Config) -> anyhow::Result<()> {
+    for name in &config.interfaces {
+        let Some(objection) = nic::objection(links, name) else {
+            continue;
+        };
+        let is_linked = |(if_index, _)| dataplane::is_linked(&config.pin_dir, if_index);
+        if !links.named(name).is_some_and(is_linked) {
+            bail!(objection);
+        }
+        warn!("{objection}");
+    }
+    Ok(())
+}
+
 /// Attaches the program to every interface that was named. Where that fails and the program was on none,
 /// nothing of it is left.
-fn attach(dataplane: &mut Dataplane, config: &Config, links: &Links) -> anyhow::Result<()> {
+fn attach(dataplane: &mut Dataplane, config: &Config) -> anyhow::Result<()> {
     let was_attached = dataplane.attached().next().is_some();
     for name in &config.interfaces {
-        let attached = match nic::objection(links, name) {
-            // It runs there already: to say so is better than to end.
-            Some(objection) if dataplane.attached().any(|attached| attached.name == *name) => {
-                warn!("{objection}");
-                continue;
-            }
-            Some(objection) => Err(anyhow::anyhow!(objection)),
-            None => dataplane.attach(name, config.xdp_mode.forced()),
-        };
-        match attached {
+        match dataplane.attach(name, config.xdp_mode.forced()) {
             Ok(attached) => {
                 if let Some(reason) = &attached.reason {
                     warn!("{name}: attached in generic mode, which is slower: {reason}");

@@ -499,6 +499,7 @@ impl State {
             Ok(connections) => self.connections = connections,
             Err(error) => error!("the sweep was broken off: {error}"),
         }
+        self.attach_missing();
         self.stale.extend(self.slow_start.due(Instant::now()));
         if !self.compiler.is_unsettled() {
             self.end_drains();

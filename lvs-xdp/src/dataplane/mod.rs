@@ -54,6 +54,7 @@ use self::{
 };
 pub use self::{
     object::require_bpf,
+    pins::is_linked,
     tables::{Capacity, Tables},
 };
 use crate::api::types::{InterfaceStatus, ReasonCount, Stats, Timeouts};

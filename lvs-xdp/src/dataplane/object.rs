@@ -155,3 +155,42 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
     }
     text.lines().next().unwrap_or_default().to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use aya::sys::SyscallError;
+
+    use super::*;
+
+    fn error(number: i32) -> ProgramError {
+        ProgramError::SyscallError(SyscallError {
+            call: "bpf_link_create",
+            io_error: io::Error::from_raw_os_error(number),
+        })
+    }
+
+    #[test]
+    fn what_drivers_refuse_is_said_with_its_likely_cause() {
+        for (number, expected) in [
+            (libc::EOPNOTSUPP, "the driver has no native XDP"),
+            (
+                libc::EINVAL,
+                "Invalid argument (os error 22): the driver may have no native XDP for frames as large as its MTU; \
+                 try a smaller one",
+            ),
+            (libc::ENOMEM, "Cannot allocate memory (os error 12)"),
+        ] {
+            assert_eq!(why(&error(number)), expected);
+        }
+        let refused = refused("eth0", Mode::Native, &error(libc::ERANGE)).to_string();
+        assert!(
+            refused.starts_with("cannot attach to eth0 in native mode: "),
+            "{refused}"
+        );
+        assert!(refused.ends_with("try a smaller one"), "{refused}");
+        assert!(is_busy(&error(libc::EBUSY)) && !is_busy(&error(libc::ENOLINK)));
+        assert!(is_unlinked(&error(libc::ENOLINK)) && !is_unlinked(&error(libc::EBUSY)));
+    }
+}

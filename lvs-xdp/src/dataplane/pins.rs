@@ -57,6 +57,18 @@ pub(super) fn newest_program(root: &Path) -> anyhow::Result<PathBuf> {
     Ok(directory.join(format!("g{newest}")).join("program"))
 }
 
+/// Whether the program is pinned as being on an interface, by an agent of this layout.
+pub fn is_linked(root: &Path, if_index: u32) -> bool {
+    let links = root.join(format!("v{ABI_VERSION}")).join("links");
+    [Mode::Native, Mode::Generic]
+        .into_iter()
+        .any(|mode| links.join(link_name(if_index, mode)).exists())
+}
+
+fn link_name(if_index: u32, mode: Mode) -> String {
+    format!("{mode}-{if_index}")
+}
+
 /// The mode in which a link was attached, kept in the pin's name: the kernel does not tell it of a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LinkPin {
@@ -138,7 +150,7 @@ impl Pins {
 
     /// Where the link of an interface is to be pinned.
     pub(super) fn link(&self, if_index: u32, mode: Mode) -> PathBuf {
-        self.links_directory().join(format!("{mode}-{if_index}"))
+        self.links_directory().join(link_name(if_index, mode))
     }
 
     /// The live generation: the one whose program is `running`, or, where nothing runs, the last complete one.

@@ -1,11 +1,12 @@
 //! Two network cards of the director, which go, come back, and change their names.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use lvs_xdp_tests::{
     agent::XdpMode,
     ask::{status, wait_for},
     lab::{Lab, VIP},
     load::Load,
+    topology::port_name,
     web::WebServer,
 };
 
@@ -15,6 +16,7 @@ in_both_modes!(
     a_card_that_is_taken_out_and_put_back_is_attached_again,
     a_card_that_goes_down_and_up_under_another_name_goes_on,
     clients_and_servers_are_on_segments_of_their_own,
+    a_card_that_was_replaced_while_no_agent_ran_is_attached,
 );
 
 /// The reference case with one more segment, between the director's and the router's other cards, a client `near`
@@ -123,6 +125,35 @@ fn a_card_that_goes_down_and_up_under_another_name_goes_on(mode: XdpMode) -> Res
     assert_eq!(logged(&two.lab, "is back")?, 0);
     assert_eq!(logged(&two.lab, "is gone")?, 0);
     Ok(())
+}
+
+/// The new card has even the old one's index, which the pin of its attachment is named by.
+fn a_card_that_was_replaced_while_no_agent_ran_is_attached(mode: XdpMode) -> Result<()> {
+    let mut two = TwoCards::start(mode)?;
+    let index = attached(&two.lab)?.into_iter().find(|(name, _)| name == "eth1");
+    let index = index.context("eth1 is not attached")?.1;
+    two.lab.agent_mut()?.kill()?;
+    let (director, switches) = (two.lab.director(), two.lab.topology().switches());
+    let (port, switches) = (port_name("director", "eth1"), switches.name().to_owned());
+    director.ip("link delete eth1")?;
+    director.ip(&format!(
+        "link add eth1 index {index} type veth peer name {port} netns {switches}"
+    ))?;
+    director.run("ethtool", ["-K", "eth1", "tx", "off"])?;
+    director.ip("link set eth1 up")?;
+    director.ip("address add 192.168.3.200/24 dev eth1")?;
+    two.lab
+        .topology()
+        .switches()
+        .ip(&format!("link set {port} master beside up"))?;
+    if mode == XdpMode::Native {
+        two.lab.topology_mut().attach_xdp_pass("director", "eth1")?;
+    }
+    let config = two.lab.config().agent.clone();
+    two.lab.agent_mut()?.launch(&config)?;
+    assert!(attached(&two.lab)?.contains(&("eth1".to_owned(), index)));
+    two.wait_for_server()?;
+    two.check("client")
 }
 
 /// The VIP on the director's `lo`; clients come by one card, and servers are behind both.

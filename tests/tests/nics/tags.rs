@@ -13,18 +13,23 @@ use lvs_xdp_tests::{
     trial::{Director, LOOPBACK, add_server, add_service, mac_of, service_key, xdp},
 };
 
-const CLIENT: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 168, 1, 200), 40_000);
+const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 200);
 const VIP: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 100);
 const SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 220);
 
-/// A director with one real server, frames to which have these tags.
-fn director(tags: Option<Tags>) -> Result<Director> {
+/// A director with one real server.
+fn director() -> Result<Director> {
     let mut director = Director::new(1024)?;
     let service = service_key(Protocol::Tcp, VIP, 80);
     director.change(&[
         add_service(service, Scheduler::Rr, &[]),
         add_server(service, SERVER, 1),
     ])?;
+    Ok(director)
+}
+
+/// Has frames to the real server have these tags.
+fn set_tags(director: &mut Director, tags: Option<Tags>) {
     let way = Way::Neighbour {
         mac: mac_of(SERVER),
         source_mac: DIRECTOR_MAC,
@@ -32,14 +37,13 @@ fn director(tags: Option<Tags>) -> Result<Director> {
         tags,
     };
     director.compiler.set_way(SERVER.into(), Some(way));
-    Ok(director)
 }
 
-/// A SYN with so much data, and these tags in front of it.
-fn frame(tags: &[[u8; 4]], payload: usize) -> Vec<u8> {
+/// The first packet of a connection, with so much data, and these tags in front of it.
+fn frame(client_port: u16, tags: &[[u8; 4]], payload: usize) -> Vec<u8> {
     let syn = Frame {
         payload: (0..=255).cycle().take(payload).collect(),
-        ..Frame::tcp(CLIENT, (VIP, 80), tcp::SYN)
+        ..Frame::tcp((CLIENT, client_port), (VIP, 80), tcp::SYN)
     };
     let mut bytes = syn.bytes();
     bytes.splice(12..12, tags.as_flattened().iter().copied());
@@ -47,8 +51,8 @@ fn frame(tags: &[[u8; 4]], payload: usize) -> Vec<u8> {
 }
 
 /// What a real server gets of it.
-fn sent(tags: &[[u8; 4]], payload: usize) -> Vec<u8> {
-    let mut bytes = frame(tags, payload);
+fn sent(client_port: u16, tags: &[[u8; 4]], payload: usize) -> Vec<u8> {
+    let mut bytes = frame(client_port, tags, payload);
     bytes[..6].copy_from_slice(&mac_of(SERVER));
     bytes[6..12].copy_from_slice(&DIRECTOR_MAC);
     bytes
@@ -105,10 +109,14 @@ fn tags_are_pushed_popped_and_exchanged_in_frames_of_any_size() -> Result<()> {
             &[service_tag(PRIORITY | 20), tag(PRIORITY | 30)],
         ),
     ];
+    let mut director = director()?;
+    let mut ports = 40_000..;
     for &(tags, before, after) in cases {
+        set_tags(&mut director, tags);
         // The smallest, the largest of an MTU of 1,500, more than a page, a jumbo frame.
         for payload in [0, 1460, 4500, 8960] {
-            let seen = director(tags)?.send(&frame(before, payload))?;
+            let port = ports.next().unwrap_or_default();
+            let seen = director.send(&frame(port, before, payload))?;
             let what = format!("{before:x?} to {tags:?}, {payload} bytes");
             assert_eq!(
                 (seen.action, seen.reason),
@@ -116,7 +124,7 @@ fn tags_are_pushed_popped_and_exchanged_in_frames_of_any_size() -> Result<()> {
                 "{what}"
             );
             assert!(
-                seen.frame == sent(after, payload),
+                seen.frame == sent(port, after, payload),
                 "{what}: {:x?}",
                 &seen.frame[..24]
             );
@@ -127,10 +135,10 @@ fn tags_are_pushed_popped_and_exchanged_in_frames_of_any_size() -> Result<()> {
 
 #[test]
 fn what_goes_to_the_director_itself_keeps_all_that_it_has() -> Result<()> {
-    let mut director = director(None)?;
+    let mut director = director()?;
     director.compiler.set_way(SERVER.into(), Some(Way::Local));
-    for tags in [&[][..], &[tag(10)], &[service_tag(7), tag(10)]] {
-        let bytes = frame(tags, 5000);
+    for (port, tags) in (40_000..).zip([&[][..], &[tag(10)], &[service_tag(7), tag(10)]]) {
+        let bytes = frame(port, tags, 5000);
         let seen = director.send(&bytes)?;
         assert_eq!((seen.action, seen.reason), (xdp::PASS, Reason::Local));
         assert!(seen.frame == bytes);

@@ -35,6 +35,19 @@ impl State {
         self.note_ways();
     }
 
+    /// Tries again what could not be attached to when it came.
+    pub(super) fn attach_missing(&mut self) {
+        let links = self.neighbours.links();
+        let found = self.interfaces.iter().filter_map(|name| links.named(name));
+        let missing: Vec<_> = found
+            .filter(|(if_index, _)| !self.dataplane.is_attached(*if_index))
+            .map(|(if_index, link)| (if_index, link.clone()))
+            .collect();
+        for (if_index, link) in missing {
+            self.hear_link(if_index, Some(link));
+        }
+    }
+
     fn hear_change(&mut self, if_index: u32, link: &Link) {
         let name = &link.name;
         if let Some(before) = self.dataplane.renamed(if_index, name) {
