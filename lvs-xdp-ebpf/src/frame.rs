@@ -93,8 +93,8 @@ impl Resize for Packet<'_> {
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "a frame has less than 2^31 bytes")]
     fn cut(&mut self, length: u32) -> Option<()> {
-        // One subtraction of the two ends, which the verifier allows, before anything else is done with them.
-        let now = core::hint::black_box(self.0.data_end() - self.0.data()) as u32;
+        // SAFETY: the context is the program's own. All buffers count: what is cut off lies in the last one.
+        let now = unsafe { bpf_xdp_get_buff_len(self.0.ctx) } as u32;
         // SAFETY: as for `grow`.
         let status = unsafe { bpf_xdp_adjust_tail(self.0.ctx, length.cast_signed() - now.cast_signed()) };
         (status == 0).then_some(())
