@@ -309,16 +309,78 @@ pub mod memory {
         pub mark_prefixes: Vec<(Address, u32, MarkRow)>,
         /// Rules of marks.
         pub mark_rules: Vec<Word>,
-        /// Where fragments go: a key's five words, and the value.
+        /// Fragments, and what the second look has found.
+        pub passing: Passing,
+    }
+
+    /// Fragments that [`Memory`] keeps at once.
+    const FRAGMENTS: u32 = 64;
+
+    /// What packets leave behind that is no part of the shared tables: where fragments go, and what the second
+    /// look has found of the packet at hand.
+    #[derive(Debug)]
+    pub struct Passing {
+        /// A key's five words and the value, from the place on that follows from the key; all 0 is free.
         fragments: Vec<[Word; 6]>,
-        /// The fragment that was kept last, counted from the first.
-        kept: AtomicU32,
-        /// What the second look has found.
         unusual: [Word; Unusual::WORDS],
     }
 
-    /// Fragments that are kept at once.
-    const FRAGMENTS: u32 = 64;
+    impl Passing {
+        /// Room for so many fragments. Where there is none left one gives way, but not the oldest, as in the
+        /// kernel's map.
+        pub fn new(fragments: u32) -> Self {
+            Self {
+                fragments: rows(fragments),
+                unusual: Default::default(),
+            }
+        }
+
+        /// The row of a key, else the free one for it; with neither, the first that was looked at.
+        fn row(&self, key: &FragmentKey) -> &[Word; 6] {
+            let words = key.words();
+            // Fibonacci hashing: the upper bits are the mixed ones.
+            let mix =
+                |hash: u64, word: &u64| (hash.rotate_left(5) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let hash = words.iter().fold(0, mix) >> 32;
+            let length = self.fragments.len();
+            #[expect(clippy::cast_possible_truncation, reason = "32 bits are left")]
+            let first = hash as usize % length;
+            let is_its_or_free = |row: &&[Word; 6]| {
+                let own = row.each_ref().map(Word::load);
+                own[..5] == words || own == [0; 6]
+            };
+            let (before, behind) = self.fragments.split_at(first);
+            let found = behind.iter().chain(before).find(is_its_or_free);
+            found.unwrap_or(&self.fragments[first])
+        }
+
+        /// [`Maps::fragment`].
+        pub fn fragment(&self, key: &FragmentKey) -> u64 {
+            let row = self.row(key);
+            let is_its = key.words().iter().zip(row).all(|(word, own)| own.load() == *word);
+            if is_its { row[5].load() } else { 0 }
+        }
+
+        /// [`Maps::keep_fragment`].
+        pub fn keep_fragment(&self, key: &FragmentKey, value: u64) {
+            let words = key.words().into_iter().chain([value]);
+            for (own, word) in self.row(key).iter().zip(words) {
+                own.store(word);
+            }
+        }
+
+        /// [`Maps::put_unusual`].
+        pub fn put_unusual(&self, found: &Unusual) {
+            for (own, word) in self.unusual.iter().zip(found.words()) {
+                own.store(word);
+            }
+        }
+
+        /// [`Maps::unusual`].
+        pub fn unusual(&self) -> Unusual {
+            Unusual::from_words(self.unusual.each_ref().map(Word::load))
+        }
+    }
 
     fn rows<T: Default>(count: u32) -> Vec<T> {
         (0..count).map(|_| T::default()).collect()
@@ -352,9 +414,7 @@ pub mod memory {
                 peers: Vec::new(),
                 mark_prefixes: Vec::new(),
                 mark_rules: Vec::new(),
-                fragments: rows(FRAGMENTS),
-                kept: AtomicU32::new(0),
-                unusual: Default::default(),
+                passing: Passing::new(FRAGMENTS),
             }
         }
 
@@ -427,40 +487,16 @@ pub mod memory {
             self.peers.contains(&mac)
         }
         fn fragment(&self, key: &FragmentKey) -> u64 {
-            self.fragments
-                .iter()
-                .find(|row| {
-                    key.words()
-                        .iter()
-                        .zip(row.iter())
-                        .all(|(word, own)| own.load() == *word)
-                })
-                .map_or(0, |row| row[5].load())
+            self.passing.fragment(key)
         }
         fn keep_fragment(&self, key: &FragmentKey, value: u64) {
-            let is_its = |row: &&[Word; 6]| {
-                key.words()
-                    .iter()
-                    .zip(row.iter())
-                    .all(|(word, own)| own.load() == *word)
-            };
-            let next = self.kept.fetch_add(1, Ordering::SeqCst) % FRAGMENTS;
-            let row = self
-                .fragments
-                .iter()
-                .find(is_its)
-                .unwrap_or(&self.fragments[next as usize]);
-            for (own, word) in row.iter().zip(key.words().into_iter().chain([value])) {
-                own.store(word);
-            }
+            self.passing.keep_fragment(key, value);
         }
         fn put_unusual(&self, found: &Unusual) {
-            for (own, word) in self.unusual.iter().zip(found.words()) {
-                own.store(word);
-            }
+            self.passing.put_unusual(found);
         }
         fn unusual(&self) -> Option<Unusual> {
-            Some(Unusual::from_words(self.unusual.each_ref().map(Word::load)))
+            Some(self.passing.unusual())
         }
         fn repeat<S: Step<Self>>(&self, count: u32, step: &mut S) {
             let _ = (0..count).all(|index| step.step(self, index));

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -10,7 +10,8 @@ use std::{
     },
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::MapData;
 use lvs_xdp::{
     api::types::{
         Change, Protocol, Scheduler, SchedulerFlag, ServerKey, ServerSpec, ServiceKey, ServiceSpec,
@@ -22,7 +23,7 @@ use lvs_xdp::{
     model::Model,
 };
 use lvs_xdp_common::{
-    abi::SECONDS_SHIFT,
+    abi::{ABI_VERSION, SECONDS_SHIFT},
     connection::State,
     hash::HashKey,
     maps::Maps as _,
@@ -142,6 +143,26 @@ impl Director {
         Ok(director)
     }
 
+    /// The pin of a map, by its name in [`lvs_xdp_common::abi::name`].
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or not one only.
+    pub fn map(&self, name: &str) -> Result<MapData> {
+        let layout = self.pins().join(format!("v{ABI_VERSION}"));
+        let mut found = Vec::new();
+        for generation in std::fs::read_dir(layout)? {
+            let pin = generation?.path().join(name);
+            if pin.exists() {
+                found.push(pin);
+            }
+        }
+        match found.as_slice() {
+            [pin] => MapData::from_pin(pin).with_context(|| format!("cannot open the map {name}")),
+            others => bail!("{name} is pinned {} times: {others:?}", others.len()),
+        }
+    }
+
     /// The directory of its pins.
     pub fn pins(&self) -> &Path {
         &self.pins.0
@@ -183,6 +204,25 @@ impl Director {
     ///
     /// When the change is refused.
     pub fn change(&mut self, changes: &[Change]) -> Result<()> {
+        self.plan_and_apply(changes)?;
+        dataplane::grace()?;
+        self.compiler.settle();
+        Ok(())
+    }
+
+    /// As [`Self::change`], but waits for no packet to leave the program: for whoever feeds it all of its frames,
+    /// one after the other.
+    ///
+    /// # Errors
+    ///
+    /// When the change is refused.
+    pub fn change_between_frames(&mut self, changes: &[Change]) -> Result<()> {
+        self.plan_and_apply(changes)?;
+        self.compiler.settle();
+        Ok(())
+    }
+
+    fn plan_and_apply(&mut self, changes: &[Change]) -> Result<()> {
         let touched = self.model.touched(changes);
         self.model.apply(changes)?;
         let told = Model::told(changes);
@@ -190,8 +230,6 @@ impl Director {
             .compiler
             .plan(&self.model, &touched, &told, |_, server| server.weight)?;
         self.compiler.apply(plan);
-        dataplane::grace()?;
-        self.compiler.settle();
         Ok(())
     }
 
@@ -207,19 +245,20 @@ impl Director {
     }
 
     /// Notes the way to a real server: by [`LOOPBACK`], to the MAC address of [`mac_of`].
-    pub fn resolve(&mut self, server: Ipv4Addr) {
+    pub fn resolve(&mut self, server: impl Into<IpAddr>) {
         self.resolve_by(server, LOOPBACK);
     }
 
     /// As [`Self::resolve`], by another interface.
-    pub fn resolve_by(&mut self, server: Ipv4Addr, if_index: u32) {
+    pub fn resolve_by(&mut self, server: impl Into<IpAddr>, if_index: u32) {
+        let server = server.into();
         let way = Way::Neighbour {
             mac: mac_of(server),
             source_mac: DIRECTOR_MAC,
             if_index,
             tags: None,
         };
-        self.compiler.set_way(IpAddr::V4(server), Some(way));
+        self.compiler.set_way(server, Some(way));
     }
 
     /// Feeds the program a frame that comes from [`LOOPBACK`].
@@ -257,7 +296,7 @@ impl Director {
     /// # Panics
     ///
     /// When there is no such destination.
-    pub fn counts(&self, service: &ServiceKey, server: Ipv4Addr) -> (u64, u64) {
+    pub fn counts(&self, service: &ServiceKey, server: impl Into<IpAddr>) -> (u64, u64) {
         let id = self.compiler.destination(service, &server_key(service, server));
         self.compiler.counts(id.expect("the destination is there"))
     }
@@ -267,7 +306,7 @@ impl Director {
     /// # Panics
     ///
     /// When there is no such destination.
-    pub fn templates(&self, service: &ServiceKey, server: Ipv4Addr) -> u64 {
+    pub fn templates(&self, service: &ServiceKey, server: impl Into<IpAddr>) -> u64 {
         let id = self.compiler.destination(service, &server_key(service, server));
         self.compiler.templates(id.expect("the destination is there"))
     }
@@ -298,14 +337,20 @@ pub const STATES: [State; 6] = [
     State::Close,
 ];
 
-/// The MAC address that a real server has in trials.
-pub fn mac_of(server: Ipv4Addr) -> [u8; 6] {
-    let [a, b, c, d] = server.octets();
+/// The MAC address that a real server has in trials: with the last octets of its address.
+pub fn mac_of(server: impl Into<IpAddr>) -> [u8; 6] {
+    let [a, b, c, d] = match server.into() {
+        IpAddr::V4(server) => server.octets(),
+        IpAddr::V6(server) => {
+            let [.., a, b, c, d] = server.octets();
+            [a, b, c, d]
+        }
+    };
     [0x02, 0xee, a, b, c, d]
 }
 
 /// A virtual service's identity.
-pub fn service_key(protocol: Protocol, address: Ipv4Addr, port: u16) -> ServiceKey {
+pub fn service_key(protocol: Protocol, address: impl Into<IpAddr>, port: u16) -> ServiceKey {
     ServiceKey {
         protocol,
         address: address.into(),
@@ -314,7 +359,7 @@ pub fn service_key(protocol: Protocol, address: Ipv4Addr, port: u16) -> ServiceK
 }
 
 /// A real server's identity: with direct routing the port is the service's.
-pub fn server_key(service: &ServiceKey, server: Ipv4Addr) -> ServerKey {
+pub fn server_key(service: &ServiceKey, server: impl Into<IpAddr>) -> ServerKey {
     ServerKey {
         address: server.into(),
         port: service.port,
@@ -331,12 +376,12 @@ pub fn add_service(key: ServiceKey, scheduler: Scheduler, flags: &[SchedulerFlag
     }
 }
 
-fn server_spec(service: &ServiceKey, server: Ipv4Addr, weight: u32) -> ServerSpec {
+fn server_spec(service: &ServiceKey, server: impl Into<IpAddr>, weight: u32) -> ServerSpec {
     ServerSpec::new(server_key(service, server), weight)
 }
 
 /// `-a`.
-pub fn add_server(service: ServiceKey, server: Ipv4Addr, weight: u32) -> Change {
+pub fn add_server(service: ServiceKey, server: impl Into<IpAddr>, weight: u32) -> Change {
     Change::AddServer {
         service,
         server: server_spec(&service, server, weight),
@@ -345,7 +390,7 @@ pub fn add_server(service: ServiceKey, server: Ipv4Addr, weight: u32) -> Change 
 }
 
 /// `-e`.
-pub fn edit_server(service: ServiceKey, server: Ipv4Addr, weight: u32) -> Change {
+pub fn edit_server(service: ServiceKey, server: impl Into<IpAddr>, weight: u32) -> Change {
     Change::EditServer {
         service,
         server: server_spec(&service, server, weight),
@@ -353,7 +398,7 @@ pub fn edit_server(service: ServiceKey, server: Ipv4Addr, weight: u32) -> Change
 }
 
 /// `-d`.
-pub fn delete_server(service: ServiceKey, server: Ipv4Addr) -> Change {
+pub fn delete_server(service: ServiceKey, server: impl Into<IpAddr>) -> Change {
     Change::DeleteServer {
         service,
         server: server_key(&service, server),

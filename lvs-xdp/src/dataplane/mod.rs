@@ -535,12 +535,16 @@ impl Dataplane {
                 name: reason.name().to_owned(),
                 verdict: reason.outcome().name().to_owned(),
                 help: reason.help().to_owned(),
-                packets: self
-                    .reasons
-                    .get(&(reason as u32), 0)
-                    .map_or(0, |values| values.iter().sum()),
+                packets: self.packets_of(reason),
             })
             .collect()
+    }
+
+    /// Packets of one reason, over all CPUs.
+    pub fn packets_of(&self, reason: Reason) -> u64 {
+        self.reasons
+            .get(&(reason as u32), 0)
+            .map_or(0, |values| values.iter().sum())
     }
 
     /// Takes the program off all interfaces and removes every pin.
