@@ -343,7 +343,6 @@ pub mod memory {
                 |hash: u64, word: &u64| (hash.rotate_left(5) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             let hash = words.iter().fold(0, mix) >> 32;
             let length = self.fragments.len();
-            #[expect(clippy::cast_possible_truncation, reason = "32 bits are left")]
             let first = hash as usize % length;
             let is_its_or_free = |row: &&[Word; 6]| {
                 let own = row.each_ref().map(Word::load);
