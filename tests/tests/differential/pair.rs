@@ -1,10 +1,10 @@
 //! Two directors with equal tables: one whose program is used, one whose tables the host works on.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, net::IpAddr};
 
-use lvs_xdp::dataplane::{Capacity, Tables};
+use lvs_xdp::dataplane::{Capacity, Tables, compile::Way};
 use lvs_xdp_common::{
-    abi::{DestinationRow, control_flag, destination_flag, vip_flag},
+    abi::{control_flag, vip_flag},
     answer,
     atomic::Word,
     director,
@@ -12,17 +12,20 @@ use lvs_xdp_common::{
     frame::rewrite_macs,
     hash::HashKey,
     maps::Maps as _,
-    packet::{Address, Mac},
+    packet::Mac,
     reason::{Outcome, Reason},
     rewrite,
 };
-use lvs_xdp_tests::trial::{Director, LOOPBACK, action, xdp};
+use lvs_xdp_tests::{
+    frame::DIRECTOR_MAC,
+    trial::{Director, LOOPBACK, action, mac_of, xdp},
+};
 
 use crate::{
     PEER,
     host::{self, Host},
     random::Random,
-    services::{self, LOCAL_VIP, SERVERS, VIP, VIP6, Way},
+    services::{self, LOCAL_VIP, SERVERS, Special, VIP, VIP6},
 };
 
 /// Room in the tables: so little for connections that they compete for it.
@@ -87,13 +90,9 @@ impl Pair {
                     .expect("a change");
             }
             for family in [VIP.into(), VIP6.into()] {
-                for (number, way) in (0..).zip(SERVERS) {
+                for (number, special) in (0..).zip(SERVERS) {
                     let server = services::server(family, number);
-                    match way {
-                        Way::Unresolved => {}
-                        Way::NotAllowed => director.resolve_by(server, NOT_ALLOWED),
-                        Way::Plain | Way::Tagged(_) | Way::Local => director.resolve(server),
-                    }
+                    director.compiler.set_way(server, way(server, *special));
                 }
             }
         });
@@ -106,15 +105,12 @@ impl Pair {
         what(&mut self.host);
     }
 
-    /// What no change of the configuration brings about yet, or has undone.
+    /// What is no part of the configuration, and what it has put where the host does not see it.
     fn settle(&mut self) {
         for director in [&self.kernel, &self.host] {
             let tables = director.dataplane.tables();
             let flags = &tables.control().flags;
             flags.store(flags.load() | control_flag::PEERS);
-            for row in (1..=CAPACITY.destinations).filter_map(|id| tables.destination(id)) {
-                make_special(row);
-            }
         }
         self.maps.read(&self.host).expect("the maps are there");
     }
@@ -255,30 +251,21 @@ impl Pair {
     }
 }
 
-/// Gives a destination what is special about its real server.
-fn make_special(row: &DestinationRow) {
-    let towards = row.towards.load();
-    if towards & destination_flag::USED == 0 {
-        return;
-    }
-    let address = Address::from_halves(row.address[0].load(), row.address[1].load());
-    let address = lvs_xdp::dataplane::rows::ip(address);
-    let is =
-        |number: &usize| services::server(address, u32::try_from(*number).expect("few servers")) == address;
-    let number = (0..SERVERS.len()).find(is).expect("one of the servers");
-    let flags = match SERVERS[number] {
-        Way::Tagged(tags) => {
-            let from = row.from.load() & Mac::MASK;
-            row.from
-                .store(from | u64::from(tags.outer) << 48 | (tags.count as u64) << 60);
-            let port = row.port.load() & !(0xfff << 16);
-            row.port.store(port | u64::from(tags.inner) << 16);
-            destination_flag::SPECIAL | destination_flag::VLAN
-        }
-        Way::Local => destination_flag::SPECIAL | destination_flag::LOCAL,
-        Way::Plain | Way::NotAllowed | Way::Unresolved => 0,
+/// The way to a real server.
+fn way(server: IpAddr, special: Special) -> Option<Way> {
+    let by = |if_index, tags| Way::Neighbour {
+        mac: mac_of(server),
+        source_mac: DIRECTOR_MAC,
+        if_index,
+        tags,
     };
-    row.towards.store(towards | flags);
+    match special {
+        Special::No => Some(by(LOOPBACK, None)),
+        Special::Tagged(tags) => Some(by(LOOPBACK, Some(tags))),
+        Special::Local => Some(Way::Local),
+        Special::NotAllowed => Some(by(NOT_ALLOWED, None)),
+        Special::Unresolved => None,
+    }
 }
 
 /// A frame to be copied.

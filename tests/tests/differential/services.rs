@@ -25,9 +25,9 @@ pub(crate) const NO_VIP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 102);
 
 /// What is special about a real server: one of each number.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Way {
+pub(crate) enum Special {
     /// Nothing.
-    Plain,
+    No,
     /// Frames to it have these tags.
     Tagged(Tags),
     /// It is the director.
@@ -38,20 +38,26 @@ pub(crate) enum Way {
     Unresolved,
 }
 
-const fn tagged(count: usize, outer: u16, inner: u16) -> Way {
-    Way::Tagged(Tags { count, outer, inner })
+const fn tagged(count: usize, outer: u16, inner: u16) -> Special {
+    Special::Tagged(Tags {
+        count,
+        outer,
+        inner,
+        is_outer_service: count == 2,
+        is_inner_service: false,
+    })
 }
 
 /// The real servers, by number.
-pub(crate) const SERVERS: &[Way] = &[
-    Way::Plain,
-    Way::Plain,
+pub(crate) const SERVERS: &[Special] = &[
+    Special::No,
+    Special::No,
     tagged(1, 0x123, 0),
     tagged(0, 0, 0),
     tagged(2, 0x321, 0xfff),
-    Way::Local,
-    Way::NotAllowed,
-    Way::Unresolved,
+    Special::Local,
+    Special::NotAllowed,
+    Special::Unresolved,
 ];
 
 /// A real server's address, by the family of its service.
