@@ -7,8 +7,9 @@ use network_types::ip::Ipv4Hdr;
 
 use crate::{
     frame::{Frame, Resize, rewrite_macs},
-    packet::{IpProto, Mac},
+    packet::{EtherType, IpProto, Mac},
     parse::network,
+    reason::Reason,
 };
 
 const TTL: u8 = 64;
@@ -77,11 +78,23 @@ fn ipv4(protocol: IpProto, length: u16, source: [u8; 4], destination: [u8; 4]) -
     header
 }
 
+/// Makes a frame the answer that goes with a reason whose outcome is one. `None` where it cannot be answered, and
+/// is to be dropped.
+#[inline(always)]
+pub fn answer<F: Resize + ?Sized>(frame: &mut F, reason: Reason) -> Option<()> {
+    match reason {
+        Reason::Reset => reset(frame),
+        _ => port_unreachable(frame),
+    }
+}
+
 /// Makes a TCP packet over IPv4 the reset that answers it, as a host without such a connection would
 /// (RFC 9293, 3.10.7.1). `None` where there is nothing to answer: it is a reset itself.
 #[inline(always)]
 pub fn reset<F: Resize + ?Sized>(frame: &mut F) -> Option<()> {
-    let (_, network) = network(frame)?;
+    let (EtherType::IPV4, network) = network(frame)? else {
+        return None;
+    };
     let [first, ..]: [u8; 1] = frame.load(network)?;
     let header_length = usize::from(first & 0x0f) * 4;
     let total: [u8; 2] = frame.load(network + 2)?;
@@ -140,7 +153,9 @@ pub fn port_unreachable<F: Resize + ?Sized>(frame: &mut F) -> Option<()> {
 /// [`ICMP_FRAGMENTATION_NEEDED`] (RFC 1191, 4).
 #[inline(always)]
 pub(crate) fn unreachable<F: Resize + ?Sized>(frame: &mut F, code: u8, mtu: u16) -> Option<()> {
-    let (_, network) = network(frame)?;
+    let (EtherType::IPV4, network) = network(frame)? else {
+        return None;
+    };
     let macs: [u8; 12] = frame.load(0)?;
     // Up to two tags and the type; behind fewer tags there is something else, which is written over.
     let tags: [u8; 10] = frame.load(12)?;

@@ -2,9 +2,9 @@
 
 use std::{fmt::Write as _, net::IpAddr};
 
-use lvs_xdp::dataplane::{Capacity, Tables, compile::Way};
+use lvs_xdp::dataplane::{Capacity, Tables, compile::Way, rows};
 use lvs_xdp_common::{
-    abi::{control_flag, vip_flag},
+    abi::{control_flag, destination_flag, vip_flag},
     answer,
     atomic::Word,
     director,
@@ -12,7 +12,7 @@ use lvs_xdp_common::{
     frame::rewrite_macs,
     hash::HashKey,
     maps::Maps as _,
-    packet::Mac,
+    packet::{Address, Mac},
     reason::{Outcome, Reason},
     rewrite,
 };
@@ -63,7 +63,7 @@ impl Pair {
             director.set_key(HashKey(0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210));
             let mut vips = host::vips(&director).expect("the map of virtual addresses");
             for vip in [VIP.into(), VIP6.into(), LOCAL_VIP.into()] {
-                let address = lvs_xdp::dataplane::rows::address(vip);
+                let address = rows::address(vip);
                 let local = if vip == LOCAL_VIP { vip_flag::LOCAL } else { 0 };
                 vips.insert([address.high(), address.low()], vip_flag::USED | local, 0)
                     .expect("there is room");
@@ -111,6 +111,9 @@ impl Pair {
             let tables = director.dataplane.tables();
             let flags = &tables.control().flags;
             flags.store(flags.load() | control_flag::PEERS);
+            for id in 1..=CAPACITY.destinations {
+                make_tunnel(tables, id);
+            }
         }
         self.maps.read(&self.host).expect("the maps are there");
     }
@@ -185,18 +188,15 @@ impl Pair {
                 } else {
                     rewrite_macs(&mut frame, verdict.to, verdict.from).ok_or(Reason::RewriteFailed)
                 };
-                let reason = match rewritten {
-                    Ok(()) if elsewhere => Reason::RedirectFailed,
-                    Ok(()) => reason,
-                    Err(reason) => reason,
-                };
-                (reason, action(reason, elsewhere))
+                match rewritten {
+                    Ok(()) if elsewhere => (Reason::RedirectFailed, xdp::DROP),
+                    Ok(()) => (reason, xdp::TX),
+                    // The frame is the answer already, if there is one.
+                    Err(reason) => (reason, action(reason, false)),
+                }
             }
             Outcome::Answer => {
-                let answered = match reason {
-                    Reason::Reset => answer::reset(&mut frame),
-                    _ => answer::port_unreachable(&mut frame),
-                };
+                let answered = answer::answer(&mut frame, reason);
                 (reason, if answered.is_some() { xdp::TX } else { xdp::DROP })
             }
             Outcome::Pass | Outcome::Drop => (reason, action(reason, false)),
@@ -260,11 +260,33 @@ fn way(server: IpAddr, special: Special) -> Option<Way> {
         tags,
     };
     match special {
-        Special::No => Some(by(LOOPBACK, None)),
+        Special::No | Special::Tunnel(_) => Some(by(LOOPBACK, None)),
         Special::Tagged(tags) => Some(by(LOOPBACK, Some(tags))),
         Special::Local => Some(Way::Local),
         Special::NotAllowed => Some(by(NOT_ALLOWED, None)),
         Special::Unresolved => None,
+    }
+}
+
+/// Puts the tunnel to a real server that has one where the program finds it.
+fn make_tunnel(tables: &Tables, id: u32) {
+    let row = tables.destination(id).expect("a row");
+    let towards = row.towards.load();
+    if towards & destination_flag::USED == 0 {
+        return;
+    }
+    let to = Address::from_halves(row.address[0].load(), row.address[1].load());
+    let to = rows::ip(to);
+    let mut specials = (0..).zip(SERVERS);
+    let own = specials.find(|(number, _)| services::server(to, *number) == to);
+    if let Some((_, Special::Tunnel(how))) = own {
+        let from = rows::address(services::tunnel_source(to));
+        let tunnel = tables.tunnel(id).expect("a row");
+        tunnel.source[0].store(from.high());
+        tunnel.source[1].store(from.low());
+        tunnel.how.store(how.0);
+        row.towards
+            .store(towards | destination_flag::SPECIAL | destination_flag::TUNNEL);
     }
 }
 

@@ -9,7 +9,10 @@ use lvs_xdp::{
     },
     model::Model,
 };
-use lvs_xdp_common::abi::Tags;
+use lvs_xdp_common::{
+    abi::Tags,
+    tunnel::{How, Kind},
+};
 use lvs_xdp_tests::trial::{add_server, server_key, service_key};
 
 use crate::random::Random;
@@ -30,6 +33,8 @@ pub(crate) enum Special {
     No,
     /// Frames to it have these tags.
     Tagged(Tags),
+    /// It is reached through a tunnel.
+    Tunnel(How),
     /// It is the director.
     Local,
     /// Behind an interface that frames are not redirected to.
@@ -55,6 +60,9 @@ pub(crate) const SERVERS: &[Special] = &[
     tagged(1, 0x123, 0),
     tagged(0, 0, 0),
     tagged(2, 0x321, 0xfff),
+    Special::Tunnel(How::new(Kind::Ip, false, 0, 1500, 16)),
+    Special::Tunnel(How::new(Kind::Gue, true, 6080, 1400, 0)),
+    Special::Tunnel(How::new(Kind::Gre, true, 0, 1500, 4)),
     Special::Local,
     Special::NotAllowed,
     Special::Unresolved,
@@ -65,6 +73,14 @@ pub(crate) fn server(family: IpAddr, number: u32) -> IpAddr {
     match family {
         IpAddr::V4(_) => Ipv4Addr::from_bits(0x0a09_000b + number).into(),
         IpAddr::V6(_) => Ipv6Addr::from_bits(VIP6.to_bits() - 89 + u128::from(number)).into(),
+    }
+}
+
+/// Where the outer packets to a tunnel's end come from.
+pub(crate) fn tunnel_source(to: IpAddr) -> IpAddr {
+    match to {
+        IpAddr::V4(_) => Ipv4Addr::new(10, 9, 0, 1).into(),
+        IpAddr::V6(_) => Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 1).into(),
     }
 }
 
