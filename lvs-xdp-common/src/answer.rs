@@ -12,6 +12,7 @@ use crate::{
     frame::{Frame, Resize},
     packet::{EtherType, IpProto},
     parse::network,
+    reason::Reason,
 };
 
 pub use self::echo::echo;
@@ -94,6 +95,17 @@ fn ipv4(protocol: IpProto, length: u16, source: [u8; 4], destination: [u8; 4]) -
     let sum = checksum(sum(0, &header));
     header[10..12].copy_from_slice(&sum);
     header
+}
+
+/// Makes a frame the answer that goes with a reason whose outcome is one. `None` where it cannot be answered, and
+/// is to be dropped.
+#[inline(always)]
+pub fn answer<F: Resize + ?Sized>(frame: &mut F, reason: Reason) -> Option<()> {
+    match reason {
+        Reason::Reset => reset(frame),
+        Reason::Echo => echo(frame),
+        _ => port_unreachable(frame),
+    }
 }
 
 /// Makes a TCP packet the reset that answers it, as a host without such a connection would (RFC 9293, 3.10.7.1).

@@ -116,13 +116,7 @@ fn special(context: &XdpContext, destination: u32) -> u32 {
 fn answer(context: &XdpContext, reason: u32) -> u32 {
     let reason = Reason::from_number(reason);
     maps::count(reason);
-    let mut frame = Packet(context);
-    let answered = match reason {
-        Reason::Reset => answer::reset(&mut frame),
-        Reason::Echo => answer::echo(&mut frame),
-        _ => answer::port_unreachable(&mut frame),
-    };
-    if answered.is_some() {
+    if answer::answer(&mut Packet(context), reason).is_some() {
         xdp_action::XDP_TX
     } else {
         xdp_action::XDP_DROP

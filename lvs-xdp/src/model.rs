@@ -12,8 +12,8 @@ use std::{
 };
 
 use crate::api::types::{
-    ApiError, Change, ClientMask, ErrorCode, MarkRule, Persistence, Protocol, Scheduler, ServerKey, ServerSpec,
-    ServiceKey, ServiceSpec, Setting, Settings, Timeouts, Tunnel,
+    ApiError, Change, ClientMask, ErrorCode, MarkRule, Persistence, Protocol, Scheduler, ServerKey,
+    ServerSpec, ServiceKey, ServiceSpec, Setting, Settings, Timeouts, Tunnel,
 };
 
 /// The most real servers a service can have.

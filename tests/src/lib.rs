@@ -10,6 +10,7 @@
 pub mod agent;
 pub mod ask;
 pub mod datagram;
+pub mod dissect;
 pub mod family;
 pub mod frame;
 pub mod lab;

@@ -354,6 +354,18 @@ pub fn service_key(protocol: Protocol, address: impl Into<IpAddr>, port: u16) ->
     ServiceKey::new(protocol, address.into(), port)
 }
 
+/// The virtual address of a service that is none of a mark's.
+///
+/// # Panics
+///
+/// For a mark's service, which has none.
+pub fn vip_of(service: &ServiceKey) -> IpAddr {
+    match service {
+        ServiceKey::Endpoint { address, .. } => *address,
+        ServiceKey::Mark { .. } => panic!("{service} has no address"),
+    }
+}
+
 /// A real server's identity: with direct routing the port is the service's.
 pub fn server_key(service: &ServiceKey, server: impl Into<IpAddr>) -> ServerKey {
     ServerKey {

@@ -3,18 +3,20 @@
 mod command;
 #[expect(dead_code, reason = "shared with lvs-xdp/build.rs, which uses the rest")]
 mod ebpf;
+mod fuzz;
 mod lint;
 mod run;
 mod setup;
 mod test;
 mod workspace;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
+    fuzz::Task,
     setup::{Needs, setup},
     workspace::{Profile, Workspace},
 };
@@ -53,6 +55,12 @@ enum Command {
     Run(RunArgs),
     /// Build and run all tests; needs root
     Test(TestArgs),
+    /// Make up frames and tables, and look for those about which the decision goes wrong
+    ///
+    /// Frames are decided about and written on the host, by the same code as in the kernel. The search starts
+    /// from the inputs in fuzz/corpus, and leaves one that fails in fuzz/found. `cargo xtask test` does it for a
+    /// minute.
+    Fuzz(FuzzArgs),
     /// Measure what a packet costs and how much memory a small director's agent takes; needs root
     ///
     /// Figures are medians of interleaved rounds in one run: compare them with each other, not with those of
@@ -82,6 +90,19 @@ struct TestArgs {
     /// Options of the test binaries, such as --nocapture
     #[arg(last = true, value_name = "TEST OPTIONS")]
     test_options: Vec<String>,
+}
+
+#[derive(Args)]
+struct FuzzArgs {
+    /// How long to search
+    #[arg(long, value_name = "N", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
+    seconds: u32,
+    /// Try this input again, and do nothing else
+    #[arg(long, value_name = "FILE", conflicts_with = "seconds")]
+    input: Option<PathBuf>,
+    /// Put what searches have found into fuzz/corpus, without what the rest of it reaches as well
+    #[arg(long, conflicts_with_all = ["seconds", "input"])]
+    minimise: bool,
 }
 
 fn main() -> ExitCode {
@@ -114,6 +135,18 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Run(args) => run::agent(&workspace, &args.interface, &args.agent_options),
         Command::Test(TestArgs { filter, test_options }) => {
             test::run(&workspace, filter.as_deref(), &test_options)
+        }
+        Command::Fuzz(FuzzArgs {
+            seconds,
+            input,
+            minimise,
+        }) => {
+            let task = match input {
+                Some(input) => Task::Replay(input),
+                None if minimise => Task::Minimise,
+                None => Task::Search { seconds },
+            };
+            fuzz::run(&workspace, &task)
         }
         Command::Bench => run::bench(&workspace),
         Command::Lint => lint::run(&workspace),

@@ -1,4 +1,5 @@
-//! `cargo xtask test`: every test of the workspace, those that need a kernel and root among them.
+//! `cargo xtask test`: every test of the workspace, those that need a kernel and root among them, and a short search
+//! of the fuzzer.
 
 use std::{fs, path::PathBuf, process::ExitCode};
 
@@ -6,12 +7,14 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     command,
+    fuzz::{self, Task},
     run::BINARY_VARIABLE,
     setup::{Needs, setup},
     workspace::{Profile, Workspace, require_root},
 };
 
-/// Builds and runs the tests whose name contains `filter`; `options` go to the test binaries.
+/// Builds and runs the tests whose name contains `filter`; `options` go to the test binaries. Without a filter the
+/// fuzzer runs, too.
 ///
 /// # Errors
 /// Not root, no tool chain or test package, or a failed build. Failed tests are the exit code.
@@ -33,7 +36,19 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, options: &[String
         .arg("--")
         .args(options)
         .env(BINARY_VARIABLE, binary);
-    Ok(command::exit_code(command::status(&mut cargo)?))
+    let status = command::status(&mut cargo)?;
+    if filter.is_some() {
+        return Ok(command::exit_code(status));
+    }
+    let search = Task::Search {
+        seconds: fuzz::TEST_SECONDS,
+    };
+    let fuzzed = fuzz::run(workspace, &search)?;
+    Ok(if status.success() {
+        fuzzed
+    } else {
+        command::exit_code(status)
+    })
 }
 
 /// Builds the agent, which the tests start as a program of its own, and beside it `lvs-xdp-rebuilt`: the same

@@ -56,6 +56,11 @@ impl Workspace {
         })
     }
 
+    /// Its directory.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The directory for the eBPF tool chain, the linker and what they build: `lvs-xdp/build.rs` looks there.
     pub(crate) fn tools_dir(&self) -> &Path {
         &self.build_dir

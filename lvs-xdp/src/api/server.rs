@@ -26,8 +26,8 @@ use utoipa::OpenApi;
 use super::{
     filter::ConnectionFilter,
     types::{
-        ApiError, Change, Changes, Connection, ErrorCode, Flushed, ForwardingMethod, MarkRule, ServerSpec, Service,
-        Status,
+        ApiError, Change, Changes, Connection, ErrorCode, Flushed, ForwardingMethod, MarkRule, ServerSpec,
+        Service, Status,
     },
 };
 use crate::{

@@ -18,7 +18,8 @@ use crate::{
     api::{
         filter::{Clients, ServiceName, StateName},
         types::{
-            ClientMask, Ports, Protocol, Removal, Scheduler, SchedulerFlag, Setting, TunnelChecksum, TunnelKind,
+            ClientMask, Ports, Protocol, Removal, Scheduler, SchedulerFlag, Setting, TunnelChecksum,
+            TunnelKind,
         },
     },
     model::{MAX_THRESHOLD, MAX_TIMEOUT, MAX_WEIGHT},

@@ -304,7 +304,7 @@ impl Grammar {
         let random = &mut self.random;
         let mut body = [talk.client_port, talk.port].map(u16::to_be_bytes).concat();
         let payload = match random.below(200) {
-            0 => random.index(2000),
+            0 | 2 => random.index(2000),
             1 if random.one_in(4) => random.index(9000),
             _ => random.index(24),
         };

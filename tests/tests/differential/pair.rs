@@ -1,10 +1,10 @@
 //! Two directors with equal tables: one whose program is used, one whose tables the host works on.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, net::IpAddr};
 
-use lvs_xdp::dataplane::{Capacity, Tables};
+use lvs_xdp::dataplane::{Capacity, Tables, compile::Way, rows};
 use lvs_xdp_common::{
-    abi::{DestinationRow, Tags, control_flag, destination_flag, vip_flag},
+    abi::{control_flag, destination_flag, vip_flag},
     answer,
     atomic::Word,
     director,
@@ -16,13 +16,16 @@ use lvs_xdp_common::{
     reason::{Outcome, Reason},
     rewrite,
 };
-use lvs_xdp_tests::trial::{Director, LOOPBACK, action, xdp};
+use lvs_xdp_tests::{
+    frame::DIRECTOR_MAC,
+    trial::{Director, LOOPBACK, action, mac_of, xdp},
+};
 
 use crate::{
     PEER,
     host::{self, Host},
     random::Random,
-    services::{self, LOCAL_VIP, SERVERS, VIP, VIP6, Way},
+    services::{self, LOCAL_VIP, SERVERS, Special, VIP, VIP6},
 };
 
 /// Room in the tables: so little for connections that they compete for it.
@@ -60,7 +63,7 @@ impl Pair {
             director.set_key(HashKey(0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210));
             let mut vips = host::vips(&director).expect("the map of virtual addresses");
             for vip in [VIP.into(), VIP6.into(), LOCAL_VIP.into()] {
-                let address = lvs_xdp::dataplane::rows::address(vip);
+                let address = rows::address(vip);
                 let local = if vip == LOCAL_VIP { vip_flag::LOCAL } else { 0 };
                 vips.insert([address.high(), address.low()], vip_flag::USED | local, 0)
                     .expect("there is room");
@@ -87,13 +90,9 @@ impl Pair {
                     .expect("a change");
             }
             for family in [VIP.into(), VIP6.into()] {
-                for (number, way) in (0..).zip(SERVERS) {
+                for (number, special) in (0..).zip(SERVERS) {
                     let server = services::server(family, number);
-                    match way {
-                        Way::Unresolved => {}
-                        Way::NotAllowed => director.resolve_by(server, NOT_ALLOWED),
-                        Way::Plain | Way::Tagged(_) | Way::Local => director.resolve(server),
-                    }
+                    director.compiler.set_way(server, way(server, *special));
                 }
             }
         });
@@ -106,14 +105,14 @@ impl Pair {
         what(&mut self.host);
     }
 
-    /// What no change of the configuration brings about yet, or has undone.
+    /// What is no part of the configuration, and what it has put where the host does not see it.
     fn settle(&mut self) {
         for director in [&self.kernel, &self.host] {
             let tables = director.dataplane.tables();
             let flags = &tables.control().flags;
             flags.store(flags.load() | control_flag::PEERS);
-            for row in (1..=CAPACITY.destinations).filter_map(|id| tables.destination(id)) {
-                make_special(row);
+            for id in 1..=CAPACITY.destinations {
+                make_tunnel(tables, id);
             }
         }
         self.maps.read(&self.host).expect("the maps are there");
@@ -189,18 +188,15 @@ impl Pair {
                 } else {
                     rewrite_macs(&mut frame, verdict.to, verdict.from).ok_or(Reason::RewriteFailed)
                 };
-                let reason = match rewritten {
-                    Ok(()) if elsewhere => Reason::RedirectFailed,
-                    Ok(()) => reason,
-                    Err(reason) => reason,
-                };
-                (reason, action(reason, elsewhere))
+                match rewritten {
+                    Ok(()) if elsewhere => (Reason::RedirectFailed, xdp::DROP),
+                    Ok(()) => (reason, xdp::TX),
+                    // The frame is the answer already, if there is one.
+                    Err(reason) => (reason, action(reason, false)),
+                }
             }
             Outcome::Answer => {
-                let answered = match reason {
-                    Reason::Reset => answer::reset(&mut frame),
-                    _ => answer::port_unreachable(&mut frame),
-                };
+                let answered = answer::answer(&mut frame, reason);
                 (reason, if answered.is_some() { xdp::TX } else { xdp::DROP })
             }
             Outcome::Pass | Outcome::Drop => (reason, action(reason, false)),
@@ -255,28 +251,43 @@ impl Pair {
     }
 }
 
-/// Gives a destination what is special about its real server.
-fn make_special(row: &DestinationRow) {
+/// The way to a real server.
+fn way(server: IpAddr, special: Special) -> Option<Way> {
+    let by = |if_index, tags| Way::Neighbour {
+        mac: mac_of(server),
+        source_mac: DIRECTOR_MAC,
+        if_index,
+        tags,
+    };
+    match special {
+        Special::No | Special::Tunnel(_) => Some(by(LOOPBACK, None)),
+        Special::Tagged(tags) => Some(by(LOOPBACK, Some(tags))),
+        Special::Local => Some(Way::Local),
+        Special::NotAllowed => Some(by(NOT_ALLOWED, None)),
+        Special::Unresolved => None,
+    }
+}
+
+/// Puts the tunnel to a real server that has one where the program finds it.
+fn make_tunnel(tables: &Tables, id: u32) {
+    let row = tables.destination(id).expect("a row");
     let towards = row.towards.load();
     if towards & destination_flag::USED == 0 {
         return;
     }
-    let address = Address::from_halves(row.address[0].load(), row.address[1].load());
-    let address = lvs_xdp::dataplane::rows::ip(address);
-    let is =
-        |number: &usize| services::server(address, u32::try_from(*number).expect("few servers")) == address;
-    let number = (0..SERVERS.len()).find(is).expect("one of the servers");
-    let flags = match SERVERS[number] {
-        Way::Tagged(tags) => {
-            let (from, port) = tags.words();
-            row.from.store(row.from.load() & Mac::MASK | from);
-            row.port.store(row.port.load() & !Tags::PORT_BITS | port);
-            destination_flag::SPECIAL | destination_flag::VLAN
-        }
-        Way::Local => destination_flag::SPECIAL | destination_flag::LOCAL,
-        Way::Plain | Way::NotAllowed | Way::Unresolved => 0,
-    };
-    row.towards.store(towards | flags);
+    let to = Address::from_halves(row.address[0].load(), row.address[1].load());
+    let to = rows::ip(to);
+    let mut specials = (0..).zip(SERVERS);
+    let own = specials.find(|(number, _)| services::server(to, *number) == to);
+    if let Some((_, Special::Tunnel(how))) = own {
+        let from = rows::address(services::tunnel_source(to));
+        let tunnel = tables.tunnel(id).expect("a row");
+        tunnel.source[0].store(from.high());
+        tunnel.source[1].store(from.low());
+        tunnel.how.store(how.0);
+        row.towards
+            .store(towards | destination_flag::SPECIAL | destination_flag::TUNNEL);
+    }
 }
 
 /// A frame to be copied.

@@ -9,8 +9,11 @@ use lvs_xdp::{
     },
     model::Model,
 };
-use lvs_xdp_common::abi::Tags;
-use lvs_xdp_tests::trial::{add_server, server_key, service_key};
+use lvs_xdp_common::{
+    abi::Tags,
+    tunnel::{How, Kind},
+};
+use lvs_xdp_tests::trial::{add_server, server_key, service_key, vip_of};
 
 use crate::random::Random;
 
@@ -25,11 +28,13 @@ pub(crate) const NO_VIP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 102);
 
 /// What is special about a real server: one of each number.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Way {
+pub(crate) enum Special {
     /// Nothing.
-    Plain,
+    No,
     /// Frames to it have these tags.
     Tagged(Tags),
+    /// It is reached through a tunnel.
+    Tunnel(How),
     /// It is the director.
     Local,
     /// Behind an interface that frames are not redirected to.
@@ -38,27 +43,29 @@ pub(crate) enum Way {
     Unresolved,
 }
 
-const fn tagged(count: usize, outer: u16, inner: u16) -> Way {
-    Way::Tagged(Tags {
+const fn tagged(count: usize, outer: u16, inner: u16) -> Special {
+    Special::Tagged(Tags {
         count,
         outer,
         inner,
-        // Where there are two, the first is a service tag.
         is_outer_service: count == 2,
         is_inner_service: false,
     })
 }
 
 /// The real servers, by number.
-pub(crate) const SERVERS: &[Way] = &[
-    Way::Plain,
-    Way::Plain,
+pub(crate) const SERVERS: &[Special] = &[
+    Special::No,
+    Special::No,
     tagged(1, 0x123, 0),
     tagged(0, 0, 0),
     tagged(2, 0x321, 0xfff),
-    Way::Local,
-    Way::NotAllowed,
-    Way::Unresolved,
+    Special::Tunnel(How::new(Kind::Ip, false, 0, 1500, 16)),
+    Special::Tunnel(How::new(Kind::Gue, true, 6080, 1400, 0)),
+    Special::Tunnel(How::new(Kind::Gre, true, 0, 1500, 4)),
+    Special::Local,
+    Special::NotAllowed,
+    Special::Unresolved,
 ];
 
 /// A real server's address, by the family of its service.
@@ -66,6 +73,14 @@ pub(crate) fn server(family: IpAddr, number: u32) -> IpAddr {
     match family {
         IpAddr::V4(_) => Ipv4Addr::from_bits(0x0a09_000b + number).into(),
         IpAddr::V6(_) => Ipv6Addr::from_bits(VIP6.to_bits() - 89 + u128::from(number)).into(),
+    }
+}
+
+/// Where the outer packets to a tunnel's end come from.
+pub(crate) fn tunnel_source(to: IpAddr) -> IpAddr {
+    match to {
+        IpAddr::V4(_) => Ipv4Addr::new(10, 9, 0, 1).into(),
+        IpAddr::V6(_) => Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 1).into(),
     }
 }
 
@@ -79,7 +94,9 @@ fn service(protocol: Protocol, port: u16, scheduler: Scheduler) -> ServiceSpec {
 pub(crate) fn services() -> Vec<ServiceSpec> {
     let mut services = of_ipv4();
     let of_ipv6 = services.clone().into_iter().map(|mut spec| {
-        spec.key.address = VIP6.into();
+        if let ServiceKey::Endpoint { address, .. } = &mut spec.key {
+            *address = VIP6.into();
+        }
         if let Some(Persistence { mask, .. }) = &mut spec.persistence {
             *mask = mask.map(|_| ClientMask::V6(126));
         }
@@ -179,7 +196,7 @@ pub(crate) fn add(spec: ServiceSpec) -> Vec<Change> {
     changes.extend(
         (0u32..)
             .zip([1, 3, 2])
-            .map(|(number, weight)| add_server(service, server(service.address, number), weight)),
+            .map(|(number, weight)| add_server(service, server(vip_of(&service), number), weight)),
     );
     changes
 }
@@ -199,7 +216,7 @@ pub(crate) fn change(random: &mut Random, model: &Model) -> Vec<Change> {
     let number = random.index(SERVERS.len());
     let key = server_key(
         &service,
-        server(service.address, u32::try_from(number).expect("few")),
+        server(vip_of(&service), u32::try_from(number).expect("few")),
     );
     let any = random.below(20);
     let weight = random.of(&[0, 0, 1, 1, 2, 3, any, 65_535, 2_147_483_647]);

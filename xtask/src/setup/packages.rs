@@ -36,6 +36,16 @@ const TOOLS: &[Tool] = &[
         command: "tcpdump",
         packages: &["tcpdump"],
     },
+    // A reader of frames that is none of the project's.
+    Tool {
+        command: "tshark",
+        packages: &["tshark"],
+    },
+    // For libFuzzer, which is in C++.
+    Tool {
+        command: "c++",
+        packages: &["g++"],
+    },
     Tool {
         command: "ethtool",
         packages: &["ethtool"],
