@@ -196,10 +196,19 @@ impl Lab {
     ///
     /// As [`Agent::start`].
     pub fn start_agent_on(&mut self, interfaces: &[&str]) -> Result<&mut Agent> {
+        self.start_agent_over(interfaces, interfaces)
+    }
+
+    /// As [`Lab::start_agent_on`], on `interfaces` that are no cables themselves but use `cables`: a bond.
+    ///
+    /// # Errors
+    ///
+    /// As [`Agent::start`].
+    pub fn start_agent_over(&mut self, interfaces: &[&str], cables: &[&str]) -> Result<&mut Agent> {
         ensure!(self.agent.is_none(), "the lab has an agent already");
         if self.config.agent.xdp_mode != XdpMode::Generic {
-            for interface in interfaces {
-                self.topology.attach_xdp_pass("director", interface)?;
+            for cable in cables {
+                self.topology.attach_xdp_pass("director", cable)?;
             }
         }
         let agent = Agent::start(&self.binary()?, self.director(), interfaces, &self.config.agent)?;

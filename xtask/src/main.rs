@@ -95,7 +95,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
     let workspace = Workspace::find()?;
     match command {
         Command::Setup { check: false } => {
-            setup(&workspace, Needs::Everything)?;
+            setup(&workspace, Needs::EVERYTHING)?;
             setup::report(&workspace)
         }
         Command::Setup { check: true } | Command::DoctorBuild => setup::report(&workspace),

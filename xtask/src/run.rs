@@ -35,7 +35,7 @@ pub(crate) fn bench(workspace: &Workspace) -> Result<ExitCode> {
 
 /// Builds lvs-xdp and a program of the tests' crate that starts it, and becomes that.
 fn become_tool(workspace: &Workspace, profile: Profile, tool: &str) -> Result<ExitCode> {
-    setup(workspace, Needs::Everything)?;
+    setup(workspace, Needs::Lab)?;
     let packages = ["--package", "lvs-xdp", "--package", "lvs-xdp-tests"];
     let programs = ["--bin", "lvs-xdp", "--bin", tool];
     workspace.build(profile, &[packages, programs].concat())?;

@@ -17,7 +17,7 @@ use crate::{
 /// Not root, no tool chain or test package, or a failed build. Failed tests are the exit code.
 pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, options: &[String]) -> Result<ExitCode> {
     require_root("test")?;
-    setup(workspace, Needs::Everything)?;
+    setup(workspace, Needs::EVERYTHING)?;
     let binary = build_agents(workspace)?;
     let mut cargo = workspace.cargo();
     cargo
