@@ -46,12 +46,12 @@ use tempfile::TempDir;
 
 use crate::{
     agent::{find_binary, tail},
-    process::Process,
+    process::{Process, run},
     stale::{self, DIRECTORY_PREFIX},
 };
 
 /// How long the guest may take for all cases of a test binary, its boot included.
-pub const GUEST_LIMIT: Duration = Duration::from_secs(240);
+pub const GUEST_LIMIT: Duration = Duration::from_secs(300);
 
 /// The series of Linux that the tests' guest runs.
 const TESTED: &str = "6.12";
@@ -108,7 +108,7 @@ impl Machine {
         name.trim_start_matches("vmlinuz-").to_owned()
     }
 
-    /// Boots, runs `command` with its arguments and variables, and ends when that ends. Only `exchange` is
+    /// Boots, runs `command` with its arguments and variables and with the binary under test, and ends when that ends. Only `exchange` is
     /// the host's own to write to; what the guest says on its console is `exchange/console` then, and
     /// what the command writes `exchange/log`.
     ///
@@ -118,6 +118,10 @@ impl Machine {
     ///
     /// When it has not ended within `limit` (it is killed then).
     pub fn run(&self, command: &Command, exchange: &Path, limit: Duration) -> Result<()> {
+        // Debug information is most of the binary, and it is read anew each time that the agent is asked something.
+        let mut strip = Command::new("strip");
+        strip.arg("-o").arg(exchange.join("lvs-xdp")).arg(find_binary()?);
+        run(strip)?;
         let script = exchange.join("run");
         fs::write(&script, guest_script(command, exchange))?;
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
@@ -129,7 +133,7 @@ impl Machine {
             OsStr::new("--disable-kvm"),
             OsStr::new("--force-9p"),
             OsStr::new("--memory=2G"),
-            OsStr::new("--cpus=1"),
+            OsStr::new("--cpus=2"),
             OsStr::new(&shared),
             OsStr::new("--run"),
             self.image.as_os_str(),
@@ -187,27 +191,33 @@ pub fn last_words(exchange: &Path) -> String {
     }
 }
 
-/// The script that the guest runs: `command`, in the host's environment as far as it is about programs.
+/// The script that the guest runs.
 fn guest_script(command: &Command, exchange: &Path) -> String {
-    let log = quoted(exchange.join("log").as_os_str());
-    let mut script = format!("#!/bin/sh\nexec >{log} 2>&1 </dev/null\n");
-    script.push_str(&format!(
-        "export {GUEST_VARIABLE}={}\n",
-        quoted(exchange.as_os_str())
-    ));
-    let inherited = ["PATH", "LVS_XDP_BIN"].map(|name| (OsStr::new(name), env::var_os(name)));
-    let own = command
+    let [log, binary, exchange] = [
+        exchange.join("log"),
+        exchange.join("lvs-xdp"),
+        exchange.to_owned(),
+    ]
+    .map(|path| quoted(path.as_os_str()));
+    let path = quoted(&env::var_os("PATH").unwrap_or_default());
+    // The binary is run many times, and memory is faster than the host's file system.
+    format!(
+        "#!/bin/sh\n\
+         exec >{log} 2>&1 </dev/null\n\
+         mkdir /run/guest && cp {binary} /run/guest\n\
+         export PATH={path} LVS_XDP_BIN=/run/guest/lvs-xdp {GUEST_VARIABLE}={exchange}\n\
+         {}\n",
+        shell_line(command)
+    )
+}
+
+/// The command for a shell, its variables before it.
+fn shell_line(command: &Command) -> String {
+    let variables = command
         .get_envs()
-        .map(|(name, value)| (name, value.map(OsStr::to_owned)));
-    for (name, value) in inherited.into_iter().chain(own) {
-        if let Some(value) = value {
-            script.push_str(&format!("export {}={}\n", name.to_string_lossy(), quoted(&value)));
-        }
-    }
+        .filter_map(|(name, value)| Some(format!("{}={}", name.to_string_lossy(), quoted(value?))));
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let words: Vec<_> = words.map(quoted).collect();
-    script.push_str(&format!("exec {}\n", words.join(" ")));
-    script
+    variables.chain(words.map(quoted)).collect::<Vec<_>>().join(" ")
 }
 
 /// A word as a shell reads it back.
@@ -279,9 +289,8 @@ impl Guest {
         let mut cases = Command::new(env::current_exe()?);
         cases
             .args(env::args_os().skip(1))
-            .env("LVS_XDP_BIN", find_binary()?)
-            // One emulated processor: cases side by side would take each other's time.
-            .env("RUST_TEST_THREADS", "1");
+            // As many as it has processors.
+            .env("RUST_TEST_THREADS", "2");
         let trouble = machine
             .run(&cases, exchange.path(), GUEST_LIMIT)
             .err()
@@ -308,20 +317,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_guest_gets_the_command_as_it_is() -> Result<()> {
-        let directory = tempfile::tempdir()?;
+    fn a_shell_runs_the_command_as_it_is() -> Result<()> {
+        let mut command = Command::new("printenv");
+        command.args(["GREETING", "HOME"]).env("GREETING", "a 'b'  $c");
+        command.env("HOME", "here");
+        let output = Command::new("sh").args(["-c", &shell_line(&command)]).output()?;
+        assert_eq!(String::from_utf8(output.stdout)?, "a 'b'  $c\nhere\n");
+
         let mut command = Command::new("printf");
-        command
-            .args(["%s|", "it's", "two words", "$HOME"])
-            .env("GREETING", "a 'b' c");
-        let script = directory.path().join("run");
-        fs::write(&script, guest_script(&command, directory.path()))?;
-        assert!(Command::new("sh").arg(&script).status()?.success());
-        assert_eq!(
-            fs::read_to_string(directory.path().join("log"))?,
-            "it's|two words|$HOME|"
-        );
-        assert!(fs::read_to_string(script)?.contains(r"export GREETING='a '\''b'\'' c'"));
+        command.args(["%s|", "it's", "two words", "$HOME"]);
+        let output = Command::new("sh").args(["-c", &shell_line(&command)]).output()?;
+        assert_eq!(String::from_utf8(output.stdout)?, "it's|two words|$HOME|");
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 mod command;
 #[expect(dead_code, reason = "shared with lvs-xdp/build.rs, which uses the rest")]
 mod ebpf;
+mod kernels;
 mod lint;
 mod run;
 mod setup;
@@ -12,7 +13,7 @@ mod workspace;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, builder::PossibleValuesParser};
 
 use crate::{
     setup::{Needs, setup},
@@ -53,6 +54,15 @@ enum Command {
     Run(RunArgs),
     /// Build and run all tests; needs root
     Test(TestArgs),
+    /// Load the program and run the reference case on the running kernel and on Debian's; needs root
+    ///
+    /// Debian's kernels are fetched into the target directory and booted in a virtual machine with an emulated
+    /// processor. The table has what the verifier took to accept the program, and who answered four requests.
+    Kernels {
+        /// Only this kernel
+        #[arg(value_parser = PossibleValuesParser::new(kernels::versions()))]
+        version: Option<String>,
+    },
     /// Measure what a packet costs and how much memory a small director's agent takes; needs root
     ///
     /// Figures are medians of interleaved rounds in one run: compare them with each other, not with those of
@@ -112,6 +122,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Test(TestArgs { filter, test_options }) => {
             test::run(&workspace, filter.as_deref(), &test_options)
         }
+        Command::Kernels { version } => kernels::run(&workspace, version.as_deref()),
         Command::Bench => run::bench(&workspace),
         Command::Lint => lint::run(&workspace),
     }

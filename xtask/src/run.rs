@@ -62,6 +62,6 @@ pub(crate) fn agent(workspace: &Workspace, interfaces: &[String], options: &[Str
 }
 
 /// The program takes this process over, so that signals, terminal and exit status are its own.
-fn become_program(mut program: Command) -> Result<ExitCode> {
+pub(crate) fn become_program(mut program: Command) -> Result<ExitCode> {
     Err(program.exec()).with_context(|| format!("cannot run {}", program.get_program().display()))
 }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     command,
     run::BINARY_VARIABLE,
-    setup::{Needs, setup},
+    setup::{Needs, machine, setup},
     workspace::{Profile, Workspace, require_root},
 };
 
@@ -32,7 +32,8 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, options: &[String
         .args(filter)
         .arg("--")
         .args(options)
-        .env(BINARY_VARIABLE, binary);
+        .env(BINARY_VARIABLE, binary)
+        .env(machine::VARIABLE, machine::directory(workspace));
     Ok(command::exit_code(command::status(&mut cargo)?))
 }
 

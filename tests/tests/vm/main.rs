@@ -2,7 +2,6 @@
 //! devices, tunnels. All of it runs in one virtual machine; `lvs_xdp_tests::vm` says how to add to it.
 
 mod bond;
-mod reference;
 mod sctp;
 
 use lvs_xdp_tests::{

@@ -18,6 +18,9 @@ use super::{
 };
 use crate::{command, workspace::Workspace};
 
+/// The environment variable that tells the tests where the machine is: [`directory`].
+pub(crate) const VARIABLE: &str = "LVS_XDP_VM";
+
 /// virtme-ng boots a kernel on the host's own file system; this version is tested.
 const VIRTME_NG: &str = "virtme-ng==1.42";
 
@@ -39,6 +42,10 @@ const TOOLS: &[Tool] = &[
     Tool {
         command: "script",
         packages: &["bsdutils"],
+    },
+    Tool {
+        command: "strip",
+        packages: &["binutils"],
     },
     Tool {
         command: "python3",
