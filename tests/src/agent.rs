@@ -30,8 +30,9 @@ use crate::{
 /// Where the kernel's BPF file system is mounted.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
-/// How long the agent may take until its socket answers.
-const START_LIMIT: Duration = Duration::from_secs(10);
+/// How long the agent may take until its socket answers: on an emulated processor the kernel's verifier
+/// takes ten seconds.
+const START_LIMIT: Duration = Duration::from_secs(40);
 /// How long the agent may take to end when asked to.
 const END_LIMIT: Duration = Duration::from_secs(10);
 

@@ -13,7 +13,7 @@
 use std::{
     ffi::OsStr,
     fs::File,
-    io::{self, Read as _},
+    io::{self, BufWriter, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -47,6 +47,7 @@ pub const DIRECTOR: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 200);
 pub const REAL_SERVER_LIMIT: usize = 32;
 /// The size of the file that every real server has as `/big`, in bytes.
 pub const BIG_SIZE: u64 = 50_000_000;
+const _: () = assert!(BIG_SIZE.is_multiple_of(8), "it is written in words");
 
 const SWITCH_OUTSIDE: &str = "outside";
 const SWITCH_INSIDE: &str = "inside";
@@ -233,10 +234,19 @@ impl Lab {
     ///
     /// As [`Agent::start`].
     pub fn start_agent_on(&mut self, interfaces: &[&str]) -> Result<&mut Agent> {
+        self.start_agent_over(interfaces, interfaces)
+    }
+
+    /// As [`Lab::start_agent_on`], on `interfaces` that are no cables themselves but use `cables`: a bond.
+    ///
+    /// # Errors
+    ///
+    /// As [`Agent::start`].
+    pub fn start_agent_over(&mut self, interfaces: &[&str], cables: &[&str]) -> Result<&mut Agent> {
         ensure!(self.agent.is_none(), "the lab has an agent already");
         if self.config.agent.xdp_mode != XdpMode::Generic {
-            for interface in interfaces {
-                self.topology.attach_xdp_pass("director", interface)?;
+            for cable in cables {
+                self.topology.attach_xdp_pass("director", cable)?;
             }
         }
         let agent = Agent::start(&self.binary()?, self.director(), interfaces, &self.config.agent)?;
@@ -497,12 +507,21 @@ fn check_tools() -> Result<()> {
 }
 
 /// Random bytes: a part that is lost, doubled or moved cannot go unnoticed.
+///
+/// The kernel's own would take seconds where the processor is emulated; these are Marsaglia's xorshift64.
 fn write_noise(path: &Path) -> Result<()> {
-    let write = || -> io::Result<u64> {
-        let mut noise = File::open("/dev/urandom")?.take(BIG_SIZE);
-        io::copy(&mut noise, &mut File::create(path)?)
+    let mut seed = [0; 8];
+    File::open("/dev/urandom")?.read_exact(&mut seed)?;
+    let mut state = u64::from_ne_bytes(seed) | 1;
+    let mut write = || -> io::Result<()> {
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+        for _ in 0..BIG_SIZE / 8 {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            file.write_all(&state.to_ne_bytes())?;
+        }
+        file.flush()
     };
-    let written = write().with_context(|| format!("writing {}", path.display()))?;
-    ensure!(written == BIG_SIZE, "/dev/urandom ended after {written} bytes");
-    Ok(())
+    write().with_context(|| format!("writing {}", path.display()))
 }

@@ -5,7 +5,8 @@
 //! behind is removed by the next one.
 //!
 //! Modules in reading order: [`lab`] is the whole, the rest are its parts; but for [`trial`], which has the
-//! program alone, without a packet on any wire, and [`frame`], which makes what it is fed.
+//! program alone, without a packet on any wire, [`frame`], which makes what it is fed, and [`vm`], which has
+//! another kernel for all of it.
 
 pub mod agent;
 pub mod ask;
@@ -24,5 +25,6 @@ pub mod stream;
 pub mod topology;
 pub mod trace;
 pub mod trial;
+pub mod vm;
 pub mod web;
 pub mod xdp_pass;

@@ -10,7 +10,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::process::run;
+use crate::{process::run, vm::guest_exchange};
 
 /// First letters of the lab's network namespaces.
 pub(crate) const NAMESPACE_PREFIX: &str = "lx";
@@ -26,6 +26,10 @@ pub(crate) const DIRECTORY_PREFIX: &str = "lvs-xdp-lab-";
 pub(crate) fn remove() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
+        // A guest sees the host's directories and not the processes that made them.
+        if guest_exchange().is_some() {
+            return;
+        }
         for name in orphans(Path::new(crate::netns::DIRECTORY), NAMESPACE_PREFIX) {
             for pid in pids_inside(&name) {
                 let _: nix::Result<()> = kill(pid, Signal::SIGKILL);

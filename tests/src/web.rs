@@ -12,8 +12,8 @@ use tempfile::TempDir;
 
 use crate::{agent::tail, netns::Netns, process::Process, stale::DIRECTORY_PREFIX};
 
-/// How long nginx may take until it accepts connections.
-const START_LIMIT: Duration = Duration::from_secs(10);
+/// How long nginx may take until it accepts connections, on an emulated processor too.
+const START_LIMIT: Duration = Duration::from_secs(40);
 
 /// A web server on port 80 of all addresses of a host, and, without TLS, on 443 and 8080.
 ///

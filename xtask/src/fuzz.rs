@@ -52,7 +52,7 @@ pub(crate) enum Task {
 /// # Errors
 /// A failed build, or a directory that cannot be made. What the fuzzer finds is the exit code.
 pub(crate) fn run(workspace: &Workspace, task: &Task) -> Result<ExitCode> {
-    setup(workspace, Needs::Everything)?;
+    setup(workspace, Needs::Build)?;
     let fuzzer = Fuzzer::build(workspace)?;
     match task {
         Task::Search { seconds } => fuzzer.search(*seconds),

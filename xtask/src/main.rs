@@ -4,6 +4,7 @@ mod command;
 #[expect(dead_code, reason = "shared with lvs-xdp/build.rs, which uses the rest")]
 mod ebpf;
 mod fuzz;
+mod kernels;
 mod lint;
 mod run;
 mod setup;
@@ -13,7 +14,7 @@ mod workspace;
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, builder::PossibleValuesParser};
 
 use crate::{
     fuzz::Task,
@@ -61,6 +62,15 @@ enum Command {
     /// from the inputs in fuzz/corpus, and leaves one that fails in fuzz/found. `cargo xtask test` does it for a
     /// minute.
     Fuzz(FuzzArgs),
+    /// Load the program and run the reference case on the running kernel and on Debian's; needs root
+    ///
+    /// Debian's kernels are fetched into the target directory and booted in a virtual machine with an emulated
+    /// processor. The table has what the verifier took to accept the program, and who answered four requests.
+    Kernels {
+        /// Only this kernel
+        #[arg(value_parser = PossibleValuesParser::new(kernels::versions()))]
+        version: Option<String>,
+    },
     /// Measure what a packet costs and how much memory a small director's agent takes; needs root
     ///
     /// Figures are medians of interleaved rounds in one run: compare them with each other, not with those of
@@ -119,7 +129,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
     let workspace = Workspace::find()?;
     match command {
         Command::Setup { check: false } => {
-            setup(&workspace, Needs::Everything)?;
+            setup(&workspace, Needs::EVERYTHING)?;
             setup::report(&workspace)
         }
         Command::Setup { check: true } | Command::DoctorBuild => setup::report(&workspace),
@@ -148,6 +158,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             };
             fuzz::run(&workspace, &task)
         }
+        Command::Kernels { version } => kernels::run(&workspace, version.as_deref()),
         Command::Bench => run::bench(&workspace),
         Command::Lint => lint::run(&workspace),
     }

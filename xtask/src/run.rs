@@ -36,7 +36,7 @@ pub(crate) fn bench(workspace: &Workspace) -> Result<ExitCode> {
 
 /// Builds lvs-xdp and a program of the tests' crate that starts it, and becomes that.
 fn become_tool(workspace: &Workspace, profile: Profile, tool: &str, options: &[&str]) -> Result<ExitCode> {
-    setup(workspace, Needs::Everything)?;
+    setup(workspace, Needs::Lab)?;
     let packages = ["--package", "lvs-xdp", "--package", "lvs-xdp-tests"];
     let programs = ["--bin", "lvs-xdp", "--bin", tool];
     workspace.build(profile, &[packages, programs].concat())?;
@@ -64,6 +64,6 @@ pub(crate) fn agent(workspace: &Workspace, interfaces: &[String], options: &[Str
 }
 
 /// The program takes this process over, so that signals, terminal and exit status are its own.
-fn become_program(mut program: Command) -> Result<ExitCode> {
+pub(crate) fn become_program(mut program: Command) -> Result<ExitCode> {
     Err(program.exec()).with_context(|| format!("cannot run {}", program.get_program().display()))
 }

@@ -9,7 +9,7 @@ use crate::{
     command,
     fuzz::{self, Task},
     run::BINARY_VARIABLE,
-    setup::{Needs, setup},
+    setup::{Needs, machine, setup},
     workspace::{Profile, Workspace, require_root},
 };
 
@@ -20,7 +20,7 @@ use crate::{
 /// Not root, no tool chain or test package, or a failed build. Failed tests are the exit code.
 pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, options: &[String]) -> Result<ExitCode> {
     require_root("test")?;
-    setup(workspace, Needs::Everything)?;
+    setup(workspace, Needs::EVERYTHING)?;
     let binary = build_agents(workspace)?;
     let mut cargo = workspace.cargo();
     cargo
@@ -35,7 +35,8 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, options: &[String
         .args(filter)
         .arg("--")
         .args(options)
-        .env(BINARY_VARIABLE, binary);
+        .env(BINARY_VARIABLE, binary)
+        .env(machine::VARIABLE, machine::directory(workspace));
     let status = command::status(&mut cargo)?;
     if filter.is_some() {
         return Ok(command::exit_code(status));

@@ -6,7 +6,9 @@
 
 mod apt;
 mod compiler;
+pub(crate) mod kernel;
 mod linker;
+pub(crate) mod machine;
 mod packages;
 mod toolchain;
 mod version;
@@ -19,22 +21,30 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
+use self::kernel::Series;
 use crate::workspace::Workspace;
 
 /// How much has to be there.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Needs {
+#[derive(Clone, Copy)]
+pub(crate) enum Needs<'a> {
     /// The eBPF tool chain and the linker.
     Build,
-    /// What [`Self::Build`] needs, and the programs that the lab and the tests run.
-    Everything,
+    /// What [`Self::Build`] needs, and the programs that the lab runs.
+    Lab,
+    /// What [`Self::Lab`] needs, and a virtual machine for these kernels.
+    Kernels(&'a [Series]),
+}
+
+impl Needs<'_> {
+    /// All that building and testing need.
+    pub(crate) const EVERYTHING: Self = Self::Kernels(kernel::TESTED);
 }
 
 /// Installs what is missing; says nothing when nothing is.
 ///
 /// # Errors
 /// Something can be neither found nor installed; the error has the commands that would.
-pub(crate) fn setup(workspace: &Workspace, needs: Needs) -> Result<()> {
+pub(crate) fn setup(workspace: &Workspace, needs: Needs<'_>) -> Result<()> {
     let dir = workspace.tools_dir();
     // Two at once would install the same things twice; the second waits and then finds them.
     let lock = File::create(dir.join("setup.lock"))
@@ -42,8 +52,13 @@ pub(crate) fn setup(workspace: &Workspace, needs: Needs) -> Result<()> {
         .with_context(|| format!("cannot lock {}", dir.join("setup.lock").display()))?;
     toolchain::ensure(workspace)?;
     linker::ensure(workspace)?;
-    if needs == Needs::Everything {
-        packages::ensure()?;
+    match needs {
+        Needs::Build => {}
+        Needs::Lab => packages::ensure(packages::LAB)?,
+        Needs::Kernels(series) => {
+            packages::ensure(packages::LAB)?;
+            machine::ensure(workspace, series).context("no virtual machine for the tests")?;
+        }
     }
     drop(lock);
     Ok(())
@@ -55,12 +70,13 @@ pub(crate) fn setup(workspace: &Workspace, needs: Needs) -> Result<()> {
 /// The machine cannot be looked at. Something missing is exit code 1.
 pub(crate) fn report(workspace: &Workspace) -> Result<ExitCode> {
     let mut rows = vec![toolchain::report(workspace), linker::report(workspace)];
-    rows.extend(packages::report());
+    rows.extend(packages::report(packages::LAB));
+    rows.extend(machine::report(workspace));
     let mut out = io::stdout().lock();
     for Row { what, found } in &rows {
         match found {
-            Ok(found) => writeln!(out, "{what:<16} {found}")?,
-            Err(missing) => writeln!(out, "{what:<16} missing: {missing}")?,
+            Ok(found) => writeln!(out, "{what:<18} {found}")?,
+            Err(missing) => writeln!(out, "{what:<18} missing: {missing}")?,
         }
     }
     let missing = rows.iter().filter(|row| row.found.is_err()).count();

@@ -10,12 +10,13 @@ use anyhow::{Result, bail};
 use super::{Row, apt};
 
 /// A program, and the Debian packages of which any one has it, the preferred first.
-struct Tool {
-    command: &'static str,
-    packages: &'static [&'static str],
+pub(super) struct Tool {
+    pub(super) command: &'static str,
+    pub(super) packages: &'static [&'static str],
 }
 
-const TOOLS: &[Tool] = &[
+/// What the lab, and the tests in it, run.
+pub(super) const LAB: &[Tool] = &[
     Tool {
         command: "ip",
         packages: &["iproute2"],
@@ -69,12 +70,12 @@ const TOOLS: &[Tool] = &[
     },
 ];
 
-/// Installs the packages of programs that are missing.
+/// Installs the packages of those of `tools` that are missing.
 ///
 /// # Errors
 /// They cannot be installed from here; the error has the command that would.
-pub(super) fn ensure() -> Result<()> {
-    let missing = missing(|command| find_command(command).is_some());
+pub(super) fn ensure(tools: &'static [Tool]) -> Result<()> {
+    let missing = missing(tools, |command| find_command(command).is_some());
     if missing.is_empty() {
         return Ok(());
     }
@@ -99,7 +100,7 @@ pub(super) fn ensure() -> Result<()> {
     {
         eprintln!("warning: {error:#}");
     }
-    let still = self::missing(|command| find_command(command).is_some());
+    let still = self::missing(tools, |command| find_command(command).is_some());
     if let Some(tool) = still.first() {
         bail!(
             "`{}` is still missing after installing {}",
@@ -110,8 +111,8 @@ pub(super) fn ensure() -> Result<()> {
     Ok(())
 }
 
-pub(super) fn report() -> impl Iterator<Item = Row> {
-    TOOLS.iter().map(|tool| Row {
+pub(super) fn report(tools: &'static [Tool]) -> impl Iterator<Item = Row> {
+    tools.iter().map(|tool| Row {
         what: tool.command.into(),
         found: find_command(tool.command)
             .map(|path| path.display().to_string())
@@ -134,8 +135,8 @@ fn is_executable(file: &Path) -> bool {
         .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
-fn missing(is_there: impl Fn(&str) -> bool) -> Vec<&'static Tool> {
-    TOOLS.iter().filter(|tool| !is_there(tool.command)).collect()
+fn missing(tools: &'static [Tool], is_there: impl Fn(&str) -> bool) -> Vec<&'static Tool> {
+    tools.iter().filter(|tool| !is_there(tool.command)).collect()
 }
 
 /// For each tool the first of its packages that is offered; apt-get's own complaint is best if none is.
@@ -158,7 +159,7 @@ mod tests {
 
     #[test]
     fn only_missing_programs_are_installed() {
-        let missing = missing(|command| command != "ping" && command != "nginx");
+        let missing = missing(LAB, |command| command != "ping" && command != "nginx");
         let commands: Vec<_> = missing.iter().map(|tool| tool.command).collect();
         assert_eq!(commands, ["nginx", "ping"]);
         let offered = ["nginx".to_owned(), "iputils-ping".to_owned()];
