@@ -143,12 +143,14 @@ fn fragments_follow_the_first_one_in_any_order(mode: XdpMode) -> Result<()> {
         assert_eq!(packets(&lab, "fragment")?, fragments_sent, "{order:?}");
     }
 
-    // One that comes before the first: nobody knows where to, so that the datagram is lost.
+    // One that comes before the first: nobody knows where to, so that the datagram is lost; and it is counted.
+    assert_eq!(packets(&lab, "fragment-unknown")?, 0);
     let socket = connected(&lab, PORT)?;
     socket.set_read_timeout(Some(Duration::from_millis(500)))?;
     let frames = fragments(&lab, socket.local_addr()?.port(), 9, &text)?;
     let frames = [1, 0, 2, 3, 4].map(|index: usize| frames[index].clone());
     assert_eq!(echoed(&lab, &socket, &frames)?, None);
     assert_eq!(packets(&lab, "fragment")?, fragments_sent + 3);
+    assert_eq!(packets(&lab, "fragment-unknown")?, 1);
     Ok(())
 }

@@ -71,6 +71,9 @@ const fn service_tag(vlan: u16) -> [u8; 4] {
 /// Priority 5, and that the frame may be dropped first.
 const PRIORITY: u16 = 0xb000;
 
+/// What is said of tags, those that a frame comes with, and those that it leaves with.
+type Case<'a> = (Option<Tags>, &'a [[u8; 4]], &'a [[u8; 4]]);
+
 #[test]
 fn tags_are_pushed_popped_and_exchanged_in_frames_of_any_size() -> Result<()> {
     let one = Tags {
@@ -89,7 +92,7 @@ fn tags_are_pushed_popped_and_exchanged_in_frames_of_any_size() -> Result<()> {
     };
     let own = tag(PRIORITY | 10);
     let stacked = [service_tag(PRIORITY | 7), tag(10)];
-    let cases: &[(Option<Tags>, &[[u8; 4]], &[[u8; 4]])] = &[
+    let cases: &[Case<'_>] = &[
         // Nothing is said of tags: they stay, QinQ too.
         (None, &[], &[]),
         (None, &[own], &[own]),
