@@ -69,6 +69,15 @@ pub(crate) fn server(family: IpAddr, number: u32) -> IpAddr {
     }
 }
 
+/// An address of a service's family.
+fn family(service: &ServiceKey) -> IpAddr {
+    if service.is_ipv6() {
+        VIP6.into()
+    } else {
+        VIP.into()
+    }
+}
+
 /// A service with everything else as IPVS has it by default.
 fn service(protocol: Protocol, port: u16, scheduler: Scheduler) -> ServiceSpec {
     ServiceSpec::new(service_key(protocol, VIP, port), scheduler)
@@ -79,7 +88,10 @@ fn service(protocol: Protocol, port: u16, scheduler: Scheduler) -> ServiceSpec {
 pub(crate) fn services() -> Vec<ServiceSpec> {
     let mut services = of_ipv4();
     let of_ipv6 = services.clone().into_iter().map(|mut spec| {
-        spec.key.address = VIP6.into();
+        spec.key = match spec.key {
+            ServiceKey::Endpoint { protocol, port, .. } => service_key(protocol, VIP6, port),
+            ServiceKey::Mark { mark, .. } => ServiceKey::Mark { mark, ipv6: true },
+        };
         if let Some(Persistence { mask, .. }) = &mut spec.persistence {
             *mask = mask.map(|_| ClientMask::V6(126));
         }
@@ -179,7 +191,7 @@ pub(crate) fn add(spec: ServiceSpec) -> Vec<Change> {
     changes.extend(
         (0u32..)
             .zip([1, 3, 2])
-            .map(|(number, weight)| add_server(service, server(service.address, number), weight)),
+            .map(|(number, weight)| add_server(service, server(family(&service), number), weight)),
     );
     changes
 }
@@ -199,7 +211,7 @@ pub(crate) fn change(random: &mut Random, model: &Model) -> Vec<Change> {
     let number = random.index(SERVERS.len());
     let key = server_key(
         &service,
-        server(service.address, u32::try_from(number).expect("few")),
+        server(family(&service), u32::try_from(number).expect("few")),
     );
     let any = random.below(20);
     let weight = random.of(&[0, 0, 1, 1, 2, 3, any, 65_535, 2_147_483_647]);
