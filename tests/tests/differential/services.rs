@@ -2,10 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
 use lvs_xdp::{
     api::types::{
-        Change, ClientMask, Persistence, Protocol, Removal, Scheduler, SchedulerFlag, ServerSpec, ServiceKey,
-        ServiceSettings, ServiceSpec,
+        Change, ClientMask, MarkRule, Persistence, Protocol, Removal, Scheduler, SchedulerFlag, ServerSpec,
+        ServiceKey, ServiceSettings, ServiceSpec,
     },
     model::Model,
 };
@@ -76,6 +77,26 @@ fn family(service: &ServiceKey) -> IpAddr {
     } else {
         VIP.into()
     }
+}
+
+/// The service of a mark.
+const MARK: ServiceKey = ServiceKey::Mark { mark: 1, ipv6: false };
+
+/// Rules that give packets marks: for an address without a service of its own, before services that there are,
+/// and one, around them, of a mark without a service.
+pub(crate) fn rules() -> [MarkRule; 3] {
+    let rule = |mark, protocol, addresses: &[IpNet], ports: &[&str]| MarkRule {
+        mark,
+        protocol,
+        addresses: addresses.to_vec(),
+        ports: ports.iter().map(|ports| ports.parse().expect("ports")).collect(),
+    };
+    let [vip, vip6, no_vip] = [IpAddr::from(VIP), VIP6.into(), NO_VIP.into()].map(IpNet::from);
+    [
+        rule(1, None, &[no_vip], &["80-84", "90"]),
+        rule(1, Some(Protocol::Tcp), &[vip, vip6], &["83", "95-97"]),
+        rule(2, None, &["10.9.0.0/16".parse().expect("a prefix")], &[]),
+    ]
 }
 
 /// A service with everything else as IPVS has it by default.
@@ -179,6 +200,7 @@ fn of_ipv4() -> Vec<ServiceSpec> {
             },
         ),
         persistent(service(Sctp, 82, Scheduler::Rr), 60, network),
+        persistent(ServiceSpec::new(MARK, Scheduler::Wlc), 60, network),
     ];
     services.extend(others);
     services
@@ -199,6 +221,16 @@ pub(crate) fn add(spec: ServiceSpec) -> Vec<Change> {
 /// Another configuration: servers come and go, change their weights and thresholds, and are drained; now and then
 /// a service goes, and comes back.
 pub(crate) fn change(random: &mut Random, model: &Model) -> Vec<Change> {
+    if random.one_in(6) {
+        let rule = random.of(&[0, 1, 2]);
+        let rule = rules()[rule].clone();
+        let is_there = model.marks().contains(&rule);
+        return vec![if is_there {
+            Change::DeleteMark { rule }
+        } else {
+            Change::AddMark { rule }
+        }];
+    }
     let specs = services();
     let spec = &specs[random.index(specs.len())];
     let service: ServiceKey = spec.key;
