@@ -275,6 +275,9 @@ impl Maps for Tables {
     fn tunnel(&self, id: u32) -> Option<&TunnelRow> {
         self.tunnels.get(id as usize)
     }
+    fn mark_rule(&self, index: u32) -> Option<&Word> {
+        self.mark_rules.get(index as usize)
+    }
     fn repeat<S: Step<Self>>(&self, count: u32, step: &mut S) {
         let _ = (0..count).all(|index| step.step(self, index));
     }

@@ -1,12 +1,13 @@
 //! The tables of a director as the host sees them, those included that the agent does not have in memory.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
 use anyhow::Result;
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{HashMap, LpmTrie, Map, MapData, lpm_trie};
 use lvs_xdp::dataplane::Tables;
 use lvs_xdp_common::{
     abi::{
@@ -29,6 +30,8 @@ pub(crate) struct Host {
     passing: Passing,
     vips: BTreeMap<[u64; 2], u64>,
     peers: BTreeSet<u64>,
+    /// Prefixes of marks, the longest first, each with its length and its rules.
+    marks: Vec<(u32, u128, [u64; 2])>,
 }
 
 impl Host {
@@ -39,6 +42,7 @@ impl Host {
             passing: Passing::new(FRAGMENTS),
             vips: BTreeMap::new(),
             peers: BTreeSet::new(),
+            marks: Vec::new(),
         };
         host.read(director)?;
         Ok(host)
@@ -48,6 +52,16 @@ impl Host {
     pub(crate) fn read(&mut self, director: &Director) -> Result<()> {
         self.vips = vips(director)?.iter().collect::<Result<_, _>>()?;
         self.peers = peers(director)?.keys().collect::<Result<_, _>>()?;
+        let marks: LpmTrie<MapData, [u8; 16], [u64; 2]> =
+            Map::LpmTrie(director.map(name::MARK_PREFIXES)?).try_into()?;
+        let row = |(key, row): (lpm_trie::Key<[u8; 16]>, _)| {
+            (key.prefix_len(), u128::from_be_bytes(key.data()), row)
+        };
+        self.marks = marks
+            .iter()
+            .map(|found| found.map(row))
+            .collect::<Result<_, _>>()?;
+        self.marks.sort_unstable_by_key(|(length, ..)| Reverse(*length));
         Ok(())
     }
 }
@@ -101,6 +115,17 @@ impl Maps for Host {
     }
     fn tunnel(&self, id: u32) -> Option<&TunnelRow> {
         self.tables.tunnel(id)
+    }
+    fn mark_list(&self, high: u64, low: u64) -> u64 {
+        let wanted = u128::from_be_bytes(Address::from_halves(high, low).octets());
+        let configuration = usize::from(self.control().generation.load() & 1 == 1);
+        self.marks
+            .iter()
+            .find(|(length, prefix, _)| (prefix ^ wanted).leading_zeros() >= *length)
+            .map_or(0, |(_, _, row)| row[configuration])
+    }
+    fn mark_rule(&self, index: u32) -> Option<&Word> {
+        self.tables.mark_rule(index)
     }
     fn vip(&self, address: &Address) -> u64 {
         let key = [address.high(), address.low()];

@@ -2,7 +2,10 @@
 
 use std::{fmt::Write as _, net::IpAddr};
 
-use lvs_xdp::dataplane::{Capacity, Tables, compile::Way, rows};
+use lvs_xdp::{
+    api::types::Change,
+    dataplane::{Capacity, Tables, compile::Way, rows},
+};
 use lvs_xdp_common::{
     abi::{control_flag, destination_flag, vip_flag},
     answer,
@@ -84,6 +87,8 @@ impl Pair {
         pair.both(|director| {
             director.stop_clock(1000).expect("the clock can be read");
             director.compiler.set_local([LOCAL_VIP.into()]);
+            let rules = services::rules().map(|rule| Change::AddMark { rule });
+            director.change_between_frames(&rules).expect("a change");
             for spec in services::services() {
                 director
                     .change_between_frames(&services::add(spec))
@@ -127,6 +132,7 @@ impl Pair {
         if random.one_in(8) {
             self.both(Director::reap);
         }
+        self.maps.read(&self.host).expect("the maps are there");
         self.settle();
     }
 

@@ -2,10 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
 use lvs_xdp::{
     api::types::{
-        Change, ClientMask, Persistence, Protocol, Removal, Scheduler, SchedulerFlag, ServerSpec, ServiceKey,
-        ServiceSettings, ServiceSpec,
+        Change, ClientMask, MarkRule, Persistence, Protocol, Removal, Scheduler, SchedulerFlag, ServerSpec,
+        ServiceKey, ServiceSettings, ServiceSpec,
     },
     model::Model,
 };
@@ -13,7 +14,7 @@ use lvs_xdp_common::{
     abi::Tags,
     tunnel::{How, Kind},
 };
-use lvs_xdp_tests::trial::{add_server, server_key, service_key, vip_of};
+use lvs_xdp_tests::trial::{add_server, server_key, service_key};
 
 use crate::random::Random;
 
@@ -84,6 +85,35 @@ pub(crate) fn tunnel_source(to: IpAddr) -> IpAddr {
     }
 }
 
+/// An address of a service's family.
+fn family(service: &ServiceKey) -> IpAddr {
+    if service.is_ipv6() {
+        VIP6.into()
+    } else {
+        VIP.into()
+    }
+}
+
+/// The service of a mark.
+const MARK: ServiceKey = ServiceKey::Mark { mark: 1, ipv6: false };
+
+/// Rules that give packets marks: for an address without a service of its own, before services that there are,
+/// and one, around them, of a mark without a service.
+pub(crate) fn rules() -> [MarkRule; 3] {
+    let rule = |mark, protocol, addresses: &[IpNet], ports: &[&str]| MarkRule {
+        mark,
+        protocol,
+        addresses: addresses.to_vec(),
+        ports: ports.iter().map(|ports| ports.parse().expect("ports")).collect(),
+    };
+    let [vip, vip6, no_vip] = [IpAddr::from(VIP), VIP6.into(), NO_VIP.into()].map(IpNet::from);
+    [
+        rule(1, None, &[no_vip], &["80-84", "90"]),
+        rule(1, Some(Protocol::Tcp), &[vip, vip6], &["83", "95-97"]),
+        rule(2, None, &["10.9.0.0/16".parse().expect("a prefix")], &[]),
+    ]
+}
+
 /// A service with everything else as IPVS has it by default.
 fn service(protocol: Protocol, port: u16, scheduler: Scheduler) -> ServiceSpec {
     ServiceSpec::new(service_key(protocol, VIP, port), scheduler)
@@ -94,9 +124,10 @@ fn service(protocol: Protocol, port: u16, scheduler: Scheduler) -> ServiceSpec {
 pub(crate) fn services() -> Vec<ServiceSpec> {
     let mut services = of_ipv4();
     let of_ipv6 = services.clone().into_iter().map(|mut spec| {
-        if let ServiceKey::Endpoint { address, .. } = &mut spec.key {
-            *address = VIP6.into();
-        }
+        spec.key = match spec.key {
+            ServiceKey::Endpoint { protocol, port, .. } => service_key(protocol, VIP6, port),
+            ServiceKey::Mark { mark, .. } => ServiceKey::Mark { mark, ipv6: true },
+        };
         if let Some(Persistence { mask, .. }) = &mut spec.persistence {
             *mask = mask.map(|_| ClientMask::V6(126));
         }
@@ -184,6 +215,7 @@ fn of_ipv4() -> Vec<ServiceSpec> {
             },
         ),
         persistent(service(Sctp, 82, Scheduler::Rr), 60, network),
+        persistent(ServiceSpec::new(MARK, Scheduler::Wlc), 60, network),
     ];
     services.extend(others);
     services
@@ -196,7 +228,7 @@ pub(crate) fn add(spec: ServiceSpec) -> Vec<Change> {
     changes.extend(
         (0u32..)
             .zip([1, 3, 2])
-            .map(|(number, weight)| add_server(service, server(vip_of(&service), number), weight)),
+            .map(|(number, weight)| add_server(service, server(family(&service), number), weight)),
     );
     changes
 }
@@ -204,6 +236,16 @@ pub(crate) fn add(spec: ServiceSpec) -> Vec<Change> {
 /// Another configuration: servers come and go, change their weights and thresholds, and are drained; now and then
 /// a service goes, and comes back.
 pub(crate) fn change(random: &mut Random, model: &Model) -> Vec<Change> {
+    if random.one_in(6) {
+        let rule = random.of(&[0, 1, 2]);
+        let rule = rules()[rule].clone();
+        let is_there = model.marks().contains(&rule);
+        return vec![if is_there {
+            Change::DeleteMark { rule }
+        } else {
+            Change::AddMark { rule }
+        }];
+    }
     let specs = services();
     let spec = &specs[random.index(specs.len())];
     let service: ServiceKey = spec.key;
@@ -216,7 +258,7 @@ pub(crate) fn change(random: &mut Random, model: &Model) -> Vec<Change> {
     let number = random.index(SERVERS.len());
     let key = server_key(
         &service,
-        server(vip_of(&service), u32::try_from(number).expect("few")),
+        server(family(&service), u32::try_from(number).expect("few")),
     );
     let any = random.below(20);
     let weight = random.of(&[0, 0, 1, 1, 2, 3, any, 65_535, 2_147_483_647]);
