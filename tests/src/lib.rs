@@ -10,6 +10,7 @@
 pub mod agent;
 pub mod ask;
 pub mod datagram;
+pub mod decapsulator;
 pub mod family;
 pub mod frame;
 pub mod lab;

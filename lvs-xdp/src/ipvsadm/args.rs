@@ -271,7 +271,7 @@ impl<'a> Typed<'a> {
             }),
             Verb::DeleteServer => Request::Change(Change::DeleteServer {
                 service,
-                server: server()?.key,
+                server: self.server_key(service, names)?,
             }),
             _ => Request::Change(Change::DeleteService { service }),
         })
@@ -303,20 +303,24 @@ impl<'a> Typed<'a> {
         })
     }
 
-    fn server_spec(&self, service: ServiceKey, names: &Names) -> Result<ServerSpec, Failure> {
+    fn server_key(&self, service: ServiceKey, names: &Names) -> Result<ServerKey, Failure> {
         let address = values::server_address(self.server.unwrap_or_default(), service.protocol, names)?;
-        if address.is_ipv4() != service.address.is_ipv4() && !self.tunnels {
+        // Neither direct routing nor a tunnel can change the port: as ipvsadm does, whatever was typed is
+        // overruled.
+        Ok(ServerKey {
+            address,
+            port: service.port,
+        })
+    }
+
+    fn server_spec(&self, service: ServiceKey, names: &Names) -> Result<ServerSpec, Failure> {
+        let key = self.server_key(service, names)?;
+        if key.address.is_ipv4() != service.address.is_ipv4() && !self.tunnels {
             return Err(Failure::usage(
                 "Different address family is allowed only for tunneling servers",
             ));
         }
         let method = self.method()?;
-        // Neither direct routing nor a tunnel can change the port: as ipvsadm does, whatever was typed is
-        // overruled.
-        let key = ServerKey {
-            address,
-            port: service.port,
-        };
         Ok(ServerSpec {
             method,
             upper_threshold: self.upper_threshold,
