@@ -14,6 +14,8 @@
 //! added without duplicate address detection, which would ask for it. On an interface that does
 //! ARP or neighbour discovery itself all of this would be void, which is why such a one is refused.
 //!
+//! Where packets come through a tunnel, the devices that take them out of it come first ([`tunnel`]).
+//!
 //! What [`setup`] changed is kept in a small record ([`DEFAULT_STATE_FILE`]), by network namespace, so
 //! that [`undo`] puts back what was there before and nothing else. Like the addresses and the sysctls
 //! themselves, the record does not survive a reboot.
@@ -21,6 +23,7 @@
 mod host;
 mod record;
 mod sysctl;
+mod tunnel;
 
 use std::{
     collections::BTreeSet,
@@ -37,6 +40,7 @@ use serde::Serialize;
 use host::{Held, Host, host_prefix};
 use record::{Namespace, Record};
 use sysctl::{Sysctl, sysctl_value};
+pub use tunnel::TunnelEnd;
 
 /// Where [`setup`] keeps what it changed.
 pub const DEFAULT_STATE_FILE: &str = "/run/lvs-xdp/realserver.json";
@@ -51,6 +55,8 @@ pub struct SetupOptions {
     pub vips: Vec<IpAddr>,
     /// The interface that gets them; see [`DEFAULT_INTERFACE`].
     pub interface: String,
+    /// The tunnel by which packets come, where they do not come by direct routing.
+    pub tunnel: Option<TunnelEnd>,
     /// Only say what would be done.
     pub dry_run: bool,
     /// Where to keep what was changed; see [`DEFAULT_STATE_FILE`].
@@ -152,6 +158,7 @@ pub async fn setup(options: &SetupOptions, out: &mut (impl Write + ?Sized)) -> a
     let SetupOptions {
         vips,
         interface,
+        tunnel,
         dry_run,
         state_file,
     } = options;
@@ -173,6 +180,9 @@ pub async fn setup(options: &SetupOptions, out: &mut (impl Write + ?Sized)) -> a
         .map(|sysctl| Sysctl::read(&sysctl.path))
         .collect::<anyhow::Result<Vec<_>>>()?;
 
+    if let Some(end) = tunnel {
+        tunnel::prepare(*end, &vips, &mut record, out).await?;
+    }
     for (
         Sysctl {
             path,
@@ -317,7 +327,7 @@ pub async fn undo(options: &UndoOptions, out: &mut (impl Write + ?Sized)) -> any
             record.save()?;
         }
     }
-    Ok(())
+    tunnel::undo(&left, &mut record, out)
 }
 
 /// One thing that direct routing needs, and whether it is so.

@@ -4,7 +4,10 @@ mod netns;
 
 use std::{net::IpAddr, path::PathBuf};
 
-use lvs_xdp::realserver::{self, SetupOptions, ShowOptions, UndoOptions};
+use lvs_xdp::{
+    api::types::TunnelKind,
+    realserver::{self, SetupOptions, ShowOptions, TunnelEnd, UndoOptions},
+};
 use netns::Netns;
 
 const VIP: &str = "192.168.2.100";
@@ -47,6 +50,7 @@ impl Segment {
         let options = SetupOptions {
             vips: ips(vips),
             interface: interface.into(),
+            tunnel: None,
             dry_run,
             state_file: self.state_file(),
         };
@@ -346,6 +350,7 @@ fn only_root_may_change_anything_but_everybody_may_look() {
     let options = |dry_run| SetupOptions {
         vips: ips(&[VIP]),
         interface: "lo".into(),
+        tunnel: None,
         dry_run,
         state_file: segment.state_file(),
     };
@@ -378,4 +383,43 @@ fn an_interface_that_is_down_is_set_up() {
         route.starts_with("local "),
         "the real server takes packets for the VIP: {route}"
     );
+}
+
+/// What a kernel with tunnels makes of it is seen in the virtual machine.
+#[test]
+fn the_end_of_a_tunnel_is_told_before_it_is_made() {
+    let segment = Segment::new();
+    let before = segment.settings();
+    let options = SetupOptions {
+        vips: ips(&[VIP]),
+        interface: "lo".into(),
+        tunnel: Some(TunnelEnd {
+            kind: TunnelKind::Gue,
+            port: Some(6080),
+            is_ipv6: false,
+        }),
+        dry_run: true,
+        state_file: segment.state_file(),
+    };
+    let mut out = Vec::new();
+    segment
+        .server
+        .block_on(async || realserver::setup(&options, &mut out).await)
+        .expect("a dry run");
+    let out = String::from_utf8(out).expect("text");
+    let commands: Vec<_> = out
+        .lines()
+        .filter_map(|line| Some(line.split_once('#')?.0.trim_end()))
+        .collect();
+    assert_eq!(
+        commands[..4],
+        [
+            "modprobe ipip",
+            "ip link set tunl0 up",
+            "sysctl -w net.ipv4.conf.tunl0.rp_filter=2",
+            "ip fou add port 6080 gue",
+        ]
+    );
+    assert!(out.contains("ip address add 192.168.2.100/32 dev lo"), "{out}");
+    assert_eq!(segment.settings(), before);
 }

@@ -11,6 +11,7 @@
 pub mod agent;
 pub mod ask;
 pub mod datagram;
+pub mod decapsulator;
 pub mod dissect;
 pub mod family;
 pub mod frame;

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -14,11 +14,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::MapData;
 use lvs_xdp::{
     api::types::{
-        Change, Protocol, Scheduler, SchedulerFlag, ServerKey, ServerSpec, ServiceKey, ServiceSpec,
+        Change, ForwardingMethod, Protocol, Scheduler, SchedulerFlag, ServerKey, ServerSpec, ServiceKey,
+        ServiceSpec, Tunnel,
     },
     dataplane::{
         self, Capacity, Dataplane, Options,
-        compile::{Compiler, Way},
+        compile::{Compiler, TunnelWay, Way},
     },
     model::Model,
 };
@@ -38,6 +39,9 @@ use crate::{
 
 /// The loopback interface, which every network namespace has: frames are said to come from there.
 pub const LOOPBACK: u32 = 1;
+
+/// The source address of tunnels in trials.
+pub const TUNNEL_SOURCE: Ipv4Addr = Ipv4Addr::new(192, 168, 2, 200);
 
 /// Actions of an XDP program (linux/bpf.h).
 pub mod xdp {
@@ -261,6 +265,22 @@ impl Director {
         self.compiler.set_way(server, Some(way));
     }
 
+    /// Notes the way to a real server through a tunnel: as [`Self::resolve`], from [`TUNNEL_SOURCE`], with an MTU.
+    pub fn resolve_tunnel(&mut self, server: Ipv4Addr, mtu: u16) {
+        let way = TunnelWay {
+            way: Way::Neighbour {
+                mac: mac_of(server),
+                source_mac: DIRECTOR_MAC,
+                if_index: LOOPBACK,
+                tags: None,
+            },
+            source: TUNNEL_SOURCE.into(),
+            spread: 0,
+            mtu,
+        };
+        self.compiler.set_tunnel(server.into(), way);
+    }
+
     /// Feeds the program a frame that comes from [`LOOPBACK`].
     ///
     /// # Errors
@@ -393,6 +413,18 @@ pub fn add_server(service: ServiceKey, server: impl Into<IpAddr>, weight: u32) -
     Change::AddServer {
         service,
         server: server_spec(&service, server, weight),
+        require_on_link: false,
+    }
+}
+
+/// `-a -i`.
+pub fn add_tunnel_server(service: ServiceKey, server: Ipv4Addr, tunnel: Tunnel) -> Change {
+    Change::AddServer {
+        service,
+        server: ServerSpec {
+            method: ForwardingMethod::Tunnel(tunnel),
+            ..server_spec(&service, server, 1)
+        },
         require_on_link: false,
     }
 }

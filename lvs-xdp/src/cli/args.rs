@@ -526,7 +526,9 @@ pub(super) enum ServerVerb {
 #[derive(Debug, Subcommand)]
 pub(super) enum RealserverVerb {
     /// Take the VIPs on, without answering ARP or neighbour discovery for them
-    #[command(after_help = "Example:\n  lvs-xdp realserver setup --vip 192.168.2.100 --dry-run")]
+    #[command(after_help = "Examples:\n  \
+        lvs-xdp realserver setup --vip 192.168.2.100 --dry-run\n  \
+        lvs-xdp realserver setup --vip 192.168.2.100 --tunnel gue --tunnel-port 6080")]
     Setup {
         /// A virtual address this real server is to serve; repeat it for more
         #[arg(long = "vip", value_name = "VIP", required = true, value_parser = value::address)]
@@ -534,6 +536,16 @@ pub(super) enum RealserverVerb {
         /// The interface that gets the VIPs
         #[arg(long, value_name = "IF", default_value = "lo", value_parser = value::interface)]
         interface: String,
+        /// Take the packets out of a tunnel, too, by the kernel's own device for it: `tunl0`, `sit0` or `ip6tnl0`
+        /// (ipip, gue), `gre0` or `ip6gre0` (gre, without a checksum)
+        #[arg(long, value_name = "TYPE", value_parser = tunnel_kind())]
+        tunnel: Option<TunnelKind>,
+        /// The UDP port for gue
+        #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..), requires = "tunnel")]
+        tunnel_port: Option<u16>,
+        /// What the outer packets are: the family of this real server's own address
+        #[arg(long, value_enum, value_name = "FAMILY", default_value_t = TunnelOver::Ipv4, requires = "tunnel")]
+        tunnel_over: TunnelOver,
         /// Say what would be done, and do nothing
         #[arg(long)]
         dry_run: bool,
@@ -554,6 +566,13 @@ pub(super) enum RealserverVerb {
     /// Show the VIPs and settings of this real server
     #[command(after_help = "Examples:\n  lvs-xdp realserver show\n  lvs-xdp realserver show --json")]
     Show(ListArgs),
+}
+
+/// The family of a tunnel's outer packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum TunnelOver {
+    Ipv4,
+    Ipv6,
 }
 
 #[derive(Debug, Args)]

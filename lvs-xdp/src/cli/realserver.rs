@@ -2,10 +2,38 @@
 
 use std::{io::Write, path::PathBuf};
 
-use super::{Failure, args::RealserverVerb};
-use crate::realserver::{
-    self, DEFAULT_INTERFACE, DEFAULT_STATE_FILE, SetupOptions, ShowOptions, UndoOptions,
+use super::{
+    Failure,
+    args::{RealserverVerb, TunnelOver},
 };
+use crate::{
+    api::types::TunnelKind,
+    realserver::{
+        self, DEFAULT_INTERFACE, DEFAULT_STATE_FILE, SetupOptions, ShowOptions, TunnelEnd, UndoOptions,
+    },
+};
+
+/// The tunnel that was typed.
+fn tunnel_end(
+    kind: Option<TunnelKind>,
+    port: Option<u16>,
+    over: TunnelOver,
+) -> Result<Option<TunnelEnd>, Failure> {
+    let Some(kind) = kind else { return Ok(None) };
+    match (kind, port) {
+        (TunnelKind::Gue, None) => Err(Failure::Usage(
+            "--tunnel gue needs the port to which the director sends: add --tunnel-port".to_owned(),
+        )),
+        (TunnelKind::Ipip | TunnelKind::Gre, Some(_)) => Err(Failure::Usage(format!(
+            "--tunnel {kind} has no port: leave --tunnel-port out"
+        ))),
+        (TunnelKind::Gue, Some(_)) | (TunnelKind::Ipip | TunnelKind::Gre, None) => Ok(Some(TunnelEnd {
+            kind,
+            port,
+            is_ipv6: over == TunnelOver::Ipv6,
+        })),
+    }
+}
 
 /// Runs one of them, in this process: no agent is needed on a real server.
 pub(super) fn run(verb: RealserverVerb, out: &mut dyn Write) -> Result<(), Failure> {
@@ -17,11 +45,15 @@ pub(super) fn run(verb: RealserverVerb, out: &mut dyn Write) -> Result<(), Failu
         RealserverVerb::Setup {
             vips,
             interface,
+            tunnel,
+            tunnel_port,
+            tunnel_over,
             dry_run,
         } => runtime.block_on(realserver::setup(
             &SetupOptions {
                 vips,
                 interface,
+                tunnel: tunnel_end(tunnel, tunnel_port, tunnel_over)?,
                 dry_run,
                 state_file,
             },

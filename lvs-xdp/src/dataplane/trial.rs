@@ -119,6 +119,19 @@ impl Trials {
         Ok(result.duration)
     }
 
+    /// As [`Self::time`], with a frame of its own for each run, so that it may be changed.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel refuses the frame.
+    pub fn time_each(&self, frame: &[u8], times: u32) -> anyhow::Result<Duration> {
+        let mut total = Duration::ZERO;
+        for _ in 0..times {
+            total += self.time(frame, 1)?;
+        }
+        Ok(total / times.max(1))
+    }
+
     /// Instructions that the kernel's verifier has followed to accept it.
     ///
     /// # Errors

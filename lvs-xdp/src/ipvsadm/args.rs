@@ -282,7 +282,7 @@ impl<'a> Typed<'a> {
             }),
             Verb::DeleteServer => Request::Change(Change::DeleteServer {
                 service,
-                server: server()?.key,
+                server: self.server_key(service, names)?,
             }),
             _ => Request::Change(Change::DeleteService { service }),
         })
@@ -314,22 +314,26 @@ impl<'a> Typed<'a> {
         })
     }
 
-    fn server_spec(&self, service: ServiceKey, names: &Names) -> Result<ServerSpec, Failure> {
+    fn server_key(&self, service: ServiceKey, names: &Names) -> Result<ServerKey, Failure> {
         let text = self.server.unwrap_or_default();
         let (address, typed) = values::server_address(text, service.protocol(), names)?;
-        if address.is_ipv6() != service.is_ipv6() && !self.tunnels {
-            return Err(Failure::usage(
-                "Different address family is allowed only for tunneling servers",
-            ));
-        }
-        let method = self.method()?;
         let port = match service {
             // Neither direct routing nor a tunnel can change the port: as ipvsadm does, whatever was typed is
             // overruled.
             ServiceKey::Endpoint { port, .. } => port,
             ServiceKey::Mark { .. } => typed.unwrap_or(0),
         };
-        let key = ServerKey { address, port };
+        Ok(ServerKey { address, port })
+    }
+
+    fn server_spec(&self, service: ServiceKey, names: &Names) -> Result<ServerSpec, Failure> {
+        let key = self.server_key(service, names)?;
+        if key.address.is_ipv6() != service.is_ipv6() && !self.tunnels {
+            return Err(Failure::usage(
+                "Different address family is allowed only for tunneling servers",
+            ));
+        }
+        let method = self.method()?;
         Ok(ServerSpec {
             method,
             upper_threshold: self.upper_threshold,

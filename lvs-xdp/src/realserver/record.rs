@@ -1,7 +1,7 @@
 //! The record of what `setup` changed, by network namespace.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File, OpenOptions},
     io,
     net::IpAddr,
@@ -24,6 +24,12 @@ pub(super) struct Namespace {
     /// Addresses that were added, and the interface each was added to.
     #[serde(default)]
     pub(super) addresses: BTreeMap<IpAddr, String>,
+    /// Tunnel devices that were set up.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(super) devices: BTreeSet<String>,
+    /// Ports of GUE that were opened, in the words of `ip fou`.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(super) ports: BTreeSet<String>,
 }
 
 /// The file: several namespaces may share one `/run`.

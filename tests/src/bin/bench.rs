@@ -4,14 +4,14 @@ use std::{fs, net::Ipv4Addr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use lvs_xdp::{
-    api::types::{Protocol, Scheduler},
+    api::types::{Protocol, Scheduler, Tunnel, TunnelChecksum},
     dataplane::trial::Trials,
 };
 use lvs_xdp_tests::{
     agent::AgentConfig,
     frame::{Frame, tcp},
     lab::{Lab, LabConfig},
-    trial::{Director, add_server, add_service, service_key},
+    trial::{Director, add_server, add_service, add_tunnel_server, service_key},
 };
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 100);
@@ -77,6 +77,44 @@ fn packets() -> Result<()> {
     Ok(())
 }
 
+/// What a tunnel costs beside direct routing. Each run has a frame of its own, since the frame grows: what it
+/// takes to read the clock for each is in all of these numbers.
+fn tunnels() -> Result<()> {
+    const EACH: u32 = 20_000;
+    let gue = |checksum| Tunnel::Gue { port: 6080, checksum };
+    let rows = [
+        ("direct routing", None),
+        ("IPIP", Some(Tunnel::Ipip)),
+        ("GUE", Some(gue(TunnelChecksum::None))),
+        ("GUE with a checksum", Some(gue(TunnelChecksum::On))),
+        ("GRE", Some(Tunnel::Gre { checksum: false })),
+    ];
+    println!(
+        "ns a packet of a known connection, one run at a time, of {EACH} each; 40 and 1,440 bytes long:"
+    );
+    println!("{:>8} {:>8}", "40", "1440");
+    for (what, tunnel) in rows {
+        let mut director = Director::new(CONNECTIONS)?;
+        let key = service_key(Protocol::Tcp, VIP, 80);
+        let server = Ipv4Addr::new(10, 9, 0, 1);
+        director.resolve(server);
+        director.resolve_tunnel(server, 1500);
+        let add = tunnel.map_or_else(
+            || add_server(key, server, 1),
+            |tunnel| add_tunnel_server(key, server, tunnel),
+        );
+        director.change(&[add_service(key, Scheduler::Rr, &[]), add])?;
+        director.send(&frame(CLIENT, 80, tcp::SYN))?;
+        let trials = Trials::open(director.pins())?;
+        let short = trials.time_each(&frame(CLIENT, 80, tcp::ACK), EACH)?;
+        let mut long = Frame::tcp(CLIENT, (VIP, 80), tcp::ACK);
+        long.payload = vec![7; 1400];
+        let long = trials.time_each(&long.bytes(), EACH)?;
+        println!("{:>8} {:>8}  {what}", short.as_nanos(), long.as_nanos());
+    }
+    Ok(())
+}
+
 /// Memory of an agent with two real servers and a table of [`CONNECTIONS`] entries.
 fn memory() -> Result<()> {
     let lab = Lab::start(LabConfig {
@@ -103,5 +141,6 @@ fn main() -> Result<()> {
         "the benchmark loads the program: run it as root, by `cargo xtask bench`"
     );
     packets()?;
+    tunnels()?;
     memory()
 }
