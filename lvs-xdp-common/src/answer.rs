@@ -3,14 +3,19 @@
 //! The answer leaves by the interface that the packet came from, to the host that sent the frame, from the
 //! virtual address. Checksums are computed from nothing: none of the packet's own is trusted.
 
+mod echo;
+pub(crate) mod v6;
+
 use network_types::ip::Ipv4Hdr;
 
 use crate::{
-    frame::{Frame, Resize, rewrite_macs},
-    packet::{EtherType, IpProto, Mac},
+    frame::{Frame, Resize},
+    packet::{EtherType, IpProto},
     parse::network,
     reason::Reason,
 };
+
+pub use self::echo::echo;
 
 const TTL: u8 = 64;
 const DONT_FRAGMENT: [u8; 2] = [0x40, 0];
@@ -37,10 +42,24 @@ const fn is_one_host(address: [u8; 4]) -> bool {
     !matches!(address[0], 0 | 127 | 224..)
 }
 
-/// Turns the frame back to the host that it came from.
+/// The MAC addresses of a frame.
 #[inline(always)]
-fn turn<F: Frame + ?Sized>(frame: &mut F, to: [u8; 6], from: [u8; 6]) -> Option<()> {
-    rewrite_macs(frame, Mac::from_octets(to), Mac::from_octets(from))
+fn macs<F: Frame + ?Sized>(frame: &F) -> Option<[u8; 12]> {
+    frame.load(0)
+}
+
+/// Turns a frame that had these MAC addresses back to the host that it came from.
+#[inline(always)]
+fn turn_back<F: Frame + ?Sized>(frame: &mut F, macs: [u8; 12]) -> Option<()> {
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = macs;
+    frame.store(anew(0), [g, h, i, j, k, l, a, b, c, d, e, f])
+}
+
+/// The same place in a frame, of which the compiler knows nothing. What was checked to be in the frame further
+/// behind, it takes for a check of this place too; the verifier does not, once a function was called in between.
+#[inline(always)]
+fn anew(place: usize) -> usize {
+    core::hint::black_box(place)
 }
 
 /// Adds octets to the sum of an Internet checksum (RFC 1071), two by two.
@@ -84,27 +103,48 @@ fn ipv4(protocol: IpProto, length: u16, source: [u8; 4], destination: [u8; 4]) -
 pub fn answer<F: Resize + ?Sized>(frame: &mut F, reason: Reason) -> Option<()> {
     match reason {
         Reason::Reset => reset(frame),
+        Reason::Echo => echo(frame),
         _ => port_unreachable(frame),
     }
 }
 
-/// Makes a TCP packet over IPv4 the reset that answers it, as a host without such a connection would
-/// (RFC 9293, 3.10.7.1). `None` where there is nothing to answer: it is a reset itself.
+/// Makes a TCP packet the reset that answers it, as a host without such a connection would (RFC 9293, 3.10.7.1).
+/// `None` where there is nothing to answer: it is a reset itself.
 #[inline(always)]
 pub fn reset<F: Resize + ?Sized>(frame: &mut F) -> Option<()> {
-    let (EtherType::IPV4, network) = network(frame)? else {
-        return None;
-    };
+    let macs = macs(frame)?;
+    let (ether_type, network) = network(frame)?;
+    if ether_type == EtherType::IPV6 {
+        return v6::reset(frame, macs, network);
+    }
     let [first, ..]: [u8; 1] = frame.load(network)?;
     let header_length = usize::from(first & 0x0f) * 4;
     let total: [u8; 2] = frame.load(network + 2)?;
     let client: [u8; 4] = frame.load(network + 12)?;
     let address: [u8; 4] = frame.load(network + 16)?;
     let segment: [u8; 14] = frame.load(network + header_length)?;
-    let macs: [u8; 12] = frame.load(0)?;
+    if !is_one_host(client) {
+        return None;
+    }
+    let room = u32::from(u16::from_be_bytes(total)).wrapping_sub(u32::from(first & 0x0f) * 4);
+    let mut tcp = reset_segment(&segment, room)?;
+    let pseudo = u32::from(IpProto::TCP.0) + TCP as u32;
+    let pseudo = sum(sum(pseudo, &client), &address);
+    let check = checksum(sum(pseudo, &tcp));
+    tcp[16..18].copy_from_slice(&check);
 
+    turn_back(frame, macs)?;
+    frame.store(network, ipv4(IpProto::TCP, (IPV4 + TCP) as u16, address, client))?;
+    frame.store(network + IPV4, tcp)?;
+    frame.cut((network + IPV4 + TCP) as u32)
+}
+
+/// The header of the reset that answers a segment which begins like this and has `room` octets, header included;
+/// its checksum is still to come. `None` for a reset.
+#[inline(always)]
+fn reset_segment(segment: &[u8; 14], room: u32) -> Option<[u8; TCP]> {
     let flags = segment[13];
-    if flags & TCP_RST != 0 || !is_one_host(client) {
+    if flags & TCP_RST != 0 {
         return None;
     }
     let field = |at: usize| -> [u8; 4] { [segment[at], segment[at + 1], segment[at + 2], segment[at + 3]] };
@@ -116,10 +156,7 @@ pub fn reset<F: Resize + ?Sized>(frame: &mut F) -> Option<()> {
         tcp[4..8].copy_from_slice(&field(8));
         tcp[13] = TCP_RST;
     } else {
-        let offset = u32::from(segment[12] >> 4) * 4;
-        let payload = u32::from(u16::from_be_bytes(total))
-            .wrapping_sub(u32::from(first & 0x0f) * 4)
-            .wrapping_sub(offset);
+        let payload = room.wrapping_sub(u32::from(segment[12] >> 4) * 4);
         let length = payload
             .wrapping_add(u32::from(flags & TCP_SYN != 0))
             .wrapping_add(u32::from(flags & TCP_FIN != 0));
@@ -127,25 +164,16 @@ pub fn reset<F: Resize + ?Sized>(frame: &mut F) -> Option<()> {
         tcp[8..12].copy_from_slice(&acknowledged.to_be_bytes());
         tcp[13] = TCP_RST | TCP_ACK;
     }
-    let pseudo = u32::from(IpProto::TCP.0) + TCP as u32;
-    let pseudo = sum(sum(pseudo, &client), &address);
-    let check = checksum(sum(pseudo, &tcp));
-    tcp[16..18].copy_from_slice(&check);
-
-    turn(
-        frame,
-        [macs[6], macs[7], macs[8], macs[9], macs[10], macs[11]],
-        [macs[0], macs[1], macs[2], macs[3], macs[4], macs[5]],
-    )?;
-    frame.store(network, ipv4(IpProto::TCP, (IPV4 + TCP) as u16, address, client))?;
-    frame.store(network + IPV4, tcp)?;
-    frame.cut((network + IPV4 + TCP) as u32)
+    Some(tcp)
 }
 
-/// Makes a packet over IPv4 the ICMP port unreachable that answers it (RFC 792), as IPVS does
-/// (`ip_vs_leave`).
+/// Makes a packet the ICMP or ICMPv6 port unreachable that answers it (RFC 792), as IPVS does (`ip_vs_leave`).
 #[inline(always)]
 pub fn port_unreachable<F: Resize + ?Sized>(frame: &mut F) -> Option<()> {
+    let (ether_type, at) = network(frame)?;
+    if ether_type == EtherType::IPV6 {
+        return v6::port_unreachable(frame, at);
+    }
     unreachable(frame, ICMP_PORT_UNREACHABLE, 0)
 }
 
@@ -153,10 +181,8 @@ pub fn port_unreachable<F: Resize + ?Sized>(frame: &mut F) -> Option<()> {
 /// [`ICMP_FRAGMENTATION_NEEDED`] (RFC 1191, 4).
 #[inline(always)]
 pub(crate) fn unreachable<F: Resize + ?Sized>(frame: &mut F, code: u8, mtu: u16) -> Option<()> {
-    let (EtherType::IPV4, network) = network(frame)? else {
-        return None;
-    };
-    let macs: [u8; 12] = frame.load(0)?;
+    let (_, network) = network(frame)?;
+    let macs = macs(frame)?;
     // Up to two tags and the type; behind fewer tags there is something else, which is written over.
     let tags: [u8; 10] = frame.load(12)?;
     let [first, ..]: [u8; 1] = frame.load(network)?;
@@ -187,11 +213,7 @@ pub(crate) fn unreachable<F: Resize + ?Sized>(frame: &mut F, code: u8, mtu: u16)
     let length = IPV4 + ICMP_HEADER + quoted;
     frame.grow((IPV4 + ICMP_HEADER) as u32)?;
     frame.store(12, tags)?;
-    turn(
-        frame,
-        [macs[6], macs[7], macs[8], macs[9], macs[10], macs[11]],
-        [macs[0], macs[1], macs[2], macs[3], macs[4], macs[5]],
-    )?;
+    turn_back(frame, macs)?;
     #[expect(clippy::cast_possible_truncation, reason = "at most 96")]
     let header = ipv4(IpProto::ICMP, length as u16, address, client);
     frame.store(network, header)?;

@@ -91,9 +91,27 @@ impl How {
         (self.0 >> 16) as u16
     }
 
+    /// The same on a way of this MTU, with so many bits of the source address a flow's own.
+    #[must_use]
+    pub const fn on(self, mtu: u16, spread: u8) -> Self {
+        let configured = self.0 & 0xffff_ffff;
+        let mtu = if self.has_checksum() && mtu > MOST_SUMMED {
+            MOST_SUMMED
+        } else {
+            mtu
+        };
+        Self(configured | (mtu as u64) << 32 | (spread as u64) << 48)
+    }
+
+    /// The greatest length of the outer packet, in bytes.
     #[inline(always)]
-    const fn mtu(self) -> u32 {
-        (self.0 >> 32) as u32 & 0xffff
+    pub const fn mtu(self) -> u16 {
+        (self.0 >> 32) as u16
+    }
+
+    /// How many of the lowest bits of the outer source address are a flow's own.
+    pub const fn spread_bits(self) -> u8 {
+        (self.0 >> 48) as u8
     }
 
     /// The bits of the source address that are a flow's own.
@@ -275,8 +293,9 @@ fn wrap<F: Resize + ?Sized, M: Maps>(
         (Ipv6Hdr::LEN, EtherType::IPV6)
     };
     let added = header + how.length();
-    if inner.length + added as u32 > how.mtu() {
-        let fits = how.mtu().saturating_sub(added as u32);
+    let most = u32::from(how.mtu());
+    if inner.length + added as u32 > most {
+        let fits = most.saturating_sub(added as u32);
         return Ok(Some(fits));
     }
     let from = source(tunnel, how, inner.hash);

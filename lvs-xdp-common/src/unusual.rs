@@ -249,6 +249,13 @@ impl Walked {
         (self.0 >> 8 & MASK as u64) as usize
     }
 
+    /// Octets before the header of `protocol`; `None` where something else is there, or a fragment.
+    #[inline(always)]
+    pub(crate) fn to(self, protocol: IpProto) -> Option<usize> {
+        let is_there = self.0 >> 48 == 0 && self.0 & Self::FRAGMENT == 0 && self.protocol() == protocol;
+        is_there.then_some(self.skipped())
+    }
+
     /// Octets before the fragment header; `None` where there is none.
     #[inline(always)]
     const fn fragment(self) -> Option<usize> {

@@ -2,7 +2,7 @@
 
 use crate::frame::Packet;
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, xdp_md},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, xdp_md},
     btf_maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     helpers::{bpf_jiffies64, bpf_loop},
     macros::btf_map,
@@ -63,7 +63,7 @@ pub(crate) static REDIRECT: DevMapHash<64> = DevMapHash::new();
 #[btf_map]
 static TUNNELS: Array<TunnelRow, 2, SHARED> = Array::new();
 #[btf_map]
-static VIPS: HashMap<[u64; 2], u64, 64> = HashMap::new();
+static VIPS: HashMap<[u64; 2], u64, 65_536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 #[btf_map]
 static PEERS: HashMap<u64, u64, 4096> = HashMap::new();
 // While rules change, those before and those after.

@@ -4,7 +4,7 @@
 //! line is one transaction; every line begins with the CRC-32 of its rest, so that damage anywhere is seen:
 //!
 //! ```text
-//! 1f2e3d4c lvs-xdp state 2
+//! 1f2e3d4c lvs-xdp state 3
 //! 5b6a7988 [{"change":"add-service","service":{...}},{"change":"add-server",...}]
 //! ```
 //!
@@ -27,8 +27,8 @@ use anyhow::{Context as _, bail};
 use crate::{api::types::Change, model::Model};
 
 /// The version of the file's format; a change that older agents would misread needs a new one. Version 2 added
-/// draining, settings, and what services and servers have beside scheduler and weight.
-const VERSION: u32 = 2;
+/// draining, settings, and what services and servers have beside scheduler and weight; version 3 tunnels.
+const VERSION: u32 = 3;
 
 /// The oldest version that is read. What it lacks has its default; the file is written anew when it is opened.
 const OLDEST: u32 = 1;

@@ -1,7 +1,7 @@
 //! The desired state: which services and real servers there shall be, and which changes make sense.
 //!
 //! Pure: no I/O and no clock. What is compiled into the maps, what the journal keeps and what is listed
-//! all come from here, and the rules for a change (those of IPVS, narrowed to direct routing) are here only.
+//! all come from here, and the rules for a change (those of IPVS, narrowed to direct routing and tunnels) are here only.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,8 +10,8 @@ use std::{
 };
 
 use crate::api::types::{
-    ApiError, Change, ClientMask, ErrorCode, ForwardingMethod, Persistence, Protocol, Scheduler, ServerKey,
-    ServerSpec, ServiceKey, ServiceSpec, Setting, Settings, Timeouts,
+    ApiError, Change, ClientMask, ErrorCode, Persistence, Protocol, Scheduler, ServerKey, ServerSpec,
+    ServiceKey, ServiceSpec, Setting, Settings, Timeouts, Tunnel,
 };
 
 /// The most real servers a service can have.
@@ -476,9 +476,11 @@ fn check_ranges(spec: &ServerSpec) -> Result<(), ApiError> {
 
 fn check_server(service: &ServiceKey, spec: &ServerSpec) -> Result<(), ApiError> {
     let ServerSpec { key, method, .. } = spec;
-    if key.address.is_ipv4() != service.address.is_ipv4() {
+    let is_tunnel = method.tunnel().is_some();
+    if !is_tunnel && key.address.is_ipv4() != service.address.is_ipv4() {
         return Err(invalid(format!(
-            "real server {key}: service {service} has another address family: use an address of the same one"
+            "real server {key}: service {service} has another address family: use an address of the same one, or \
+             a tunnel"
         )));
     }
     check_address("real server's", key.address)?;
@@ -487,15 +489,18 @@ fn check_server(service: &ServiceKey, spec: &ServerSpec) -> Result<(), ApiError>
             "real server {key} has the virtual address of its service: use the real server's own address"
         )));
     }
-    match method {
-        // Only the MAC addresses change, so the real server sees the port the client used.
-        ForwardingMethod::Dr if key.port != service.port => {
-            return Err(invalid(format!(
-                "real server {key}: direct routing cannot change the port: use the service's port {}",
-                service.port
-            )));
-        }
-        ForwardingMethod::Dr => {}
+    // The packet itself does not change, so the real server sees the port the client used.
+    if key.port != service.port {
+        let what = if is_tunnel { "a tunnel" } else { "direct routing" };
+        return Err(invalid(format!(
+            "real server {key}: {what} cannot change the port: use the service's port {}",
+            service.port
+        )));
+    }
+    if method.tunnel().and_then(Tunnel::port) == Some(0) {
+        return Err(invalid(format!(
+            "real server {key}: its tunnel cannot go to port 0: use the port on which it listens, 1 to 65535"
+        )));
     }
     Ok(())
 }

@@ -11,6 +11,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::parse;
 
+mod any_family;
+
 const DIRECTOR: [u8; 6] = [2, 0, 0, 0, 2, 200];
 const ROUTER: [u8; 6] = [2, 0, 0, 0, 2, 1];
 const CLIENT: [u8; 4] = [192, 168, 1, 200];

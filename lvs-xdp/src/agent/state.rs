@@ -3,6 +3,7 @@
 mod drain;
 mod interfaces;
 mod report;
+mod tunnels;
 
 use std::{
     borrow::Cow,
@@ -17,6 +18,7 @@ use std::{
 use tokio::{sync::oneshot, task::JoinHandle};
 use tracing::{error, info, warn};
 
+use self::tunnels::{reach, tunnelled};
 use super::{Config, Request, slow_start::SlowStart};
 use crate::{
     api::types::{ApiError, Change, ErrorCode, ServerSpec, ServiceKey},
@@ -87,13 +89,17 @@ pub(crate) struct State {
     grace: Option<JoinHandle<std::io::Result<()>>>,
     /// Servers that got nothing new when the agent before this one ended, until more is known.
     held_back: HashSet<IpAddr>,
-    /// What was last heard of each server.
+    /// What was last heard of each address that is watched: servers', and routers' on the way to tunnels' ends.
     usable: BTreeMap<IpAddr, bool>,
+    /// The same of servers behind tunnels.
+    tunnels_usable: BTreeMap<IpAddr, bool>,
     connections: u64,
     /// Names of the interfaces to attach to, as they are called now.
     interfaces: BTreeSet<String>,
     /// The way to a server has changed since [`State::follow_peers`].
     are_peers_stale: bool,
+    /// The host's own addresses have changed since [`State::follow_vips`].
+    are_vips_stale: bool,
 }
 
 impl State {
@@ -121,8 +127,10 @@ impl State {
             grace: None,
             held_back: HashSet::new(),
             usable: BTreeMap::new(),
+            tunnels_usable: BTreeMap::new(),
             connections: 0,
             are_peers_stale: true,
+            are_vips_stale: true,
         }
     }
 
@@ -141,6 +149,11 @@ impl State {
             self.neighbours.watch(address).await;
         }
         let known = servers
+            .iter()
+            .map(|&address| self.neighbours.resolve(address, FIRST_RESOLUTION));
+        futures_util::future::join_all(known).await;
+        let routers = self.routers();
+        let known = routers
             .iter()
             .map(|&address| self.neighbours.resolve(address, FIRST_RESOLUTION));
         futures_util::future::join_all(known).await;
@@ -215,6 +228,10 @@ impl State {
         if std::mem::take(&mut self.are_peers_stale) {
             let peers = self.peers(&self.model);
             self.follow_peers(&peers);
+        }
+        if std::mem::take(&mut self.are_vips_stale) {
+            let vips = self.vips(&self.model);
+            self.follow_vips(&vips);
         }
         if self.grace.is_some() || self.waiting.is_empty() && self.stale.is_empty() {
             return;
@@ -347,6 +364,9 @@ impl State {
         for address in addresses {
             self.note_way(address);
         }
+        for address in tunnelled(&wanted).into_keys() {
+            self.note_tunnel(address);
+        }
         let Self {
             compiler,
             neighbours,
@@ -355,8 +375,7 @@ impl State {
             ..
         } = self;
         let is_usable = |server: &ServerSpec| {
-            let address = server.key.address;
-            is_usable(neighbours.resolution(address).as_ref(), held_back, address)
+            is_usable(reach(neighbours, server).as_ref(), held_back, server.key.address)
         };
         let risen = slow_start.next(&wanted, touched, is_usable, Instant::now());
         let plan = compiler.plan(&wanted, touched, &Model::told(changes), |service, server| {
@@ -380,6 +399,8 @@ impl State {
         // Before the first packet could go round in circles.
         let peers = self.peers(&wanted);
         self.follow_peers(&peers);
+        let vips = self.vips(&wanted);
+        self.follow_vips(&vips);
         self.compiler.apply(plan);
         self.slow_start.adopt(risen);
         self.model = wanted;
@@ -388,7 +409,8 @@ impl State {
 
     /// Watches the servers that there are, and no others.
     async fn follow_servers(&mut self) {
-        let wanted = servers(&self.model);
+        let mut wanted = servers(&self.model);
+        wanted.extend(self.routers());
         for &address in &wanted {
             if !self.usable.contains_key(&address) {
                 self.neighbours.watch(address).await;
@@ -416,7 +438,11 @@ impl State {
     pub(super) fn hear(&mut self, event: Event) {
         match event {
             Event::Resolution { address, resolution } => self.hear_resolution(address, &resolution),
-            Event::LocalAddresses(addresses) => self.compiler.set_local(addresses),
+            Event::Path { address, .. } => self.hear_hop(address),
+            Event::LocalAddresses(addresses) => {
+                self.compiler.set_local(addresses);
+                self.are_vips_stale = true;
+            }
             Event::Link { if_index, link } => self.hear_link(if_index, link),
         }
     }
@@ -426,6 +452,7 @@ impl State {
             self.held_back.remove(&address);
         }
         self.note_way(address);
+        self.hear_hop(address);
         let usable = is_usable(Some(resolution), &self.held_back, address);
         let Some(before) = self.usable.get_mut(&address) else {
             return;
@@ -434,6 +461,11 @@ impl State {
             return;
         }
         *before = usable;
+        let concerned =
+            self.services_with(|server| server.key.address == address && server.method.tunnel().is_none());
+        if concerned.is_empty() {
+            return;
+        }
         match resolution {
             Resolution::Ready { interface, .. } => {
                 info!("real server {address} answers on {interface}: it gets new connections");
@@ -447,9 +479,6 @@ impl State {
                 warn!("real server {address} does not answer {asked_by}: it gets no new connections");
             }
         }
-        let concerned = (self.model.services().iter())
-            .filter(|(_, entry)| entry.servers.iter().any(|server| server.key.address == address))
-            .map(|(key, _)| *key);
         self.stale.extend(concerned);
     }
 

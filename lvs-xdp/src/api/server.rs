@@ -1,6 +1,6 @@
 //! The API's server: HTTP/1.1 and JSON on a Unix socket, described by OpenAPI at `/openapi.json`.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -25,14 +25,17 @@ use utoipa::OpenApi;
 
 use super::{
     filter::ConnectionFilter,
-    types::{ApiError, Change, Changes, Connection, ErrorCode, Flushed, Service, Status},
+    types::{
+        ApiError, Change, Changes, Connection, ErrorCode, Flushed, ForwardingMethod, ServerSpec, Service,
+        Status,
+    },
 };
 use crate::{
     agent::{
         Request,
         connections::{self, Format, Listing},
     },
-    neighbour::{Neighbours, Resolution},
+    neighbour::{Neighbours, OffLink, Resolution},
 };
 
 /// How long an added server's neighbour is waited for, so that the first connection finds it resolved.
@@ -248,30 +251,44 @@ impl Api {
     /// Gives the neighbours of servers that are to be added a moment, and refuses those that direct
     /// routing cannot reach where the request says so.
     async fn resolve(&self, changes: &[Change]) -> Result<(), ApiError> {
-        let added: Vec<(IpAddr, bool)> = changes
+        let added: Vec<(&ServerSpec, bool)> = changes
             .iter()
             .filter_map(|change| match change {
                 Change::AddServer {
                     server,
                     require_on_link,
                     ..
-                } => Some((server.key.address, *require_on_link)),
+                } => Some((server, *require_on_link)),
                 _ => None,
             })
             .collect();
-        let resolutions = added
-            .iter()
-            .map(|&(address, _)| self.neighbours.resolve(address, RESOLUTION));
+        let resolutions = added.iter().map(|(server, _)| self.resolve_server(server));
         let resolutions = futures_util::future::join_all(resolutions).await;
-        for (&(address, required), resolution) in added.iter().zip(resolutions) {
+        for ((server, required), resolution) in added.iter().zip(resolutions) {
             if let (true, Resolution::NotOnLink(why)) = (required, resolution) {
+                let method = match server.method {
+                    ForwardingMethod::Dr => "work with direct routing",
+                    ForwardingMethod::Tunnel(_) => "be reached through a tunnel",
+                };
+                let address = server.key.address;
                 return Err(ApiError::new(
                     ErrorCode::NotOnLink,
-                    format!("{address} cannot work with direct routing: {why}; --force adds it all the same"),
+                    format!("{address} cannot {method}: {why}; --force adds it all the same"),
                 ));
             }
         }
         Ok(())
+    }
+
+    /// What is known of the way to a server after a moment: of one behind a tunnel, of the way to the router.
+    async fn resolve_server(&self, server: &ServerSpec) -> Resolution {
+        let direct = self.neighbours.resolve(server.key.address, RESOLUTION).await;
+        match (&direct, server.method) {
+            (Resolution::NotOnLink(OffLink::Gateway(Some(router))), ForwardingMethod::Tunnel(_)) => {
+                self.neighbours.resolve(*router, RESOLUTION).await
+            }
+            _ => direct,
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! The same types are the model of the desired state, so that what the API takes, what is kept on
 //! disk and what is listed cannot drift apart.
 
+mod method;
 mod seen;
 mod settings;
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use self::{
+    method::{ForwardingMethod, Tunnel, TunnelChecksum, TunnelKind},
     seen::{Connection, Flushed, InterfaceStatus, ReasonCount, Server, ServerState, Service, Stats, Status},
     settings::{ClientMask, Persistence, Removal, ServiceSettings, Setting, Settings, Timeouts},
 };
@@ -187,15 +189,6 @@ pub enum SchedulerFlag {
     Port,
 }
 
-/// How packets reach the real server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum ForwardingMethod {
-    /// Direct routing (gatewaying), `-g`: only the MAC addresses change.
-    #[default]
-    Dr,
-}
-
 /// What identifies a virtual service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 pub struct ServiceKey {
@@ -225,7 +218,7 @@ pub struct ServerKey {
     /// The real server's own address (RIP).
     #[schema(value_type = String)]
     pub address: IpAddr,
-    /// The port; with direct routing that of the service.
+    /// The port: that of the service.
     pub port: u16,
 }
 

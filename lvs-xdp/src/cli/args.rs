@@ -17,7 +17,9 @@ use crate::{
     agent::XdpMode,
     api::{
         filter::{Clients, ServiceName, StateName},
-        types::{ClientMask, Protocol, Removal, Scheduler, SchedulerFlag, Setting},
+        types::{
+            ClientMask, Protocol, Removal, Scheduler, SchedulerFlag, Setting, TunnelChecksum, TunnelKind,
+        },
     },
     model::{MAX_THRESHOLD, MAX_TIMEOUT, MAX_WEIGHT},
 };
@@ -350,12 +352,31 @@ pub(super) struct ThresholdArgs {
     pub(super) lower_threshold: Option<u32>,
 }
 
+/// How packets reach a real server.
+#[derive(Debug, Args)]
+pub(super) struct TunnelArgs {
+    /// Send it packets inside others, addressed to it: for real servers on other segments. Plain (ipip; also
+    /// IPv6 in IPv6, and each in the other), in UDP (gue), or in GRE (gre) [default: direct routing]
+    #[arg(long, value_name = "TYPE", value_parser = tunnel_kind(), group = "changes")]
+    pub(super) tunnel: Option<TunnelKind>,
+    /// The UDP port on which the real server takes gue
+    #[arg(
+        long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..), requires = "tunnel"
+    )]
+    pub(super) tunnel_port: Option<u16>,
+    /// The checksum over what gue and gre carry: none, computed (on), of gue also left to the receiver where
+    /// the packet has none of its own yet (remote) [default: none]
+    #[arg(long, value_name = "CHECKSUM", value_parser = tunnel_checksum(), requires = "tunnel")]
+    pub(super) tunnel_checksum: Option<TunnelChecksum>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum ServerVerb {
     /// Add a real server to a virtual service
     #[command(after_help = "Examples:\n  \
         lvs-xdp server add tcp 192.168.2.100:80 192.168.2.220\n  \
-        lvs-xdp server add tcp 192.168.2.100:80 192.168.2.210 --weight 3 -x 1000 -y 800")]
+        lvs-xdp server add tcp 192.168.2.100:80 192.168.2.210 --weight 3 -x 1000 -y 800\n  \
+        lvs-xdp server add tcp 192.168.2.100:80 10.7.0.5 --tunnel gue --tunnel-port 6080")]
     #[command(group = ArgGroup::new("changes").multiple(true))]
     Add {
         #[command(flatten)]
@@ -368,7 +389,9 @@ pub(super) enum ServerVerb {
         weight: u32,
         #[command(flatten)]
         thresholds: ThresholdArgs,
-        /// Add it even where direct routing cannot reach it: behind a router, or without a route
+        #[command(flatten)]
+        tunnel: TunnelArgs,
+        /// Add it even where it cannot be reached: by direct routing behind a router, or without a route
         #[arg(long)]
         force: bool,
     },
@@ -390,6 +413,11 @@ pub(super) enum ServerVerb {
         weight: Option<u32>,
         #[command(flatten)]
         thresholds: ThresholdArgs,
+        #[command(flatten)]
+        tunnel: TunnelArgs,
+        /// Reach it by direct routing again
+        #[arg(long, conflicts_with = "tunnel", group = "changes")]
+        no_tunnel: bool,
     },
     /// Take a real server out of service without breaking a connection
     #[command(
@@ -485,6 +513,14 @@ fn protocol() -> impl TypedValueParser<Value = Protocol> {
 
 fn scheduler() -> impl TypedValueParser<Value = Scheduler> {
     PossibleValuesParser::new(Scheduler::ALL.map(Scheduler::name)).try_map(|name| name.parse())
+}
+
+fn tunnel_kind() -> impl TypedValueParser<Value = TunnelKind> {
+    PossibleValuesParser::new(TunnelKind::ALL.map(TunnelKind::name)).try_map(|name| name.parse())
+}
+
+fn tunnel_checksum() -> impl TypedValueParser<Value = TunnelChecksum> {
+    PossibleValuesParser::new(TunnelChecksum::ALL.map(TunnelChecksum::name)).try_map(|name| name.parse())
 }
 
 fn scheduler_flag() -> impl TypedValueParser<Value = SchedulerFlag> {

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{
     Failure,
-    args::{RealServer, ServerVerb, ServiceArgs, ThresholdArgs},
+    args::{RealServer, ServerVerb, ServiceArgs, ThresholdArgs, TunnelArgs},
     drain,
     service::{endpoint, find},
     table::Table,
@@ -14,7 +14,10 @@ use super::{
 };
 use crate::api::{
     client::BlockingClient,
-    types::{Change, Drain, Server, ServerKey, ServerSpec, ServerState, Service, ServiceKey},
+    types::{
+        Change, Drain, ForwardingMethod, Server, ServerKey, ServerSpec, ServerState, Service, ServiceKey,
+        Tunnel, TunnelChecksum, TunnelKind,
+    },
 };
 
 pub(super) fn run(verb: ServerVerb, client: &mut BlockingClient, out: &mut dyn Write) -> Result<(), Failure> {
@@ -43,12 +46,14 @@ pub(super) fn run(verb: ServerVerb, client: &mut BlockingClient, out: &mut dyn W
             server,
             weight,
             thresholds,
+            tunnel,
             force,
         } => {
             let service = service.key();
             let key = key(server, service)?;
             let mut server = ServerSpec::new(key, weight);
             thresholds.apply_to(&mut server);
+            server.method = tunnel.method()?.unwrap_or_default();
             Change::AddServer {
                 service,
                 server,
@@ -60,6 +65,8 @@ pub(super) fn run(verb: ServerVerb, client: &mut BlockingClient, out: &mut dyn W
             server,
             weight,
             thresholds,
+            tunnel,
+            no_tunnel,
         } => {
             let service = service.key();
             let key = key(server, service)?;
@@ -75,6 +82,11 @@ pub(super) fn run(verb: ServerVerb, client: &mut BlockingClient, out: &mut dyn W
             server.weight = weight.unwrap_or(server.weight);
             server.drain = None;
             thresholds.apply_to(&mut server);
+            server.method = match tunnel.method()? {
+                Some(method) => method,
+                None if no_tunnel => ForwardingMethod::Dr,
+                None => server.method,
+            };
             Change::EditServer { service, server }
         }
         ServerVerb::Drain {
@@ -107,12 +119,54 @@ impl ThresholdArgs {
     }
 }
 
-/// The real server as the agent knows it: with direct routing its port is the service's.
+impl TunnelArgs {
+    /// The method that was typed.
+    fn method(&self) -> Result<Option<ForwardingMethod>, Failure> {
+        let Self {
+            tunnel,
+            tunnel_port,
+            tunnel_checksum,
+        } = *self;
+        let tunnel = match (tunnel, tunnel_port, tunnel_checksum) {
+            (None, ..) => return Ok(None),
+            (Some(TunnelKind::Ipip), None, None) => Tunnel::Ipip,
+            (Some(TunnelKind::Ipip), ..) => {
+                return Err(Failure::Usage(
+                    "--tunnel ipip has neither a port nor a checksum: leave --tunnel-port and \
+                     --tunnel-checksum out"
+                        .to_owned(),
+                ));
+            }
+            (Some(TunnelKind::Gue), Some(port), checksum) => Tunnel::Gue {
+                port,
+                checksum: checksum.unwrap_or_default(),
+            },
+            (Some(TunnelKind::Gue), None, _) => {
+                return Err(Failure::Usage(
+                    "--tunnel gue needs the port on which the real server takes it: add --tunnel-port"
+                        .to_owned(),
+                ));
+            }
+            (Some(TunnelKind::Gre), None, None | Some(TunnelChecksum::None)) => {
+                Tunnel::Gre { checksum: false }
+            }
+            (Some(TunnelKind::Gre), None, Some(TunnelChecksum::On)) => Tunnel::Gre { checksum: true },
+            (Some(TunnelKind::Gre), ..) => {
+                return Err(Failure::Usage(
+                    "--tunnel gre has no port, and --tunnel-checksum none or on".to_owned(),
+                ));
+            }
+        };
+        Ok(Some(ForwardingMethod::Tunnel(tunnel)))
+    }
+}
+
+/// The real server as the agent knows it: its port is the service's.
 fn key(server: RealServer, service: ServiceKey) -> Result<ServerKey, Failure> {
     let RealServer { address, port } = server;
     if let Some(port) = port.filter(|&port| port != service.port) {
         return Err(Failure::Usage(format!(
-            "direct routing keeps the port: the real server's is {} as the service's, not {port}",
+            "neither direct routing nor a tunnel changes the port: the real server's is {} as the service's, not {port}",
             service.port
         )));
     }
@@ -144,6 +198,7 @@ fn print(services: &[Service], json: bool, out: &mut dyn Write) -> Result<(), Fa
         "PROTOCOL",
         "VIRTUAL",
         "REAL SERVER",
+        "METHOD",
         " WEIGHT",
         " EFFECTIVE",
         "STATE",
@@ -160,6 +215,7 @@ fn print(services: &[Service], json: bool, out: &mut dyn Write) -> Result<(), Fa
             service.protocol.to_string(),
             endpoint(&service),
             server.spec.key.to_string(),
+            server.spec.method.to_string(),
             server.spec.weight.to_string(),
             effective(server),
             state(server.state).to_owned(),

@@ -33,7 +33,7 @@ use super::{
     extents::{Extent, Extents},
     rows::{
         address, count, enter_index, high, leave_index, length, list_extent, live, ring_extent, server_key,
-        service_key, store, store_way, way,
+        service_key, store, store_tunnel, store_way, tunnel_way, way,
     },
     tables::{Capacity, Tables},
 };
@@ -55,6 +55,19 @@ pub enum Way {
         /// The tags that frames to it have; `None` where they keep those that they came with.
         tags: Option<Tags>,
     },
+}
+
+/// The way to a real server through a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TunnelWay {
+    /// The way that the outer packet goes: its next hop is a router, or the real server.
+    pub way: Way,
+    /// The outer packet's source address, of the real server's family.
+    pub source: IpAddr,
+    /// How many of its lowest bits, all 0, are another value for each flow.
+    pub spread: u8,
+    /// The greatest length of the outer packet, in bytes.
+    pub mtu: u16,
 }
 
 /// A service that the maps have.
@@ -82,6 +95,7 @@ pub struct Compiler {
     free_services: BTreeSet<u32>,
     free_destinations: BTreeSet<u32>,
     ways: HashMap<IpAddr, Way>,
+    tunnels: HashMap<IpAddr, TunnelWay>,
     local: HashSet<IpAddr>,
     /// Services whose two configurations differ until [`Compiler::settle`], and extents to give back then.
     unsettled: Vec<u32>,
@@ -111,6 +125,7 @@ impl Compiler {
             free_services: (1..length(&tables.services)).collect(),
             free_destinations: (1..length(&tables.destinations)).collect(),
             ways: HashMap::new(),
+            tunnels: HashMap::new(),
             local: HashSet::new(),
             unsettled: Vec::new(),
             garbage: Vec::new(),
@@ -176,6 +191,8 @@ impl Compiler {
             if towards & destination_flag::REMOVED != 0 || !listed.contains(&id) {
                 row.towards.store(towards | destination_flag::REMOVED);
                 self.removed.insert(id);
+            } else if let Some(tunnel) = tunnel_way(row, &tables.tunnels[id as usize]) {
+                self.tunnels.insert(server.address, tunnel);
             } else if let Some(way) = way(row) {
                 // What was known goes on until the neighbours are known anew.
                 self.ways.insert(server.address, way);
@@ -280,7 +297,11 @@ impl Compiler {
             last_weight,
             limits,
             is_draining,
+            tunnel,
         } = *setting;
+        if tunnel != self.setting(id).tunnel {
+            self.lead(id, tunnel);
+        }
         let row = &self.tables.destinations[id as usize];
         let counts = &self.tables.counts[id as usize];
         row.port
@@ -298,6 +319,24 @@ impl Compiler {
         if limits == 0 || high(limits) > high(before) {
             counts.overload.store(0);
         }
+    }
+
+    /// Notes by which method packets go to a destination, which is by what [`tunnel_word`](super::rows::tunnel_word)
+    /// says, and the way that is known for it.
+    fn lead(&self, id: u32, tunnel: u64) {
+        let tables = &self.tables;
+        let row = &tables.destinations[id as usize];
+        let server = server_key(row).address;
+        let towards = row.towards.load() & !destination_flag::TUNNEL;
+        if tunnel == 0 {
+            row.towards.store(towards);
+            store_way(row, self.ways.get(&server).copied());
+            return;
+        }
+        store_tunnel(&tables.tunnels[id as usize], tunnel, self.tunnels.get(&server));
+        // Of no effect before the way follows, which makes the destination a special one.
+        row.towards.store(towards | destination_flag::TUNNEL);
+        store_way(row, self.tunnels.get(&server).map(|tunnel| tunnel.way));
     }
 
     fn write_destination(&mut self, id: u32, service: u32, server: ServerKey) {
@@ -525,8 +564,21 @@ impl Compiler {
             None => self.ways.remove(&server),
         };
         for (id, (_, key)) in &self.members {
-            if key.address == server {
+            if key.address == server && self.setting(*id).tunnel == 0 {
                 store_way(&self.tables.destinations[*id as usize], way);
+            }
+        }
+    }
+
+    /// Notes the way to a real server through a tunnel; every destination there that has one follows at once.
+    pub fn set_tunnel(&mut self, server: IpAddr, way: TunnelWay) {
+        if self.tunnels.insert(server, way) == Some(way) {
+            return;
+        }
+        for (id, (_, key)) in &self.members {
+            let tunnel = self.setting(*id).tunnel;
+            if key.address == server && tunnel != 0 {
+                self.lead(*id, tunnel);
             }
         }
     }
@@ -534,6 +586,11 @@ impl Compiler {
     /// What was noted last of the way to a real server.
     pub fn way(&self, server: IpAddr) -> Option<Way> {
         self.ways.get(&server).copied()
+    }
+
+    /// Whether the host holds an address.
+    pub fn is_local(&self, address: IpAddr) -> bool {
+        self.local.contains(&address)
     }
 
     /// Notes which addresses the host holds: a packet that the program has no use for goes to the host

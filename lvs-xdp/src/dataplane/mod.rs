@@ -16,6 +16,7 @@ pub mod rows;
 pub mod sweep;
 mod tables;
 pub mod trial;
+mod vips;
 
 use std::{
     collections::BTreeMap,

@@ -5,17 +5,22 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use lvs_xdp_common::{
     abi::{
         Control, DestinationRow, IndexBucket, Kind, ListEntry, ListWord, Options, RingWord, ServiceRow, Tags,
-        destination_flag, index_buckets, index_word,
+        TunnelRow, destination_flag, index_buckets, index_word,
     },
     atomic::Word,
     packet::{Address, Mac},
     ring::{self, MH_SLOTS, Member},
     scheduler::HASH_SLOTS,
+    tunnel::{self, How},
 };
 
-use super::{compile::Way, extents::Extent};
+use super::{
+    compile::{TunnelWay, Way},
+    extents::Extent,
+};
 use crate::api::types::{
-    ClientMask, Protocol, Removal, Scheduler, ServerKey, ServerSpec, ServiceKey, ServiceSpec, Settings,
+    ClientMask, ForwardingMethod, Protocol, Removal, Scheduler, ServerKey, ServerSpec, ServiceKey,
+    ServiceSpec, Settings, TunnelChecksum, TunnelKind,
 };
 
 /// The word of the service index that was a service's, in a bucket that is full: it names row 0, which is no
@@ -234,6 +239,55 @@ pub(super) fn way(row: &DestinationRow) -> Option<Way> {
     })
 }
 
+/// The part of [`TunnelRow::how`] that is configured.
+pub(super) const TUNNEL_WORD: u64 = 0xffff_ffff;
+
+/// That part of a real server's row; 0 where it has no tunnel.
+pub(super) fn tunnel_word(method: ForwardingMethod) -> u64 {
+    let Some(tunnel) = method.tunnel() else {
+        return 0;
+    };
+    let kind = match tunnel.kind() {
+        TunnelKind::Ipip => tunnel::Kind::Ip,
+        TunnelKind::Gue => tunnel::Kind::Gue,
+        TunnelKind::Gre => tunnel::Kind::Gre,
+    };
+    // What comes over a wire has its checksum, so that it cannot be left to the receiver (`ipvs_gue_encap`).
+    let has_checksum = matches!(
+        tunnel.checksum(),
+        Some(TunnelChecksum::On | TunnelChecksum::Remote)
+    );
+    How::new(kind, has_checksum, tunnel.port().unwrap_or(0), 0, 0).0
+}
+
+/// Writes what outer packets say. Where the way is not known, the destination is not resolved.
+pub(super) fn store_tunnel(row: &TunnelRow, word: u64, way: Option<&TunnelWay>) {
+    let Some(TunnelWay {
+        source, spread, mtu, ..
+    }) = way
+    else {
+        row.how.store(word);
+        return;
+    };
+    let source = address(*source);
+    row.source[0].store(source.high());
+    row.source[1].store(source.low());
+    row.how.store(How(word).on(*mtu, *spread).0);
+}
+
+/// The way that the rows of a destination say, which has a tunnel.
+pub(super) fn tunnel_way(row: &DestinationRow, tunnel: &TunnelRow) -> Option<TunnelWay> {
+    let has_tunnel = row.towards.load() & destination_flag::TUNNEL != 0;
+    let how = How(tunnel.how.load());
+    let source = Address::from_halves(tunnel.source[0].load(), tunnel.source[1].load());
+    Some(TunnelWay {
+        way: has_tunnel.then(|| way(row))??,
+        source: ip(source),
+        spread: how.spread_bits(),
+        mtu: how.mtu(),
+    })
+}
+
 /// An address as the maps have it.
 pub fn address(address: IpAddr) -> Address {
     match address {
@@ -297,6 +351,7 @@ mod tests {
     use lvs_xdp_common::{director, hash, maps::memory::Memory, packet::IpProto, reason::Reason};
 
     use super::*;
+    use crate::api::types::Tunnel;
 
     const VIP: u32 = 0x0a09_0064;
 
@@ -360,6 +415,65 @@ mod tests {
             0,
             "a tunnel is special by itself"
         );
+    }
+
+    #[test]
+    fn a_tunnel_is_read_as_it_was_written() {
+        let (row, tunnel) = (DestinationRow::default(), TunnelRow::default());
+        row.towards.store(destination_flag::USED);
+        assert_eq!(tunnel_word(ForwardingMethod::Dr), 0);
+        for (method, word) in [
+            (Tunnel::Ipip, 1),
+            (
+                Tunnel::Gue {
+                    port: 6080,
+                    checksum: TunnelChecksum::None,
+                },
+                0x17c0_0002,
+            ),
+            (
+                Tunnel::Gue {
+                    port: 6080,
+                    checksum: TunnelChecksum::Remote,
+                },
+                0x17c0_0102,
+            ),
+            (Tunnel::Gre { checksum: false }, 3),
+            (Tunnel::Gre { checksum: true }, 0x103),
+        ] {
+            assert_eq!(tunnel_word(ForwardingMethod::Tunnel(method)), word);
+            let expected = TunnelWay {
+                way: Way::Neighbour {
+                    mac: [2, 1, 2, 3, 4, 5],
+                    source_mac: [2, 5, 4, 3, 2, 1],
+                    if_index: 9,
+                    tags: None,
+                },
+                source: "fd00::1".parse().unwrap(),
+                spread: 3,
+                mtu: 1500,
+            };
+            assert_eq!(tunnel_way(&row, &tunnel), None, "it has no tunnel yet");
+            row.towards
+                .store(destination_flag::USED | destination_flag::TUNNEL);
+            store_tunnel(&tunnel, word, Some(&expected));
+            store_way(&row, Some(expected.way));
+            assert_eq!(tunnel.how.load() & TUNNEL_WORD, word);
+            assert_eq!(tunnel_way(&row, &tunnel), Some(expected));
+            row.towards.store(destination_flag::USED);
+        }
+        // What is summed up has an end.
+        store_tunnel(
+            &tunnel,
+            0x103,
+            Some(&TunnelWay {
+                way: Way::Local,
+                source: "fd00::1".parse().unwrap(),
+                spread: 0,
+                mtu: u16::MAX,
+            }),
+        );
+        assert_eq!(How(tunnel.how.load()).mtu(), tunnel::MOST_SUMMED);
     }
 
     #[test]

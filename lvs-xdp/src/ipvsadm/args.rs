@@ -11,8 +11,8 @@ use super::{
     values,
 };
 use crate::api::types::{
-    Change, ClientMask, Persistence, Protocol, Scheduler, SchedulerFlag, ServerKey, ServerSpec, ServiceKey,
-    Timeouts,
+    Change, ClientMask, ForwardingMethod, Persistence, Protocol, Scheduler, SchedulerFlag, ServerKey,
+    ServerSpec, ServiceKey, Timeouts, Tunnel, TunnelChecksum, TunnelKind,
 };
 
 /// Seconds of `-p` without a value.
@@ -146,6 +146,9 @@ struct Typed<'a> {
     weight: Option<u32>,
     upper_threshold: u32,
     lower_threshold: u32,
+    tunnels: bool,
+    tunnel_kind: Option<TunnelKind>,
+    tunnel_port: u16,
     mark: bool,
     timeouts: Timeouts,
     /// The first option on the line that has no meaning here.
@@ -178,6 +181,7 @@ impl<'a> Typed<'a> {
             )));
         }
         self.mark |= option == Opt::FirewallMark;
+        self.tunnels |= option == Opt::Tunnelling;
         self.unsupported = self.unsupported.or(unsupported_option(option));
         let text = value.unwrap_or_default();
         match option {
@@ -197,6 +201,8 @@ impl<'a> Typed<'a> {
             Opt::Other(kind @ Kind::Weight) => self.weight = Some(values::amount(text, kind)?),
             Opt::Other(kind @ Kind::UpperThreshold) => self.upper_threshold = values::amount(text, kind)?,
             Opt::Other(kind @ Kind::LowerThreshold) => self.lower_threshold = values::amount(text, kind)?,
+            Opt::Other(Kind::TunnelType) => self.tunnel_kind = Some(values::tunnel_kind(text)?),
+            Opt::Other(Kind::TunnelPort) => self.tunnel_port = values::tunnel_port(text)?,
             _ => {}
         }
         Ok(())
@@ -299,21 +305,91 @@ impl<'a> Typed<'a> {
 
     fn server_spec(&self, service: ServiceKey, names: &Names) -> Result<ServerSpec, Failure> {
         let address = values::server_address(self.server.unwrap_or_default(), service.protocol, names)?;
-        if address.is_ipv4() != service.address.is_ipv4() {
+        if address.is_ipv4() != service.address.is_ipv4() && !self.tunnels {
             return Err(Failure::usage(
                 "Different address family is allowed only for tunneling servers",
             ));
         }
-        // Direct routing cannot change the port: as ipvsadm does, whatever was typed is overruled.
+        let method = self.method()?;
+        // Neither direct routing nor a tunnel can change the port: as ipvsadm does, whatever was typed is
+        // overruled.
         let key = ServerKey {
             address,
             port: service.port,
         };
         Ok(ServerSpec {
+            method,
             upper_threshold: self.upper_threshold,
             lower_threshold: self.lower_threshold,
             ..ServerSpec::new(key, self.weight.unwrap_or(DEFAULT_WEIGHT))
         })
+    }
+}
+
+/// What a tunnel's options are to each type of it (`tunnel_types_v_options` of ipvsadm).
+const TUNNEL_OPTIONS: [(Kind, [Rule; 3]); 4] = {
+    use Rule::{Allowed, Illegal, Required};
+    [
+        // Of ipip, gue and gre.
+        (Kind::TunnelPort, [Illegal, Required, Illegal]),
+        (Kind::TunnelNoChecksum, [Illegal, Allowed, Allowed]),
+        (Kind::TunnelChecksum, [Illegal, Allowed, Allowed]),
+        (Kind::TunnelRemoteChecksum, [Illegal, Allowed, Illegal]),
+    ]
+};
+
+impl Typed<'_> {
+    /// How packets reach the server of the line.
+    fn method(&self) -> Result<ForwardingMethod, Failure> {
+        let options = TUNNEL_OPTIONS.map(|(kind, _)| kind);
+        if !self.tunnels {
+            return if self.kinds.has(Kind::TunnelType) || self.kinds.has_any(&options) {
+                Err(Failure::usage("Tunnel options conflict with forward method"))
+            } else {
+                Ok(ForwardingMethod::Dr)
+            };
+        }
+        let tunnel = self.tunnel_kind.unwrap_or(TunnelKind::Ipip);
+        let mut checksum = None;
+        for (kind, rules) in TUNNEL_OPTIONS {
+            let option = kind.name();
+            match (&rules[tunnel as usize], self.kinds.has(kind)) {
+                (Rule::Required, false) => {
+                    return Err(Failure::usage(format!(
+                        "You need to supply the '{option}' option for the '{tunnel}' tunnel type"
+                    )));
+                }
+                (Rule::Illegal, true) => {
+                    return Err(Failure::usage(format!(
+                        "Illegal '{option}' option with the '{tunnel}' tunnel type"
+                    )));
+                }
+                (Rule::Allowed, true) => {
+                    if let Some(last) = checksum.replace(kind) {
+                        return Err(Failure::usage(format!(
+                            "The option '{option}' conflicts with the '{}' option in the '{tunnel}' tunnel type",
+                            last.name()
+                        )));
+                    }
+                }
+                _ => {}
+            }
+        }
+        let checksum = match checksum {
+            Some(Kind::TunnelChecksum) => TunnelChecksum::On,
+            Some(Kind::TunnelRemoteChecksum) => TunnelChecksum::Remote,
+            _ => TunnelChecksum::None,
+        };
+        Ok(ForwardingMethod::Tunnel(match tunnel {
+            TunnelKind::Ipip => Tunnel::Ipip,
+            TunnelKind::Gue => Tunnel::Gue {
+                port: self.tunnel_port,
+                checksum,
+            },
+            TunnelKind::Gre => Tunnel::Gre {
+                checksum: checksum == TunnelChecksum::On,
+            },
+        }))
     }
 }
 
@@ -393,16 +469,7 @@ fn unsupported_option(option: Opt) -> Option<&'static str> {
         Opt::Masquerading => Some(
             "-m (masquerading) is not direct routing, where real servers answer the client themselves: use -g",
         ),
-        Opt::Tunnelling => Some("-i (tunnelling) is not supported yet: use -g"),
-        Opt::Other(kind) => match kind {
-            Kind::Engine => Some("--pe (persistence engines) is not supported yet"),
-            Kind::TunnelType
-            | Kind::TunnelPort
-            | Kind::TunnelNoChecksum
-            | Kind::TunnelChecksum
-            | Kind::TunnelRemoteChecksum => Some("--tun-* (tunnelling) is not supported yet"),
-            _ => None,
-        },
+        Opt::Other(Kind::Engine) => Some("--pe (persistence engines) is not supported yet"),
         _ => None,
     }
 }

@@ -14,7 +14,7 @@ Usage:
   ipvsadm -A|E SERVICE [-s SCHEDULER] [-b FLAG,...] [-p [SECONDS] [-M MASK]] [-o]
   ipvsadm -D SERVICE
   ipvsadm -C
-  ipvsadm -a|e SERVICE -r RIP [-g] [-w WEIGHT] [-x UPPER] [-y LOWER]
+  ipvsadm -a|e SERVICE -r RIP [-g|-i] [-w WEIGHT] [-x UPPER] [-y LOWER]
   ipvsadm -d SERVICE -r RIP
   ipvsadm -L|l [-n] [SERVICE] [--stats [-X] | --thresholds | --persistent-conn] [--nosort]
   ipvsadm -L|l -c [-n]
@@ -52,6 +52,12 @@ Options:
   -o, --ops                     each packet of a UDP service is scheduled by itself
   -r, --real-server RIP         a real server; its port is the service's
   -g, --gatewaying              direct routing, which is the default
+  -i, --ipip                    tunnelling, for real servers on other segments
+      --tun-type TYPE           ipip (the default), gue or gre
+      --tun-port PORT           of gue: the port on which the real server listens
+      --tun-nocsum, --tun-csum, --tun-remcsum
+                                of gue and gre: without a checksum (the default),
+                                with one; of gue: remote checksum offload
   -w, --weight WEIGHT           0 to 2147483647, 1 where none is given; 0 takes no new connections
   -x, --u-threshold UPPER       with so many connections it takes no new ones; 0, the default, is no limit
   -y, --l-threshold LOWER       below so many it takes new ones again; 0, the default, is three quarters of -x

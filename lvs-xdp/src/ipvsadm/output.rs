@@ -127,16 +127,18 @@ fn scheduling(spec: &ServiceSpec) -> String {
     text
 }
 
-/// How packets get to a real server: by direct routing, unless it is the director itself.
+/// How packets get to a real server.
 fn forward(server: &Server) -> &'static str {
     if server.state == ServerState::Local {
         "Local"
+    } else if server.spec.method.tunnel().is_some() {
+        "Tunnel"
     } else {
         "Route"
     }
 }
 
-/// What stands behind a real server's name. None has a tunnel.
+/// What stands behind a real server's name.
 fn columns(server: &Server, view: View, exact: bool) -> String {
     let (active, inactive, persistent) = (server.active, server.inactive, server.persistent);
     let ServerSpec {
@@ -149,7 +151,11 @@ fn columns(server: &Server, view: View, exact: bool) -> String {
     match view {
         View::Stats => counters(server.stats, exact),
         View::Weights => format!(" {:<7} {weight:<6} {connections}", forward(server)),
-        View::TunnelInfo => format!(" {:<7} {:<13} {weight:<6} {connections}", forward(server), "n/a"),
+        View::TunnelInfo => {
+            let tunnel = server.spec.method.tunnel();
+            let tunnel = tunnel.map_or_else(|| "n/a".to_owned(), |tunnel| tunnel.to_string());
+            format!(" {:<7} {tunnel:<13} {weight:<6} {connections}", forward(server))
+        }
         View::Thresholds => format!(" {upper:<10} {lower:<10} {connections}"),
         View::PersistentConnections => format!(" {weight:<9} {persistent:<11} {connections}"),
     }

@@ -7,7 +7,7 @@ use super::{
     Names, order,
     output::{endpoint, flags},
 };
-use crate::api::types::{ForwardingMethod, Persistence, Protocol, Service};
+use crate::api::types::{Persistence, Protocol, Service, Tunnel, TunnelChecksum};
 
 /// Writes the commands, each without the program's name.
 pub(super) fn rules(out: &mut dyn Write, services: Vec<Service>, names: Option<&Names>) -> io::Result<()> {
@@ -37,11 +37,29 @@ pub(super) fn rules(out: &mut dyn Write, services: Vec<Service>, names: Option<&
         for server in order::servers(service.servers) {
             let spec = server.spec;
             let server = endpoint(spec.key.address, spec.key.port, key.protocol, names);
-            let method = match spec.method {
-                ForwardingMethod::Dr => "-g",
-            };
-            writeln!(out, "-a {option} {name} -r {server} {method} -w {}", spec.weight)?;
+            let tunnel = spec.method.tunnel();
+            let method = if tunnel.is_some() { "-i" } else { "-g" };
+            write!(out, "-a {option} {name} -r {server} {method} -w {}", spec.weight)?;
+            if let Some(tunnel) = tunnel {
+                write!(out, "{}", options(tunnel))?;
+            }
+            writeln!(out)?;
         }
     }
     Ok(())
+}
+
+/// The options of a tunnel, each with a blank before it.
+fn options(tunnel: Tunnel) -> String {
+    let mut text = format!(" --tun-type {}", tunnel.kind());
+    if let Some(port) = tunnel.port() {
+        text += &format!(" --tun-port {port}");
+    }
+    text += match tunnel.checksum() {
+        None => "",
+        Some(TunnelChecksum::None) => " --tun-nocsum",
+        Some(TunnelChecksum::On) => " --tun-csum",
+        Some(TunnelChecksum::Remote) => " --tun-remcsum",
+    };
+    text
 }

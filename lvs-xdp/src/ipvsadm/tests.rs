@@ -243,10 +243,6 @@ fn missing_features_are_refused_in_one_line() {
             "-m (masquerading) is not direct routing",
         ),
         (
-            "-a -t 10.0.0.1:80 -r 10.0.0.2 -i",
-            "-i (tunnelling) is not supported yet: use -g",
-        ),
-        (
             "-A -t 10.0.0.1:80 -s rr -b flag-1",
             "-b flag-1 is not supported: the scheduler rr has no such flag",
         ),
@@ -306,6 +302,26 @@ fn usage_errors_need_no_agent() {
         (
             "-a -t 10.0.0.1:80 -r [fd00::2]:80",
             "Different address family is allowed only for tunneling servers",
+        ),
+        (
+            "-a -t 10.0.0.1:80 -r 10.0.0.2 -i --tun-type gue --tun-port 0",
+            "illegal tunnel port specified",
+        ),
+        (
+            "-a -t 10.0.0.1:80 -r 10.0.0.2 -i --tun-port 1",
+            "Illegal 'tun-port' option with the 'ipip' tunnel type",
+        ),
+        (
+            "-a -t 10.0.0.1:80 -r 10.0.0.2 -i --tun-type gre --tun-remcsum",
+            "Illegal 'tun-remcsum' option with the 'gre' tunnel type",
+        ),
+        (
+            "-e -t 10.0.0.1:80 -r 10.0.0.2 -i --tun-type gue --tun-port 1 --tun-nocsum --tun-csum",
+            "The option 'tun-csum' conflicts with the 'tun-nocsum' option in the 'gue' tunnel type",
+        ),
+        (
+            "-a -t 10.0.0.1:80 -r 10.0.0.2 --tun-csum",
+            "Tunnel options conflict with forward method",
         ),
         ("-a -t 10.0.0.1:80 -r 10.0.0.2 -w=-1", "illegal weight specified"),
         ("-A -t 10.0.0.1:80 -s rr -b zz", "invalid scheduler flag `zz'"),

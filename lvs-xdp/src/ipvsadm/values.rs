@@ -7,7 +7,7 @@ use std::{
 
 use super::{Failure, Names, names::inet_aton, options::Kind};
 use crate::{
-    api::types::{ClientMask, Protocol, Scheduler, SchedulerFlag, ServiceKey, Timeouts},
+    api::types::{ClientMask, Protocol, Scheduler, SchedulerFlag, ServiceKey, Timeouts, TunnelKind},
     model::{MAX_TIMEOUT, MAX_WEIGHT},
 };
 
@@ -56,6 +56,19 @@ pub(super) fn amount(text: &str, kind: Kind) -> Result<u32, Failure> {
             _ => "illegal weight specified",
         })
     })
+}
+
+/// `--tun-type`.
+pub(super) fn tunnel_kind(text: &str) -> Result<TunnelKind, Failure> {
+    text.parse()
+        .map_err(|_| Failure::usage("illegal tunnel type specified"))
+}
+
+/// `--tun-port`.
+pub(super) fn tunnel_port(text: &str) -> Result<u16, Failure> {
+    number(text, 1..=u16::MAX.into())
+        .and_then(|port| u16::try_from(port).ok())
+        .ok_or_else(|| Failure::usage("illegal tunnel port specified"))
 }
 
 /// The three values of `--set`: seconds, 0 to 31 days, 0 for one that stays.

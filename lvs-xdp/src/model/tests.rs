@@ -5,7 +5,9 @@ use proptest::{
 };
 
 use super::*;
-use crate::api::types::{Drain, Removal, SchedulerFlag, ServiceSettings};
+use crate::api::types::{
+    Drain, ForwardingMethod, Removal, SchedulerFlag, ServiceSettings, Tunnel, TunnelChecksum,
+};
 
 fn service_key(address: &str, port: u16) -> ServiceKey {
     ServiceKey {
@@ -173,6 +175,59 @@ fn unfit_servers() {
             ErrorCode::Invalid,
             words,
         );
+    }
+}
+
+fn tunnelled(address: &str, port: u16, tunnel: Tunnel) -> ServerSpec {
+    ServerSpec {
+        method: ForwardingMethod::Tunnel(tunnel),
+        ..server(address, port, 1)
+    }
+}
+
+#[test]
+fn a_tunnel_may_lead_to_another_family_and_stands_beside_direct_routing() {
+    let (mut model, key) = with_service();
+    let gue = Tunnel::Gue {
+        port: 6080,
+        checksum: TunnelChecksum::Remote,
+    };
+    let servers = [
+        tunnelled("2001:db8::1", 80, Tunnel::Ipip),
+        server("198.51.100.1", 80, 1),
+        tunnelled("198.51.100.2", 80, gue),
+    ];
+    for server in &servers {
+        model.apply(&[add_server(key, server.clone())]).unwrap();
+    }
+    let mut kept: Vec<_> = model.services()[&key].servers.clone();
+    kept.reverse();
+    assert_eq!(kept, servers);
+    let direct = server("2001:db8::1", 80, 1);
+    let edit = Change::EditServer {
+        service: key,
+        server: direct,
+    };
+    refused(&model, edit, ErrorCode::Invalid, "family");
+}
+
+#[test]
+fn unfit_tunnels() {
+    let (model, key) = with_service();
+    let gue = Tunnel::Gue {
+        port: 0,
+        checksum: TunnelChecksum::None,
+    };
+    for (server, words) in [
+        (
+            tunnelled("198.51.100.1", 81, Tunnel::Ipip),
+            "use the service's port 80",
+        ),
+        (tunnelled("198.51.100.1", 80, gue), "cannot go to port 0"),
+        (tunnelled("224.0.0.1", 80, Tunnel::Ipip), "multicast"),
+        (tunnelled(VIP, 80, Tunnel::Ipip), "own address"),
+    ] {
+        refused(&model, add_server(key, server), ErrorCode::Invalid, words);
     }
 }
 

@@ -151,8 +151,10 @@ impl Actor {
                 self.publish();
                 self.table.forget(address);
                 self.held.release(address);
-                self.view
-                    .send_modify(|view| drop(view.resolutions.remove(&address)));
+                self.view.send_modify(|view| {
+                    view.resolutions.remove(&address);
+                    view.paths.remove(&address);
+                });
                 let _gone = done.send(());
             }
         }
@@ -199,14 +201,17 @@ impl Actor {
 
     /// Asks the kernel for the route and the entry of an address, and has it resolve it.
     async fn refresh(&mut self, address: IpAddr) {
-        let route = match self.kernel.route(address).await {
-            Ok(route) => route,
+        let by = self.table.scope(address);
+        let (route, path) = match self.kernel.route(address, by).await {
+            Ok(answer) => answer,
             Err(error) => {
                 tracing::warn!(%address, %error, "asking for the route");
                 return;
             }
         };
         let before = self.table.on_link(address);
+        // First, so that whoever hears of the route knows the path.
+        self.table.set_path(address, path);
         self.table.set_route(address, route, Instant::now());
         let on_link = self.table.on_link(address);
         if before.is_some() && before != on_link {
@@ -283,6 +288,11 @@ impl Actor {
                     Event::Resolution { address, resolution } => {
                         view.resolutions.insert(*address, resolution.clone());
                     }
+                    Event::Path { address, path: None } => drop(view.paths.remove(address)),
+                    Event::Path {
+                        address,
+                        path: Some(path),
+                    } => drop(view.paths.insert(*address, *path)),
                     Event::LocalAddresses(addresses) => view.local.clone_from(addresses),
                     Event::Link { if_index, link } => {
                         Arc::make_mut(&mut view.links).set(*if_index, link.clone());

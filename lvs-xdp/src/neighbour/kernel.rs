@@ -18,14 +18,17 @@ use rtnetlink::{
             NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
             NeighbourState,
         },
-        route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteType, RouteVia},
+        route::{
+            RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteType,
+            RouteVia,
+        },
     },
     sys::{AsyncSocket as _, Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
 use tokio::task::JoinSet;
 
 use super::{
-    Link, LinkKind, Mac, OffLink,
+    Link, LinkKind, Mac, OffLink, Path,
     table::{Entry, EntryState, News, Route},
 };
 
@@ -128,14 +131,15 @@ impl Kernel {
         Ok(messages.iter().filter_map(news).collect())
     }
 
-    /// How an address is reached.
-    pub(super) async fn route(&self, address: IpAddr) -> io::Result<Route> {
+    /// How an address is reached, by interface `by` where that is given, and what more is known of a packet's path.
+    pub(super) async fn route(&self, address: IpAddr, by: Option<u32>) -> io::Result<(Route, Option<Path>)> {
         let mut message = RouteMessage::default();
         message.header.address_family = family(address);
         message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
         message
             .attributes
             .push(RouteAttribute::Destination(address.into()));
+        message.attributes.extend(by.map(RouteAttribute::Oif));
         match self
             .handle
             .route()
@@ -145,12 +149,12 @@ impl Kernel {
             .await
             .map_err(to_io)
         {
-            Ok(Some(answer)) => Ok(route(&answer)),
+            Ok(Some(answer)) => Ok((route(&answer), path(&answer))),
             Ok(None) => Err(io::ErrorKind::UnexpectedEof.into()),
             Err(error) => match error.raw_os_error() {
                 // No route; a route of type unreachable, prohibit, blackhole.
                 Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL) => {
-                    Ok(Route::OffLink(OffLink::NoRoute))
+                    Ok((Route::OffLink(OffLink::NoRoute), None))
                 }
                 _ => Err(error),
             },
@@ -304,6 +308,7 @@ fn link(message: &LinkMessage, exists: bool) -> Option<News> {
     }
     let mut name = None;
     let mut mac = None;
+    let mut mtu = 0;
     let mut kind = LinkKind::Plain;
     let mut lower = None;
     let mut master = None;
@@ -312,6 +317,7 @@ fn link(message: &LinkMessage, exists: bool) -> Option<News> {
         match attribute {
             LinkAttribute::IfName(value) => name = Some(value.clone()),
             LinkAttribute::Address(value) => mac = to_mac(value),
+            LinkAttribute::Mtu(value) => mtu = *value,
             LinkAttribute::LinkInfo(info) => kind = link_kind(info),
             LinkAttribute::Link(index) => lower = Some(*index),
             // That index counts the interfaces of another network namespace.
@@ -328,6 +334,7 @@ fn link(message: &LinkMessage, exists: bool) -> Option<News> {
         link: Some(Link {
             name: name?,
             mac,
+            mtu,
             running,
             kind,
             // Of other kinds it is something else: a veth's is the cable's other end.
@@ -485,6 +492,32 @@ fn route(message: &RouteMessage) -> Route {
         Some(if_index) => Route::OnLink { if_index, source },
         None => Route::OffLink(OffLink::NoRoute),
     }
+}
+
+/// The path of packets that are routed; `None` where they are not, or are wrapped into something else.
+fn path(message: &RouteMessage) -> Option<Path> {
+    if message.header.kind != RouteType::Unicast {
+        return None;
+    }
+    let mut path = Path::default();
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Gateway(gateway) => path.gateway = to_ip(gateway),
+            RouteAttribute::Via(RouteVia::Inet(gateway)) => path.gateway = Some((*gateway).into()),
+            RouteAttribute::Via(RouteVia::Inet6(gateway)) => path.gateway = Some((*gateway).into()),
+            RouteAttribute::EncapType(_) => return None,
+            RouteAttribute::Oif(index) => path.if_index = *index,
+            RouteAttribute::PrefSource(address) => path.source = to_ip(address),
+            RouteAttribute::Metrics(metrics) => {
+                path.mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    Some(path)
 }
 
 fn to_ip(address: &RouteAddress) -> Option<IpAddr> {

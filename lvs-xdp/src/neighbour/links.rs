@@ -30,6 +30,8 @@ pub struct Link {
     pub name: String,
     /// Its MAC address; `None` where it has none (a tunnel).
     pub mac: Option<Mac>,
+    /// The longest packet that it sends, in bytes.
+    pub mtu: u32,
     /// Whether it is set up (`ip link set up`) and has a carrier.
     pub running: bool,
     /// What kind it is.
@@ -172,6 +174,7 @@ mod tests {
         Link {
             name: name.to_owned(),
             mac: Some(mac(last)),
+            mtu: 1500,
             running: true,
             kind,
             lower,

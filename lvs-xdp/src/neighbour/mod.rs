@@ -123,6 +123,19 @@ impl fmt::Display for OffLink {
     }
 }
 
+/// What the kernel's routes say of packets that this host sends to an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Path {
+    /// The router that they are sent to; `None` where the address is on a segment of this host.
+    pub gateway: Option<IpAddr>,
+    /// The interface that they leave by.
+    pub if_index: u32,
+    /// The address that they are sent from.
+    pub source: Option<IpAddr>,
+    /// The longest packet in bytes, where that is known to be less than what the interface sends.
+    pub mtu: Option<u32>,
+}
+
 /// Something changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -132,6 +145,13 @@ pub enum Event {
         address: IpAddr,
         /// The way to it from now on.
         resolution: Resolution,
+    },
+    /// The path of packets to a watched address.
+    Path {
+        /// The address.
+        address: IpAddr,
+        /// The path from now on; `None` where there is no route.
+        path: Option<Path>,
     },
     /// The addresses held by the interfaces of this host, all of them.
     LocalAddresses(BTreeSet<IpAddr>),
@@ -149,6 +169,7 @@ pub enum Event {
 #[derive(Debug, Clone, Default)]
 struct View {
     resolutions: BTreeMap<IpAddr, Resolution>,
+    paths: BTreeMap<IpAddr, Path>,
     local: BTreeSet<IpAddr>,
     links: Arc<Links>,
 }
@@ -232,6 +253,11 @@ impl Neighbours {
         // Time out, task gone: what is known by then is the answer in either case.
         drop(tokio::time::timeout(timeout, known).await);
         self.resolution(address).unwrap_or(Resolution::Resolving)
+    }
+
+    /// The path of packets to a watched address, where there is a route.
+    pub fn path(&self, address: IpAddr) -> Option<Path> {
+        self.view.borrow().paths.get(&address).copied()
     }
 
     /// Whether an interface of this host holds this address.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    Event, Link, Mac, OffLink, Resolution,
+    Event, Link, Mac, OffLink, Path, Resolution,
     schedule::{Schedule, Step},
 };
 
@@ -86,6 +86,7 @@ pub(super) enum News {
 struct Watched {
     /// `None` until it was asked for.
     route: Option<Route>,
+    path: Option<Path>,
     entry: Option<Entry>,
     /// Nobody answered since it was last usable: a kernel that starts to ask again does not
     /// make it better.
@@ -128,6 +129,7 @@ impl Table {
         }
         let watched = Watched {
             route: None,
+            path: None,
             entry: None,
             failed: false,
             probed: None,
@@ -171,6 +173,29 @@ impl Table {
     /// The kernel's entry for an address, as far as it is known.
     pub(super) fn entry(&self, address: IpAddr) -> Option<Entry> {
         self.watched.get(&address)?.entry
+    }
+
+    /// The interface that a link-local IPv6 address is meant to be behind, which by itself names a host of each
+    /// segment: that of the way on which it is a router.
+    pub(super) fn scope(&self, address: IpAddr) -> Option<u32> {
+        let IpAddr::V6(v6) = address else { return None };
+        let mut paths = self.watched.values().filter_map(|watched| watched.path);
+        let path = paths.find(|path| v6.is_unicast_link_local() && path.gateway == Some(address))?;
+        Some(path.if_index)
+    }
+
+    /// What the kernel's routes say of packets to an address.
+    pub(super) fn set_path(&mut self, address: IpAddr, path: Option<Path>) {
+        if let Some(watched) = self.watched.get_mut(&address)
+            && watched.path != path
+        {
+            watched.path = path;
+            self.events.push(Event::Path { address, path });
+            let gateway = path.and_then(|path| path.gateway);
+            // A router of that address may be meant to be on another segment now.
+            self.reroute
+                .extend(gateway.filter(|gateway| self.watched.contains_key(gateway)));
+        }
     }
 
     /// The kernel's answer to how an address is reached.

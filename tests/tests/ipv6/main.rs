@@ -1,6 +1,7 @@
 //! What is IPv6's own: its addresses in hashes and prefixes, its extension headers, its neighbour discovery, its
 //! resets and ICMPv6 errors. What is the same in both families is tested over both elsewhere.
 
+mod answers;
 mod host;
 mod neighbours;
 mod persistence;

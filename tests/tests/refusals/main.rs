@@ -174,7 +174,7 @@ fn changes_that_make_no_sense() -> Result<()> {
         (
             format!("server add {http} 192.168.2.210:81"),
             2,
-            ["direct routing keeps the port", "80"],
+            ["neither direct routing nor a tunnel changes the port", "80"],
         ),
         (
             String::from("server add tcp 192.168.2.100:81 192.168.2.210"),

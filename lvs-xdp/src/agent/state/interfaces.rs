@@ -1,11 +1,14 @@
 //! The director's interfaces, and the ways to real servers that lead through them.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
-use lvs_xdp_common::abi::Tags;
+use lvs_xdp_common::abi::{Tags, vip_flag};
 use tracing::{info, warn};
 
-use super::{State, servers};
+use super::{State, servers, tunnels::tunnelled};
 use crate::{
     agent::nic,
     dataplane::compile::Way,
@@ -79,6 +82,9 @@ impl State {
         for address in servers(&self.model) {
             self.note_way(address);
         }
+        for address in tunnelled(&self.model).into_keys() {
+            self.note_tunnel(address);
+        }
     }
 
     /// Brings what is known of the way to a server into the tables.
@@ -91,19 +97,11 @@ impl State {
                 if_index,
                 ..
             }) => {
-                let links = self.neighbours.links();
-                let exit = links.exit(if_index, |if_index| self.dataplane.is_attached(if_index));
-                let tags = self.tags(&exit);
-                let what = format!("real server {address} cannot be reached");
-                let why = "it is behind more than two VLANs";
-                self.faults.note(what, tags.map(drop).ok_or(why));
-                let Some(tags) = tags else { return };
-                Some(Way::Neighbour {
-                    mac,
-                    source_mac,
-                    if_index: exit.if_index,
-                    tags,
-                })
+                let way = self.neighbour_way(address, mac, source_mac, if_index);
+                if way.is_none() {
+                    return;
+                }
+                way
             }
             Some(Resolution::Local) => Some(Way::Local),
             // Connections keep the last MAC address; but what was the director is so no more.
@@ -122,6 +120,29 @@ impl State {
         self.are_peers_stale = true;
     }
 
+    /// The way to a server by a neighbour on an interface, which is the server or a router; `None` where frames
+    /// cannot go there.
+    pub(super) fn neighbour_way(
+        &mut self,
+        address: IpAddr,
+        mac: [u8; 6],
+        source_mac: [u8; 6],
+        if_index: u32,
+    ) -> Option<Way> {
+        let links = self.neighbours.links();
+        let exit = links.exit(if_index, |if_index| self.dataplane.is_attached(if_index));
+        let tags = self.tags(&exit);
+        let what = format!("real server {address} cannot be reached");
+        let why = "it is behind more than two VLANs";
+        self.faults.note(what, tags.map(drop).ok_or(why));
+        Some(Way::Neighbour {
+            mac,
+            source_mac,
+            if_index: exit.if_index,
+            tags: tags?,
+        })
+    }
+
     /// The tags of frames that leave by an exit; `Some(None)` where no frame has to change its tags, and `None`
     /// where there is no room for all of them.
     fn tags(&self, exit: &Exit) -> Option<Option<Tags>> {
@@ -136,6 +157,26 @@ impl State {
     /// serves itself.
     pub(super) fn peers(&self, model: &Model) -> BTreeSet<[u8; 6]> {
         peers(model, |address| self.compiler.way(address))
+    }
+
+    /// The virtual addresses, and which of them the host holds.
+    pub(super) fn vips(&self, model: &Model) -> BTreeMap<IpAddr, u64> {
+        let flags = |address| {
+            let local = if self.compiler.is_local(address) {
+                vip_flag::LOCAL
+            } else {
+                0
+            };
+            (address, vip_flag::USED | local)
+        };
+        model.services().keys().map(|key| flags(key.address)).collect()
+    }
+
+    /// Notes which there are.
+    pub(super) fn follow_vips(&mut self, vips: &BTreeMap<IpAddr, u64>) {
+        let noted = self.dataplane.set_vips(vips);
+        self.faults
+            .note("echo requests to some virtual addresses are not answered", noted);
     }
 
     /// Notes which are such.

@@ -1,6 +1,8 @@
 //! What the agent says of its state: services with their real servers, and the status.
 
-use super::{State, servers};
+use std::collections::BTreeSet;
+
+use super::{State, tunnels::reach};
 use crate::{
     api::types::{Server, ServerSpec, ServerState, Service, ServiceKey, Stats, Status},
     dataplane,
@@ -40,7 +42,7 @@ impl State {
     fn server(&self, service: &ServiceKey, spec: &ServerSpec) -> Server {
         let id = self.compiler.destination(service, &spec.key);
         let (active, inactive) = id.map(|id| self.compiler.counts(id)).unwrap_or_default();
-        let (state, mac, interface) = match self.neighbours.resolution(spec.key.address) {
+        let (state, mac, interface) = match reach(&self.neighbours, spec) {
             Some(Resolution::Ready { mac, interface, .. }) => (
                 ServerState::Ready,
                 Some(dataplane::mac_text(mac)),
@@ -64,6 +66,30 @@ impl State {
         }
     }
 
+    /// Why a server gets nothing, where it can get nothing.
+    fn fault(&self, server: &ServerSpec) -> Option<String> {
+        let address = server.key.address;
+        let tunnel = server.method.tunnel();
+        let why = match (reach(&self.neighbours, server)?, tunnel) {
+            (Resolution::Unreachable, None) => format!(
+                "it does not answer {}: it gets no new connections",
+                neighbour::protocol(address)
+            ),
+            (Resolution::Unreachable, Some(_)) => {
+                let path = self.neighbours.path(address);
+                let hop = path.and_then(|path| path.gateway).unwrap_or(address);
+                format!(
+                    "{hop}, the next hop of its tunnel, does not answer {}: it gets no new connections",
+                    neighbour::protocol(hop)
+                )
+            }
+            (Resolution::NotOnLink(why), None) => format!("direct routing cannot reach it: {why}"),
+            (Resolution::NotOnLink(why), Some(_)) => format!("its tunnel has no way: {why}"),
+            (Resolution::Resolving | Resolution::Local | Resolution::Ready { .. }, _) => return None,
+        };
+        Some(format!("real server {address}: {why}"))
+    }
+
     pub(super) fn status(&self) -> Status {
         let capacity = self.dataplane.capacity();
         let generic = self.dataplane.attached().filter_map(|attached| {
@@ -73,17 +99,10 @@ impl State {
                 attached.name
             ))
         });
-        let servers = servers(&self.model).into_iter().filter_map(|address| {
-            let why = match self.neighbours.resolution(address)? {
-                Resolution::Unreachable => format!(
-                    "it does not answer {}: it gets no new connections",
-                    neighbour::protocol(address)
-                ),
-                Resolution::NotOnLink(why) => format!("direct routing cannot reach it: {why}"),
-                Resolution::Resolving | Resolution::Local | Resolution::Ready { .. } => return None,
-            };
-            Some(format!("real server {address}: {why}"))
-        });
+        let faults: BTreeSet<_> = (self.model.services().values())
+            .flat_map(|entry| &entry.servers)
+            .filter_map(|server| self.fault(server))
+            .collect();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -107,7 +126,7 @@ impl State {
                 .iter()
                 .cloned()
                 .chain(generic)
-                .chain(servers)
+                .chain(faults)
                 .collect(),
         }
     }

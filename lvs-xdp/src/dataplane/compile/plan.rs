@@ -15,8 +15,8 @@ use crate::{
     dataplane::{
         extents::Extent,
         rows::{
-            address, count, high, kind, length, limits, list_words, live, low, options, ring_extent,
-            ring_words, slots,
+            TUNNEL_WORD, address, count, high, kind, length, limits, list_words, live, low, options,
+            ring_extent, ring_words, slots, tunnel_word,
         },
     },
     model::{Model, ServiceEntry},
@@ -59,6 +59,8 @@ pub(super) struct Setting {
     /// [`limits`].
     pub(super) limits: u64,
     pub(super) is_draining: bool,
+    /// [`tunnel_word`].
+    pub(super) tunnel: u64,
 }
 
 impl Compiler {
@@ -207,6 +209,7 @@ impl Compiler {
                 last_weight,
                 limits: limits(server),
                 is_draining: server.drain.is_some(),
+                tunnel: tunnel_word(server.method),
             });
             members.push(Member {
                 address: address(server.key.address),
@@ -313,12 +316,15 @@ impl Compiler {
     /// What a destination is set to.
     pub(super) fn setting(&self, id: u32) -> Setting {
         let row = &self.tables.destinations[id as usize];
+        let is_tunnel = row.towards.load() & destination_flag::TUNNEL != 0;
+        let tunnel = self.tables.tunnels[id as usize].how.load() & TUNNEL_WORD;
         Setting {
             id,
             weight: low(row.weight.load()),
             last_weight: high(row.port.load()),
             limits: self.tables.counts[id as usize].limits.load(),
             is_draining: row.towards.load() & destination_flag::DRAINING != 0,
+            tunnel: if is_tunnel { tunnel } else { 0 },
         }
     }
 

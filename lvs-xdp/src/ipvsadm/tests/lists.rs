@@ -155,6 +155,48 @@ fn other_columns_take_the_place_of_the_weight() {
     assert_eq!(of_web("--thresholds --rate --stats"), of_web("--stats"));
 }
 
+/// As recorded of the real one (the session `forwarding-methods`, without its masqueraded server).
+#[test]
+fn tunnels_are_listed_and_saved_as_by_ipvsadm() {
+    let mut director = Memory::default();
+    for line in [
+        "-A -t 10.0.0.1:80 -s rr",
+        "-a -t 10.0.0.1:80 -r 10.0.0.2:80 -g",
+        "-a -t 10.0.0.1:80 -r 10.0.0.3:80 -i",
+        "-a -t 10.0.0.1:80 -r 10.0.0.6:8080 -i",
+        "-a -t 10.0.0.1:80 -r 10.0.0.7 -i --tun-type gue --tun-port 6080",
+        "-a -t 10.0.0.1:80 -r 10.0.0.8 -i --tun-type gre",
+        "-a -t 10.0.0.1:80 -r 10.0.0.9 -i --tun-type gre --tun-csum",
+        "-a -t 10.0.0.1:80 -r [fd00::9]:80 -i --tun-type gue --tun-port 1 --tun-remcsum",
+    ] {
+        assert_eq!(stdout_of(&mut director, line), "", "{line}");
+    }
+    assert_eq!(
+        stdout_of(&mut director, "-L -n --tun-info -t 10.0.0.1:80"),
+        "Prot LocalAddress:Port Scheduler Flags\n\
+         \x20 -> RemoteAddress:Port           Forward TunnelInfo    Weight ActiveConn InActConn\n\
+         TCP  10.0.0.1:80 rr\n\
+         \x20 -> 10.0.0.2:80                  Route   n/a           1      0          0         \n\
+         \x20 -> 10.0.0.3:80                  Tunnel  ipip          1      0          0         \n\
+         \x20 -> 10.0.0.6:80                  Tunnel  ipip          1      0          0         \n\
+         \x20 -> 10.0.0.7:80                  Tunnel  gue:6080:-c   1      0          0         \n\
+         \x20 -> 10.0.0.8:80                  Tunnel  gre:-c        1      0          0         \n\
+         \x20 -> 10.0.0.9:80                  Tunnel  gre:+c        1      0          0         \n\
+         \x20 -> [fd00::9]:80                 Tunnel  gue:1:r+c     1      0          0         \n"
+    );
+    assert_eq!(
+        stdout_of(&mut director, "-S -n"),
+        "-A -t 10.0.0.1:80 -s rr\n\
+         -a -t 10.0.0.1:80 -r 10.0.0.2:80 -g -w 1\n\
+         -a -t 10.0.0.1:80 -r 10.0.0.3:80 -i -w 1 --tun-type ipip\n\
+         -a -t 10.0.0.1:80 -r 10.0.0.6:80 -i -w 1 --tun-type ipip\n\
+         -a -t 10.0.0.1:80 -r 10.0.0.7:80 -i -w 1 --tun-type gue --tun-port 6080 --tun-nocsum\n\
+         -a -t 10.0.0.1:80 -r 10.0.0.8:80 -i -w 1 --tun-type gre --tun-nocsum\n\
+         -a -t 10.0.0.1:80 -r 10.0.0.9:80 -i -w 1 --tun-type gre --tun-csum\n\
+         -a -t 10.0.0.1:80 -r [fd00::9]:80 -i -w 1 --tun-type gue --tun-port 1 --tun-remcsum\n"
+    );
+}
+
 #[test]
 fn connections_are_listed_in_the_agents_order() {
     let mut director = busy();

@@ -1,0 +1,39 @@
+//! The virtual addresses, for packets that have no port: echo requests, fragments.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use anyhow::Context as _;
+use aya::maps::{HashMap, MapData};
+use lvs_xdp_common::abi::name;
+
+use super::{Dataplane, pins::open_map, rows};
+
+impl Dataplane {
+    /// Notes the virtual addresses with their [`vip_flag`](lvs_xdp_common::abi::vip_flag)s, and no others.
+    ///
+    /// # Errors
+    ///
+    /// Where they are more than the map has room for, or it cannot be changed.
+    pub fn set_vips(&mut self, vips: &BTreeMap<IpAddr, u64>) -> anyhow::Result<()> {
+        let mut map: HashMap<MapData, [u64; 2], u64> =
+            open_map(&self.pins.generation(self.generation), name::VIPS)?;
+        let wanted: BTreeMap<_, _> = vips
+            .iter()
+            .map(|(vip, flags)| {
+                let address = rows::address(*vip);
+                ([address.high(), address.low()], *flags)
+            })
+            .collect();
+        let known: BTreeMap<_, _> = map.iter().collect::<Result<_, _>>()?;
+        for gone in known.keys().filter(|address| !wanted.contains_key(*address)) {
+            map.remove(gone)?;
+        }
+        for (address, flags) in &wanted {
+            if known.get(address) != Some(flags) {
+                map.insert(address, flags, 0)
+                    .context("there is no room for more virtual addresses")?;
+            }
+        }
+        Ok(())
+    }
+}
