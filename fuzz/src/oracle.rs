@@ -156,7 +156,11 @@ fn whole(frame: &[u8]) -> Option<SlicedPacket<'_>> {
 
 /// Where the packet in a frame begins.
 fn at(frame: &SlicedPacket<'_>) -> usize {
-    14 + frame.link_exts.iter().map(|tag| tag.header_len()).sum::<usize>()
+    14 + frame
+        .link_exts
+        .iter()
+        .map(LinkExtSlice::header_len)
+        .sum::<usize>()
 }
 
 /// The packet of a frame that has at most two tags.

@@ -51,7 +51,7 @@ fn kernel_and_host_decide_alike() {
     let met: Vec<_> = thread::scope(|scope| {
         let sequences = (0..SEQUENCES).map(|number| scope.spawn(move || compare(seed.wrapping_add(number))));
         let sequences: Vec<_> = sequences.collect();
-        let met = sequences.into_iter().map(|sequence| sequence.join());
+        let met = sequences.into_iter().map(thread::ScopedJoinHandle::join);
         met.map(|met| met.expect("kernel and host decide alike"))
             .collect()
     });
