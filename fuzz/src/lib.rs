@@ -37,7 +37,7 @@ pub fn run(input: &[u8]) {
             Outcome::Forward if verdict.is_special => {
                 match rewrite::rewrite(&mut out, &maps, verdict.destination) {
                     Ok(()) => oracle::special(&maps, verdict.destination, frame, &out),
-                    Err(reason) if reason.outcome() == Outcome::Answer => oracle::answer(frame, &out),
+                    Err(reason) if reason.outcome() == Outcome::Answer => oracle::answer(reason, frame, &out),
                     Err(_) => {}
                 }
             }
@@ -47,7 +47,7 @@ pub fn run(input: &[u8]) {
             }
             Outcome::Answer => {
                 if answer::answer(&mut out, verdict.reason).is_some() {
-                    oracle::answer(frame, &out);
+                    oracle::answer(verdict.reason, frame, &out);
                 }
             }
             // Left as it is, or thrown away.

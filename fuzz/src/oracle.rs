@@ -1,13 +1,14 @@
 //! What must hold of a frame that leaves, whatever came in.
 
 use etherparse::{
-    Icmpv4Slice, Icmpv6Slice, Ipv4HeaderSlice, Ipv6Header, Ipv6HeaderSlice, LinkExtSlice, NetSlice,
-    SlicedPacket, TcpSlice, TransportSlice, UdpSlice, err::packet::SliceError,
+    Icmpv6Slice, Ipv4HeaderSlice, Ipv6Header, Ipv6HeaderSlice, LinkExtSlice, NetSlice, SlicedPacket,
+    TcpSlice, TransportSlice, UdpSlice, err::packet::SliceError,
 };
 use lvs_xdp_common::{
     abi::{DestinationRow, destination_flag},
     maps::{Maps as _, memory::Memory},
     packet::{Address, Mac},
+    reason::Reason,
 };
 
 use crate::tables::{addresses, mac};
@@ -56,7 +57,7 @@ pub fn special(maps: &Memory, destination: u32, before: &[u8], after: &[u8]) {
         assert_eq!(behind, packet, "the packet has changed");
         return;
     }
-    checksums(&found);
+    assert_eq!(wrong_checksum(&found), None, "a wrong checksum of the tunnel");
     let Some(NetSlice::Ipv4(_) | NetSlice::Ipv6(_)) = found.net else {
         panic!("a tunnel without IP");
     };
@@ -74,12 +75,19 @@ pub fn special(maps: &Memory, destination: u32, before: &[u8], after: &[u8]) {
 /// # Panics
 ///
 /// Where it does not go back from a virtual address, or a length or checksum is wrong.
-pub fn answer(before: &[u8], after: &[u8]) {
+pub fn answer(reason: Reason, before: &[u8], after: &[u8]) {
     assert_eq!(after[..6], before[6..MACS], "it goes to another host");
     assert_eq!(after[6..MACS], before[..6], "it comes from another host");
-    let found = whole(after).expect("an answer has no extension headers");
+    let Some(found) = whole(after) else {
+        assert_eq!(
+            reason,
+            Reason::Echo,
+            "only what is turned round has extension headers"
+        );
+        return;
+    };
     let asked = SlicedPacket::from_ethernet(before);
-    if let Ok(asked) = asked {
+    if let Ok(asked) = &asked {
         let tags = |packet: &SlicedPacket<'_>| {
             let tags = packet.link_exts.iter().map(|tag| match tag {
                 LinkExtSlice::Vlan(tag) => tag.slice()[..2].to_vec(),
@@ -87,7 +95,7 @@ pub fn answer(before: &[u8], after: &[u8]) {
             });
             tags.collect::<Vec<_>>()
         };
-        assert_eq!(tags(&found), tags(&asked), "the answer has other tags");
+        assert_eq!(tags(&found), tags(asked), "the answer has other tags");
     }
     let source = match &found.net {
         Some(NetSlice::Ipv4(packet)) => {
@@ -107,13 +115,18 @@ pub fn answer(before: &[u8], after: &[u8]) {
         Some(NetSlice::Arp(_)) | None => panic!("an answer without IP"),
     };
     assert!(addresses().contains(&source), "an answer from no virtual address");
-    assert_eq!(
-        at(&found) + outer_length(&found),
-        after.len(),
+    // An echo reply keeps what was behind the request: a short frame's padding.
+    let end = at(&found) + outer_length(&found);
+    assert!(
+        end == after.len() || reason == Reason::Echo,
         "something is behind the answer"
     );
     assert!(found.transport.is_some(), "an answer that says nothing");
-    checksums(&found);
+    // An echo reply is the request turned round: it is as broken as that was.
+    let was_broken = asked.is_ok_and(|asked| wrong_checksum(&asked).is_some());
+    if !(was_broken && reason == Reason::Echo) {
+        assert_eq!(wrong_checksum(&found), None, "a wrong checksum of an answer");
+    }
 }
 
 /// The row of the destination that a frame leaves for; it must be one that packets may go to.
@@ -143,7 +156,11 @@ fn whole(frame: &[u8]) -> Option<SlicedPacket<'_>> {
 
 /// Where the packet in a frame begins.
 fn at(frame: &SlicedPacket<'_>) -> usize {
-    14 + frame.link_exts.iter().map(|tag| tag.header_len()).sum::<usize>()
+    14 + frame
+        .link_exts
+        .iter()
+        .map(LinkExtSlice::header_len)
+        .sum::<usize>()
 }
 
 /// The packet of a frame that has at most two tags.
@@ -178,59 +195,59 @@ fn outer_length(frame: &SlicedPacket<'_>) -> usize {
     }
 }
 
-/// Checks the checksums that the director has written.
-fn checksums(frame: &SlicedPacket<'_>) {
+/// The checksum that is wrong; `None` where all are right that can be told.
+fn wrong_checksum(frame: &SlicedPacket<'_>) -> Option<&'static str> {
     match &frame.net {
         Some(NetSlice::Ipv4(packet)) => {
             let header = packet.header().to_header();
-            assert_eq!(
-                header.header_checksum,
-                header.calc_header_checksum(),
-                "IPv4's checksum"
-            );
-            let (from, to) = (header.source, header.destination);
-            match &frame.transport {
-                Some(TransportSlice::Tcp(tcp)) => tcp_sum(tcp, tcp.calc_checksum_ipv4(from, to).ok()),
-                Some(TransportSlice::Udp(udp)) => {
-                    let header = udp.to_header();
-                    udp_sum(udp, header.calc_checksum_ipv4_raw(from, to, udp.payload()).ok());
-                }
-                Some(TransportSlice::Icmpv4(icmp)) => icmp_sum(icmp),
-                Some(TransportSlice::Icmpv6(_) | TransportSlice::Igmp(_)) | None => {}
+            if header.header_checksum != header.calc_header_checksum() {
+                return Some("IPv4");
             }
+            let (from, to) = (header.source, header.destination);
+            wrong_in(
+                frame,
+                |tcp| tcp.calc_checksum_ipv4(from, to).ok(),
+                |udp| {
+                    let header = udp.to_header();
+                    header.calc_checksum_ipv4_raw(from, to, udp.payload()).ok()
+                },
+                |_| None,
+            )
         }
         Some(NetSlice::Ipv6(packet)) => {
             let (from, to) = (packet.header().source(), packet.header().destination());
-            match &frame.transport {
-                Some(TransportSlice::Tcp(tcp)) => tcp_sum(tcp, tcp.calc_checksum_ipv6(from, to).ok()),
-                Some(TransportSlice::Udp(udp)) => {
+            wrong_in(
+                frame,
+                |tcp| tcp.calc_checksum_ipv6(from, to).ok(),
+                |udp| {
                     let header = udp.to_header();
-                    udp_sum(udp, header.calc_checksum_ipv6_raw(from, to, udp.payload()).ok());
-                }
-                Some(TransportSlice::Icmpv6(icmp)) => icmpv6_sum(icmp, from, to),
-                Some(TransportSlice::Icmpv4(_) | TransportSlice::Igmp(_)) | None => {}
-            }
+                    header.calc_checksum_ipv6_raw(from, to, udp.payload()).ok()
+                },
+                |icmp| icmp.icmp_type().calc_checksum(from, to, icmp.payload()).ok(),
+            )
         }
-        Some(NetSlice::Arp(_)) | None => {}
+        Some(NetSlice::Arp(_)) | None => None,
     }
 }
 
-fn tcp_sum(tcp: &TcpSlice<'_>, right: Option<u16>) {
-    assert_eq!(Some(tcp.checksum()), right, "TCP's checksum");
-}
-
-fn udp_sum(udp: &UdpSlice<'_>, right: Option<u16>) {
-    if udp.checksum() != 0 {
-        assert_eq!(Some(udp.checksum()), right, "UDP's checksum");
-    }
-}
-
-fn icmp_sum(icmp: &Icmpv4Slice<'_>) {
-    let right = icmp.icmp_type().calc_checksum(icmp.payload());
-    assert_eq!(icmp.checksum(), right, "ICMP's checksum");
-}
-
-fn icmpv6_sum(icmp: &Icmpv6Slice<'_>, from: [u8; 16], to: [u8; 16]) {
-    let right = icmp.icmp_type().calc_checksum(from, to, icmp.payload()).ok();
-    assert_eq!(Some(icmp.checksum()), right, "ICMPv6's checksum");
+/// As [`wrong_checksum`], of what is in the IP packet; the right ones are as the functions say.
+fn wrong_in(
+    frame: &SlicedPacket<'_>,
+    tcp_sum: impl Fn(&TcpSlice<'_>) -> Option<u16>,
+    udp_sum: impl Fn(&UdpSlice<'_>) -> Option<u16>,
+    icmpv6_sum: impl Fn(&Icmpv6Slice<'_>) -> Option<u16>,
+) -> Option<&'static str> {
+    let (name, found, right) = match &frame.transport {
+        Some(TransportSlice::Tcp(tcp)) => ("TCP", tcp.checksum(), tcp_sum(tcp)),
+        // 0 says that there is none (RFC 768).
+        Some(TransportSlice::Udp(udp)) if udp.checksum() == 0 => return None,
+        Some(TransportSlice::Udp(udp)) => ("UDP", udp.checksum(), udp_sum(udp)),
+        Some(TransportSlice::Icmpv4(icmp)) => {
+            let right = icmp.icmp_type().calc_checksum(icmp.payload());
+            ("ICMP", icmp.checksum(), Some(right))
+        }
+        Some(TransportSlice::Icmpv6(icmp)) => ("ICMPv6", icmp.checksum(), icmpv6_sum(icmp)),
+        Some(TransportSlice::Igmp(_)) | None => return None,
+    };
+    (right != Some(found)).then_some(name)
 }

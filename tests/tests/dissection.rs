@@ -1,6 +1,9 @@
 //! What leaves the director is well-formed in the eyes of tshark: lengths and every checksum.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use anyhow::{Context as _, Result};
 use etherparse::{PacketBuilder, VlanId};
@@ -9,7 +12,7 @@ use lvs_xdp::{
     dataplane::{compile::Way, rows},
 };
 use lvs_xdp_common::{
-    abi::{Tags, destination_flag},
+    abi::{Tags, destination_flag, vip_flag},
     maps::Maps as _,
     reason::{Outcome, Reason},
     tunnel::{How, Kind},
@@ -68,13 +71,22 @@ const IPIP: u16 = 86;
 const GUE: u16 = 87;
 const GRE: u16 = 88;
 
+/// Of which protocol it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    Tcp,
+    Udp,
+    /// An echo request.
+    Ping,
+}
+
 /// What comes in.
 #[derive(Debug, Clone, Copy)]
 struct Asked {
     is_ipv6: bool,
     tags: usize,
-    /// TCP, else UDP.
-    is_tcp: bool,
+    what: What,
+    /// Of an echo request without meaning.
     port: u16,
     data: usize,
 }
@@ -82,7 +94,7 @@ struct Asked {
 const SYN: Asked = Asked {
     is_ipv6: false,
     tags: 0,
-    is_tcp: true,
+    what: What::Tcp,
     port: PLAIN,
     data: 0,
 };
@@ -93,8 +105,8 @@ const SYN6: Asked = Asked { is_ipv6: true, ..SYN };
 const CASES: &[(Asked, &str)] = &[
     (SYN, "eth:ethertype:ip:tcp"),
     (SYN6, "eth:ethertype:ipv6:tcp"),
-    (Asked { is_tcp: false, data: 100, ..SYN }, "eth:ethertype:ip:udp:data"),
-    (Asked { is_tcp: false, data: 100, ..SYN6 }, "eth:ethertype:ipv6:udp:data"),
+    (Asked { what: What::Udp, data: 100, ..SYN }, "eth:ethertype:ip:udp:data"),
+    (Asked { what: What::Udp, data: 100, ..SYN6 }, "eth:ethertype:ipv6:udp:data"),
     (Asked { tags: 1, ..SYN }, "eth:ethertype:vlan:ethertype:ip:tcp"),
     (Asked { tags: 2, ..SYN }, "eth:ethertype:ieee8021ad:ethertype:vlan:ethertype:ip:tcp"),
     (Asked { tags: 2, ..SYN6 }, "eth:ethertype:ieee8021ad:ethertype:vlan:ethertype:ipv6:tcp"),
@@ -105,11 +117,17 @@ const CASES: &[(Asked, &str)] = &[
     (Asked { port: DOUBLY_TAGGED, ..SYN }, "eth:ethertype:ieee8021ad:ethertype:vlan:ethertype:ip:tcp"),
     (Asked { tags: 1, port: DOUBLY_TAGGED, ..SYN6 }, "eth:ethertype:ieee8021ad:ethertype:vlan:ethertype:ipv6:tcp"),
     (Asked { port: EMPTY, ..SYN }, "eth:ethertype:ip:icmp:ip:tcp"),
-    (Asked { is_tcp: false, data: 500, port: EMPTY, ..SYN }, "eth:ethertype:ip:icmp:ip:udp"),
+    (Asked { what: What::Udp, data: 500, port: EMPTY, ..SYN }, "eth:ethertype:ip:icmp:ip:udp"),
     (Asked { tags: 1, port: EMPTY, ..SYN }, "eth:ethertype:vlan:ethertype:ip:icmp:ip:tcp"),
     (Asked { tags: 2, port: EMPTY, ..SYN }, "eth:ethertype:ieee8021ad:ethertype:vlan:ethertype:ip:icmp:ip:tcp"),
     (Asked { port: REMOVED, ..SYN }, "eth:ethertype:ip:tcp"),
     (Asked { tags: 2, port: REMOVED, ..SYN }, "eth:ethertype:ieee8021ad:ethertype:vlan:ethertype:ip:tcp"),
+    (Asked { port: EMPTY, ..SYN6 }, "eth:ethertype:ipv6:icmpv6:ipv6:tcp"),
+    (Asked { tags: 2, port: EMPTY, ..SYN6 }, "eth:ethertype:ieee8021ad:ethertype:vlan:ethertype:ipv6:icmpv6:ipv6:tcp"),
+    (Asked { port: REMOVED, ..SYN6 }, "eth:ethertype:ipv6:tcp"),
+    (Asked { what: What::Ping, data: 56, ..SYN }, "eth:ethertype:ip:icmp:data"),
+    (Asked { what: What::Ping, data: 1400, tags: 1, ..SYN }, "eth:ethertype:vlan:ethertype:ip:icmp:data"),
+    (Asked { what: What::Ping, data: 57, ..SYN6 }, "eth:ethertype:ipv6:icmpv6:data"),
     (Asked { port: IPIP, ..SYN }, "eth:ethertype:ip:ip:tcp"),
     (Asked { port: IPIP, ..SYN6 }, "eth:ethertype:ipv6:ipv6:tcp"),
     (Asked { tags: 1, port: IPIP, ..SYN }, "eth:ethertype:vlan:ethertype:ip:ip:tcp"),
@@ -117,8 +135,8 @@ const CASES: &[(Asked, &str)] = &[
     (Asked { port: GUE, ..SYN6 }, "eth:ethertype:ipv6:udp:data"),
     (Asked { port: GRE, ..SYN }, "eth:ethertype:ip:gre:ip:tcp"),
     (Asked { port: GRE, ..SYN6 }, "eth:ethertype:ipv6:gre:ipv6:tcp"),
-    (Asked { is_tcp: false, data: 1470, port: IPIP, ..SYN }, "eth:ethertype:ip:icmp:ip:udp"),
-    (Asked { is_tcp: false, data: 1450, port: GUE, ..SYN6 }, "eth:ethertype:ipv6:icmpv6:ipv6:udp:data"),
+    (Asked { what: What::Udp, data: 1470, port: IPIP, ..SYN }, "eth:ethertype:ip:icmp:ip:udp"),
+    (Asked { what: What::Udp, data: 1450, port: GUE, ..SYN6 }, "eth:ethertype:ipv6:icmpv6:ipv6:udp:data"),
 ];
 
 impl Asked {
@@ -138,12 +156,15 @@ impl Asked {
         };
         let data = vec![0x5a; self.data];
         let mut frame = Vec::new();
-        if self.is_tcp {
-            let tcp = ip.tcp(40_000, self.port, 1000, 64_000);
-            let tcp = if is_first { tcp.syn() } else { tcp.ack(2000) };
-            tcp.write(&mut frame, &data)?;
-        } else {
-            ip.udp(40_000, self.port).write(&mut frame, &data)?;
+        match self.what {
+            What::Tcp => {
+                let tcp = ip.tcp(40_000, self.port, 1000, 64_000);
+                let tcp = if is_first { tcp.syn() } else { tcp.ack(2000) };
+                tcp.write(&mut frame, &data)?;
+            }
+            What::Udp => ip.udp(40_000, self.port).write(&mut frame, &data)?,
+            What::Ping if self.is_ipv6 => ip.icmpv6_echo_request(7, 1).write(&mut frame, &data)?,
+            What::Ping => ip.icmpv4_echo_request(7, 1).write(&mut frame, &data)?,
         }
         Ok(frame)
     }
@@ -168,6 +189,8 @@ fn director() -> Result<Director> {
             }
         }
     }
+    let vips = [VIP.into(), VIP6.into()].map(|vip| (vip, vip_flag::USED));
+    director.dataplane.set_vips(&BTreeMap::from(vips))?;
     Ok(director)
 }
 
@@ -230,7 +253,12 @@ fn leaves(director: &mut Director, asked: Asked) -> Result<Vec<u8>> {
     let mut seen = director.send(&asked.frame(true)?)?;
     if asked.port == REMOVED {
         // The connection is there now. Its server goes, and comes back for the next case.
-        let service = service_key(Protocol::Tcp, VIP, REMOVED);
+        let vip = if asked.is_ipv6 {
+            IpAddr::from(VIP6)
+        } else {
+            IpAddr::from(VIP)
+        };
+        let service = service_key(Protocol::Tcp, vip, REMOVED);
         director.change_between_frames(&[delete_server(service, server(&service))])?;
         seen = director.send(&asked.frame(false)?)?;
         assert_eq!(seen.reason, Reason::Reset, "{asked:?}");

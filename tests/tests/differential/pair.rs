@@ -1,6 +1,6 @@
 //! Two directors with equal tables: one whose program is used, one whose tables the host works on.
 
-use std::{fmt::Write as _, net::IpAddr};
+use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr};
 
 use lvs_xdp::{
     api::types::Change,
@@ -62,15 +62,18 @@ struct Decision {
 impl Pair {
     pub(crate) fn new() -> Self {
         let [kernel, host] = [(); 2].map(|()| {
-            let director = Director::with_capacity(CAPACITY).expect("a director");
+            let mut director = Director::with_capacity(CAPACITY).expect("a director");
             director.set_key(HashKey(0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210));
-            let mut vips = host::vips(&director).expect("the map of virtual addresses");
-            for vip in [VIP.into(), VIP6.into(), LOCAL_VIP.into()] {
-                let address = rows::address(vip);
-                let local = if vip == LOCAL_VIP { vip_flag::LOCAL } else { 0 };
-                vips.insert([address.high(), address.low()], vip_flag::USED | local, 0)
-                    .expect("there is room");
-            }
+            let local = vip_flag::USED | vip_flag::LOCAL;
+            let vips = [
+                (VIP.into(), vip_flag::USED),
+                (VIP6.into(), vip_flag::USED),
+                (LOCAL_VIP.into(), local),
+            ];
+            director
+                .dataplane
+                .set_vips(&BTreeMap::from(vips))
+                .expect("there is room");
             host::peers(&director)
                 .expect("the map of peers")
                 .insert(Mac::from_octets(PEER).0, 1, 0)
