@@ -198,7 +198,7 @@ fn any_how() -> impl Strategy<Value = How> {
 proptest! {
     #[test]
     fn what_is_taken_out_is_what_was_put_in(
-        how in any_how(), inner: bool, outer: bool, tags in 0..3usize, data in 0..1400usize, padding in 0..20usize,
+        how in any_how(), inner: bool, outer: bool, tags in 0..3usize, data in 0..1388usize, padding in 0..20usize,
     ) {
         let packet = packet(inner, data);
         let mut frame = tagged(packet.clone(), tags);
