@@ -224,13 +224,13 @@ impl Maps for Kernel {
     fn vip(&self, address: &Address) -> u64 {
         let key = [address.high(), address.low()];
         // SAFETY: a copy is made at once; the agent replaces values whole.
-        unsafe { VIPS.get(&key) }.copied().unwrap_or(0)
+        unsafe { VIPS.get(key) }.copied().unwrap_or(0)
     }
 
     #[inline(always)]
     fn is_peer(&self, mac: Mac) -> bool {
         // SAFETY: as for `vip`.
-        unsafe { PEERS.get(&mac.0) }.is_some()
+        unsafe { PEERS.get(mac.0) }.is_some()
     }
 
     #[inline(always)]
@@ -242,7 +242,7 @@ impl Maps for Kernel {
     #[inline(always)]
     fn keep_fragment(&self, key: &FragmentKey, value: u64) {
         // Where this fails the later fragments are counted as unknown.
-        let _ = FRAGMENTS.insert(key, &value, 0);
+        let _ = FRAGMENTS.insert(key, value, 0);
     }
 
     #[inline(always)]

@@ -52,7 +52,7 @@ use crate::{
 };
 
 /// How long the guest may take for all cases of a test binary, its boot included.
-pub const GUEST_LIMIT: Duration = Duration::from_secs(300);
+pub const GUEST_LIMIT: Duration = Duration::from_secs(900);
 
 /// The series of Linux that the tests' guest runs.
 const TESTED: &str = "6.12";

@@ -10,21 +10,10 @@ use lvs_xdp_tests::{
 
 use crate::{config, in_the_guest};
 
-in_the_guest!(
-    a_bond_forwards_in_native_mode_also_when_a_cable_is_pulled,
-    a_bond_forwards_in_generic_mode_also_when_a_cable_is_pulled,
-);
+in_the_guest!(a_bond_forwards_in_native_mode_also_when_a_cable_is_pulled);
 
 fn a_bond_forwards_in_native_mode_also_when_a_cable_is_pulled() -> Result<()> {
-    a_bond_forwards(XdpMode::Native)
-}
-
-fn a_bond_forwards_in_generic_mode_also_when_a_cable_is_pulled() -> Result<()> {
-    a_bond_forwards(XdpMode::Generic)
-}
-
-fn a_bond_forwards(mode: XdpMode) -> Result<()> {
-    let mut lab = lab(mode)?;
+    let mut lab = lab(XdpMode::Native)?;
     // In native mode the bond hands the program to both of its slaves.
     lab.start_agent_over(&["bond0"], &["eth0", "eth1"])?;
     lab.add_service("rr")?;

@@ -15,17 +15,8 @@ use crate::in_the_guest;
 
 in_the_guest!(
     servers_in_other_vlans_than_the_clients_answer_in_native_mode,
-    servers_in_other_vlans_than_the_clients_answer_in_generic_mode,
     a_part_of_a_bond_is_refused,
 );
-
-fn servers_in_other_vlans_than_the_clients_answer_in_native_mode() -> Result<()> {
-    servers_in_other_vlans_than_the_clients_answer(XdpMode::Native)
-}
-
-fn servers_in_other_vlans_than_the_clients_answer_in_generic_mode() -> Result<()> {
-    servers_in_other_vlans_than_the_clients_answer(XdpMode::Generic)
-}
 
 /// Hosts on one switch that knows VLANs, each with their addresses: those without a VLAN, in VLAN 10, in VLAN 20,
 /// and in VLAN 40 inside VLAN 30.
@@ -157,7 +148,8 @@ fn tags_of(frames: &[Frame]) -> Result<Vec<&[u8]>> {
     Ok(tags)
 }
 
-fn servers_in_other_vlans_than_the_clients_answer(mode: XdpMode) -> Result<()> {
+fn servers_in_other_vlans_than_the_clients_answer_in_native_mode() -> Result<()> {
+    let mode = XdpMode::Native;
     let mut topology = topology()?;
     let binary = find_binary()?;
     let page = tempfile::NamedTempFile::new()?;

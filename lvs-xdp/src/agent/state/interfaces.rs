@@ -5,6 +5,7 @@ use std::{
     net::IpAddr,
 };
 
+use ipnet::IpNet;
 use lvs_xdp_common::abi::{Tags, vip_flag};
 use tracing::{info, warn};
 
@@ -190,10 +191,7 @@ impl State {
         // Of a prefix nobody can tell which addresses are virtual ones.
         let marked = model.marks().iter().flat_map(|rule| &rule.addresses);
         let marked = marked.filter(|prefix| prefix.prefix_len() == prefix.max_prefix_len());
-        endpoints
-            .chain(marked.map(|prefix| prefix.addr()))
-            .map(flags)
-            .collect()
+        endpoints.chain(marked.map(IpNet::addr)).map(flags).collect()
     }
 
     /// Notes which there are.
