@@ -222,5 +222,5 @@ fn is_sound(octets: &[u8]) -> bool {
         .chunks(2)
         .map(|pair| u64::from(pair[0]) << 8 | u64::from(pair.get(1).copied().unwrap_or(0)))
         .sum();
-    sum != 0 && sum % 0xffff == 0
+    sum != 0 && sum.is_multiple_of(0xffff)
 }
