@@ -622,9 +622,9 @@ fn lists_are_tables_for_people() {
         ),
         (
             "server list tcp 192.168.2.100:80",
-            "PROTOCOL  VIRTUAL           REAL SERVER       WEIGHT  EFFECTIVE  STATE        MAC                INTERFACE  ACTIVE  INACTIVE  PERSISTENT  THRESHOLDS  DRAINING\n\
-             TCP       192.168.2.100:80  192.168.2.210:80      10          4  ready        02:00:00:00:00:01  eth0            2         1           5  100,80      -\n\
-             TCP       192.168.2.100:80  192.168.2.220:80       0          -  not-on-link  -                  -               0         0           0  -           yes\n",
+            "PROTOCOL  VIRTUAL           REAL SERVER       METHOD  WEIGHT  EFFECTIVE  STATE        MAC                INTERFACE  ACTIVE  INACTIVE  PERSISTENT  THRESHOLDS  DRAINING\n\
+             TCP       192.168.2.100:80  192.168.2.210:80  dr          10          4  ready        02:00:00:00:00:01  eth0            2         1           5  100,80      -\n\
+             TCP       192.168.2.100:80  192.168.2.220:80  dr           0          -  not-on-link  -                  -               0         0           0  -           yes\n",
         ),
         (
             "settings",

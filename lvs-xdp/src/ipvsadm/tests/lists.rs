@@ -176,24 +176,24 @@ fn tunnels_are_listed_and_saved_as_by_ipvsadm() {
         "Prot LocalAddress:Port Scheduler Flags\n\
          \x20 -> RemoteAddress:Port           Forward TunnelInfo    Weight ActiveConn InActConn\n\
          TCP  10.0.0.1:80 rr\n\
+         \x20 -> [fd00::9]:80                 Tunnel  gue:1:r+c     1      0          0         \n\
          \x20 -> 10.0.0.2:80                  Route   n/a           1      0          0         \n\
          \x20 -> 10.0.0.3:80                  Tunnel  ipip          1      0          0         \n\
          \x20 -> 10.0.0.6:80                  Tunnel  ipip          1      0          0         \n\
          \x20 -> 10.0.0.7:80                  Tunnel  gue:6080:-c   1      0          0         \n\
          \x20 -> 10.0.0.8:80                  Tunnel  gre:-c        1      0          0         \n\
-         \x20 -> 10.0.0.9:80                  Tunnel  gre:+c        1      0          0         \n\
-         \x20 -> [fd00::9]:80                 Tunnel  gue:1:r+c     1      0          0         \n"
+         \x20 -> 10.0.0.9:80                  Tunnel  gre:+c        1      0          0         \n"
     );
     assert_eq!(
         stdout_of(&mut director, "-S -n"),
         "-A -t 10.0.0.1:80 -s rr\n\
+         -a -t 10.0.0.1:80 -r [fd00::9]:80 -i -w 1 --tun-type gue --tun-port 1 --tun-remcsum\n\
          -a -t 10.0.0.1:80 -r 10.0.0.2:80 -g -w 1\n\
          -a -t 10.0.0.1:80 -r 10.0.0.3:80 -i -w 1 --tun-type ipip\n\
          -a -t 10.0.0.1:80 -r 10.0.0.6:80 -i -w 1 --tun-type ipip\n\
          -a -t 10.0.0.1:80 -r 10.0.0.7:80 -i -w 1 --tun-type gue --tun-port 6080 --tun-nocsum\n\
          -a -t 10.0.0.1:80 -r 10.0.0.8:80 -i -w 1 --tun-type gre --tun-nocsum\n\
-         -a -t 10.0.0.1:80 -r 10.0.0.9:80 -i -w 1 --tun-type gre --tun-csum\n\
-         -a -t 10.0.0.1:80 -r [fd00::9]:80 -i -w 1 --tun-type gue --tun-port 1 --tun-remcsum\n"
+         -a -t 10.0.0.1:80 -r 10.0.0.9:80 -i -w 1 --tun-type gre --tun-csum\n"
     );
 }
 
