@@ -17,7 +17,7 @@
 //! ... type vlan`, bonds, tunnels, SCTP sockets, dummies and netem are there and load by themselves. List
 //! it in the module's [`in_the_guest!`](crate::in_the_guest), which makes a test of it:
 //!
-//! ```ignore
+//! ```text
 //! in_the_guest!(a_tagged_packet_keeps_its_tag);
 //!
 //! fn a_tagged_packet_keeps_its_tag() -> Result<()> { ... }
