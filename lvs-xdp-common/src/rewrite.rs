@@ -23,10 +23,20 @@ const PRIORITY: u16 = 0xf000;
 /// the frame has become it.
 #[inline(always)]
 pub fn rewrite<F: Resize + ?Sized, M: Maps>(frame: &mut F, maps: &M, destination: u32) -> Result<(), Reason> {
+    wrap(frame, maps, destination)?;
+    address(frame, maps, destination)
+}
+
+/// The first part of [`rewrite`]: puts the packet into another one, where the destination is behind a tunnel. Apart
+/// from the second one, so that the program's stack holds the frames of one of them at a time.
+///
+/// # Errors
+///
+/// As for [`rewrite`].
+#[inline(always)]
+pub fn wrap<F: Resize + ?Sized, M: Maps>(frame: &mut F, maps: &M, destination: u32) -> Result<(), Reason> {
     let row = maps.destination(destination).ok_or(Reason::Internal)?;
-    let flags = row.towards.load();
-    let from = row.from.load();
-    if flags & destination_flag::TUNNEL != 0 {
+    if row.towards.load() & destination_flag::TUNNEL != 0 {
         let carried = frame.carried(maps, destination);
         let done = frame.encapsulate(maps, destination, carried);
         if done != tunnel::DONE {
@@ -39,6 +49,19 @@ pub fn rewrite<F: Resize + ?Sized, M: Maps>(frame: &mut F, maps: &M, destination
             });
         }
     }
+    Ok(())
+}
+
+/// The second part of [`rewrite`]: tags and MAC addresses.
+///
+/// # Errors
+///
+/// As for [`rewrite`].
+#[inline(always)]
+pub fn address<F: Resize + ?Sized, M: Maps>(frame: &mut F, maps: &M, destination: u32) -> Result<(), Reason> {
+    let row = maps.destination(destination).ok_or(Reason::Internal)?;
+    let flags = row.towards.load();
+    let from = row.from.load();
     if flags & destination_flag::VLAN != 0 {
         retag(frame, row.tags()).ok_or(Reason::RewriteFailed)?;
     }

@@ -61,7 +61,12 @@ fn director(context: XdpContext) -> u32 {
 #[inline(always)]
 fn forward(context: &XdpContext, to: &Verdict, ingress: u32) -> u32 {
     let rewritten = if to.is_special {
-        special(context, to.destination)
+        let wrapped = wrap(context, to.destination);
+        if wrapped == REWRITTEN {
+            address(context, to.destination)
+        } else {
+            wrapped
+        }
     } else if rewrite_macs(&mut Packet(context), to.to, to.from).is_some() {
         REWRITTEN
     } else {
@@ -94,17 +99,30 @@ fn forward(context: &XdpContext, to: &Verdict, ingress: u32) -> u32 {
     }
 }
 
-/// What [`special`] says where all went well: no reason's number.
+/// What [`wrap`] and [`address`] say where all went well: no reason's number.
 const REWRITTEN: u32 = u32::MAX;
 
-/// [`rewrite::rewrite`]: the number of the reason why not, or [`REWRITTEN`].
+/// [`rewrite::wrap`]: the number of the reason why not, or [`REWRITTEN`].
 // Not inlined, so that the common packet does not pay for it.
 #[inline(never)]
-fn special(context: &XdpContext, destination: u32) -> u32 {
+fn wrap(context: &XdpContext, destination: u32) -> u32 {
     let Some(kernel) = Kernel::new() else {
         return Reason::Internal as u32;
     };
-    match rewrite::rewrite(&mut Packet(context), &kernel, destination) {
+    match rewrite::wrap(&mut Packet(context), &kernel, destination) {
+        Ok(()) => REWRITTEN,
+        Err(reason) => reason as u32,
+    }
+}
+
+/// [`rewrite::address`]: the number of the reason why not, or [`REWRITTEN`].
+// Not inlined, so that the common packet does not pay for it.
+#[inline(never)]
+fn address(context: &XdpContext, destination: u32) -> u32 {
+    let Some(kernel) = Kernel::new() else {
+        return Reason::Internal as u32;
+    };
+    match rewrite::address(&mut Packet(context), &kernel, destination) {
         Ok(()) => REWRITTEN,
         Err(reason) => reason as u32,
     }
