@@ -24,6 +24,8 @@ pub(crate) const TAG: usize = 4;
 pub(crate) const MAX_TAGS: usize = 2;
 /// IPv4: a fragment has an offset, or more fragments come (RFC 791, 3.1).
 pub(crate) const FRAGMENT_MASK: u16 = 0x3fff;
+/// IPv4: the offset of a fragment, in units of 8 octets (RFC 791, 3.1).
+pub(crate) const OFFSET_MASK: u16 = 0x1fff;
 
 #[inline(always)]
 pub(crate) fn be16<F: Frame + ?Sized>(frame: &F, offset: usize) -> Option<u16> {

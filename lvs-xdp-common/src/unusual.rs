@@ -15,7 +15,7 @@ use crate::{
     hash,
     maps::Maps,
     packet::{Address, EtherType, IpProto, Packet},
-    parse::{self, FRAGMENT_MASK, Ipv4, Ipv6},
+    parse::{self, FRAGMENT_MASK, Ipv4, Ipv6, OFFSET_MASK},
     reason::Reason,
     scheduler,
     signal::Signal,
@@ -24,8 +24,6 @@ use crate::{
 
 /// The most extension headers that are walked over.
 const MAX_HEADERS: u32 = 8;
-/// The offset of a fragment, in units of 8 octets (IPv4; IPv6 has it three bits higher).
-const OFFSET_MASK: u16 = 0x1fff;
 /// Seconds after which no fragment is expected any more: the kernel's time for reassembly
 /// (`ipfrag_time`, `ip6frag_time`: 30 and 60).
 const FRAGMENT_SECONDS: u32 = 60;

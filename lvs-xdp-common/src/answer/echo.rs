@@ -1,5 +1,7 @@
 //! Echo replies (RFC 792, RFC 4443, 4.2): the request turned round in place.
 
+use network_types::ip::Ipv6Hdr;
+
 use super::{TTL, anew, turn_back};
 use crate::{
     frame::{Frame, Resize},
@@ -37,7 +39,7 @@ pub fn echo<F: Resize + ?Sized>(frame: &mut F) -> Option<()> {
         if !header.packet.source.is_one_host() {
             return None;
         }
-        let behind = at + 40;
+        let behind = at + Ipv6Hdr::LEN;
         #[expect(clippy::cast_possible_truncation, reason = "a place in a frame")]
         let walked = frame.walk(u32::from(header.packet.protocol.0), behind as u32);
         let skipped = unusual::Walked(walked).to(IpProto::ICMPV6)?;

@@ -5,7 +5,7 @@ use crate::{
     frame::Resize,
     maps::Maps,
     packet::{EtherType, IpProto, Packet},
-    parse::{self, Ipv4, Ipv6},
+    parse::{self, Ipv4, Ipv6, OFFSET_MASK},
     reason::Reason,
 };
 
@@ -13,8 +13,6 @@ use crate::{
 const LEAST_IPV4: u32 = 68;
 /// The shortest MTU of IPv6 (RFC 8200, 5): a sender goes no lower.
 const LEAST_IPV6: u32 = 1280;
-/// The offset of a fragment (RFC 791, 3.1).
-const OFFSET_MASK: u16 = 0x1fff;
 const ICMPV6_TOO_BIG: u8 = 2;
 
 /// Answers a frame whose packet is too long: `fits` is the length in bytes that is not. The number of
