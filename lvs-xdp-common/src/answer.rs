@@ -58,7 +58,7 @@ fn turn_back<F: Frame + ?Sized>(frame: &mut F, macs: [u8; 12]) -> Option<()> {
 /// The same place in a frame, of which the compiler knows nothing. What was checked to be in the frame further
 /// behind, it takes for a check of this place too; the verifier does not, once a function was called in between.
 #[inline(always)]
-fn anew(place: usize) -> usize {
+pub(crate) fn anew(place: usize) -> usize {
     core::hint::black_box(place)
 }
 

@@ -48,7 +48,7 @@ fn consider<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -> De
         return Decision::stays(Reason::Malformed);
     };
     if mac.is_group() {
-        return Decision::stays(Reason::NotUnicast);
+        return asked(frame, maps, ingress, Reason::NotUnicast);
     }
     let parsed = match ether_type {
         EtherType::IPV4 => match parse::ipv4(frame, at) {
@@ -57,7 +57,7 @@ fn consider<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -> De
             Err(reason) => Err(reason),
         },
         EtherType::IPV6 => parse::ipv6(frame, at),
-        _ => Err(Reason::NotIp),
+        _ => return asked(frame, maps, ingress, Reason::NotIp),
     };
     let (packet, is_first_fragment) = match parsed {
         Ok(packet) => (packet, false),
@@ -130,6 +130,9 @@ fn judge<F: Frame + ?Sized, M: Maps>(
 #[inline(always)]
 fn look_again<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32, seen: Decision) -> Decision {
     let reason = seen.reason();
+    if matches!(reason, Reason::OtherProtocol) {
+        return asked(frame, maps, ingress, reason);
+    }
     if !matches!(reason.outcome(), Outcome::Forward | Outcome::Answer) {
         return seen;
     }
@@ -145,6 +148,19 @@ fn look_again<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32, see
         return Decision::stays(Reason::RelatedUnknown);
     }
     Decision::goes(reason, destination, seen.length())
+}
+
+/// The decision on what is no packet: where virtual addresses are announced it may ask for one of them, `otherwise`
+/// it stays for this reason.
+#[inline(always)]
+fn asked<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32, otherwise: Reason) -> Decision {
+    if maps.control().flags.load() & control_flag::ANNOUNCE != 0 {
+        let answered = frame.asked(maps, ingress);
+        if answered != 0 {
+            return Decision(answered);
+        }
+    }
+    Decision::stays(otherwise)
 }
 
 /// Whether a frame is addressed to another host.

@@ -2,7 +2,7 @@
 
 use bytemuck::{AnyBitPattern, NoUninit};
 
-use crate::{maps::Maps, packet::Mac, tunnel, unusual};
+use crate::{announce, maps::Maps, packet::Mac, tunnel, unusual};
 
 /// A frame that may be read, and written where its first bytes are, with its end checked.
 pub trait Frame {
@@ -19,6 +19,10 @@ pub trait Frame {
     /// [`unusual::look`]; in the program a function of its own.
     fn look<M: Maps>(&self, maps: &M) -> u64 {
         unusual::look(self, maps)
+    }
+    /// [`announce::asked`]; in the program a function of its own.
+    fn asked<M: Maps>(&self, maps: &M, ingress: u32) -> u64 {
+        announce::asked(self, maps, ingress)
     }
     /// [`unusual::walk`]; in the program a function of its own.
     fn walk(&self, first: u32, at: u32) -> u64 {

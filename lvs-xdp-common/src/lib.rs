@@ -29,6 +29,7 @@
 extern crate alloc;
 
 pub mod abi;
+pub mod announce;
 pub mod answer;
 pub mod atomic;
 pub mod connection;

@@ -87,6 +87,10 @@ reasons! {
     Reset = "reset", Answer;
     /// An echo request to a virtual address that is none of the host's.
     Echo = "echo", Answer;
+    /// An ARP request for a virtual address that is announced.
+    ArpAnswered = "arp-answered", Answer;
+    /// A neighbour solicitation for a virtual address that is announced.
+    NeighbourAnswered = "neighbour-answered", Answer;
     /// Too long for the tunnel to its real server: answered with ICMP fragmentation needed, or packet too big.
     TooBig = "too-big", Answer;
     /// Neither IPv4 nor IPv6.

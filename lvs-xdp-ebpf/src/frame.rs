@@ -12,7 +12,7 @@ use lvs_xdp_common::{
     maps::Maps,
 };
 
-use crate::maps::{carried, encapsulate, look, too_big, walk};
+use crate::maps::{asked, carried, encapsulate, look, too_big, walk};
 
 /// The packet.
 pub(crate) struct Packet<'a>(pub(crate) &'a XdpContext);
@@ -67,6 +67,11 @@ impl Frame for Packet<'_> {
     fn look<M: Maps>(&self, _: &M) -> u64 {
         // There is one set of maps.
         look(self.0.ctx)
+    }
+
+    #[inline(always)]
+    fn asked<M: Maps>(&self, _: &M, ingress: u32) -> u64 {
+        asked(self.0.ctx, ingress)
     }
 
     #[inline(always)]

@@ -134,7 +134,12 @@ fn address(context: &XdpContext, destination: u32) -> u32 {
 fn answer(context: &XdpContext, reason: u32) -> u32 {
     let reason = Reason::from_number(reason);
     maps::count(reason);
-    if answer::answer(&mut Packet(context), reason).is_some() {
+    let answered = if matches!(reason, Reason::ArpAnswered | Reason::NeighbourAnswered) {
+        maps::advertise(context.ctx, context.ingress_ifindex() as u32) != 0
+    } else {
+        answer::answer(&mut Packet(context), reason).is_some()
+    };
+    if answered {
         xdp_action::XDP_TX
     } else {
         xdp_action::XDP_DROP

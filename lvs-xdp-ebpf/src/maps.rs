@@ -15,6 +15,7 @@ use lvs_xdp_common::{
         InterfaceRow, Kind, ListWord, MARK_PREFIXES_MAX, MARK_RULES_WORDS, MarkRow, RingWord, ServiceRow,
         TunnelRow,
     },
+    announce,
     atomic::Word,
     decision::Decision,
     director,
@@ -401,6 +402,27 @@ pub(crate) extern "C" fn look(context: *mut xdp_md) -> u64 {
         return Decision::stays(Reason::Internal).0;
     };
     unusual::look(&Packet(&XdpContext::new(context)), &kernel)
+}
+
+/// [`announce::asked`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn asked(context: *mut xdp_md, ingress: u32) -> u64 {
+    let Some(kernel) = Kernel::new() else {
+        return 0;
+    };
+    announce::asked(&Packet(&XdpContext::new(context)), &kernel, ingress)
+}
+
+/// [`announce::answer`]: whether the frame is the answer now.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn advertise(context: *mut xdp_md, ingress: u32) -> u32 {
+    let Some(kernel) = Kernel::new() else {
+        return 0;
+    };
+    let answered = announce::answer(&mut Packet(&XdpContext::new(context)), &kernel, ingress);
+    u32::from(answered.is_some())
 }
 
 /// [`unusual::walk`].
