@@ -2,7 +2,11 @@
 //! (RFC 826, RFC 5227) and neighbour discovery (RFC 4861, RFC 4862).
 //!
 //! First [`asked`] decides, and changes nothing: what it does not take goes to the host untouched. Then
-//! [`answer`] makes the frame its own answer. The tags stay as they are.
+//! [`answer`] makes the frame its own answer. The tags stay as they are. What is told unasked the agent sends
+//! ([`unsolicited`]).
+
+#[cfg(not(target_arch = "bpf"))]
+use alloc::vec::Vec;
 
 use network_types::ip::Ipv6Hdr;
 
@@ -27,6 +31,8 @@ const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
 /// Octets of a solicitation or an advertisement without options.
 const MESSAGE: usize = 24;
+/// Octets of an advertisement with its one option, the MAC address.
+const ADVERTISED: usize = MESSAGE + 8;
 /// The most options that a solicitation may have, in units of 8 octets. It is known to have two: the asker's MAC
 /// address, and a nonce (RFC 7527).
 const OPTIONS: usize = 4;
@@ -189,8 +195,6 @@ fn reply<F: Frame + ?Sized>(frame: &mut F, own: Mac, at: usize) -> Option<()> {
 /// Who has no address yet is answered together with all others (RFC 4861, 7.2.4).
 #[inline(always)]
 fn advertisement<F: Resize + ?Sized>(frame: &mut F, own: Mac, at: usize) -> Option<()> {
-    /// The message with the one option: the MAC address.
-    const LENGTH: usize = MESSAGE + 8;
     let asker = parse::source_mac(frame)?;
     let source = Address::from_words(frame.load(at + 8)?);
     let target = Address::from_words(frame.load(at + IPV6 + 8)?);
@@ -200,22 +204,63 @@ fn advertisement<F: Resize + ?Sized>(frame: &mut F, own: Mac, at: usize) -> Opti
     } else {
         (asker, source, SOLICITED | OVERRIDE)
     };
+    let packet = advertised(target, own, to, flags);
+
+    #[expect(clippy::cast_possible_truncation, reason = "at most 94")]
+    frame.cut((at + IPV6 + ADVERTISED) as u32)?;
+    let at = anew(at);
+    rewrite_macs(frame, mac, own)?;
+    frame.store(at, packet)
+}
+
+/// The packet of an advertisement.
+#[inline(always)]
+fn advertised(target: Address, own: Mac, to: Address, flags: u64) -> [[u8; 8]; 9] {
     let [a, b, c, d, e, f] = own.octets();
     let beginning = u64::from(ADVERTISEMENT) << 56 | flags << 24;
     let option = [TARGET_MAC, 1, a, b, c, d, e, f];
     let [high, low] = [target.high().to_be_bytes(), target.low().to_be_bytes()];
-    let total = sum(pseudo(target, to, LENGTH), &beginning.to_be_bytes());
+    let total = sum(pseudo(target, to, ADVERTISED), &beginning.to_be_bytes());
     let check = checksum(sum(sum(sum(total, &high), &low), &option));
     let beginning = beginning | u64::from(u16::from_be_bytes(check)) << 32;
-    let first = 6 << 60 | (LENGTH as u64) << 16 | u64::from(IpProto::ICMPV6.0) << 8 | u64::from(HOP_LIMIT);
-
-    #[expect(clippy::cast_possible_truncation, reason = "at most 94")]
-    frame.cut((at + IPV6 + LENGTH) as u32)?;
-    let at = anew(at);
-    rewrite_macs(frame, mac, own)?;
+    let first =
+        6 << 60 | (ADVERTISED as u64) << 16 | u64::from(IpProto::ICMPV6.0) << 8 | u64::from(HOP_LIMIT);
     let [to_high, to_low] = [to.high().to_be_bytes(), to.low().to_be_bytes()];
-    frame.store(at, [first.to_be_bytes(), high, low, to_high, to_low])?;
-    frame.store(at + IPV6, [beginning.to_be_bytes(), high, low, option])
+    [
+        first.to_be_bytes(),
+        high,
+        low,
+        to_high,
+        to_low,
+        beginning.to_be_bytes(),
+        high,
+        low,
+        option,
+    ]
+}
+
+/// The frame that tells everybody, unasked, that an address is at this MAC address: an ARP announcement (RFC 5227,
+/// 2.3), or an unsolicited advertisement that overrides what is known (RFC 4861, 7.2.6).
+#[cfg(not(target_arch = "bpf"))]
+pub fn unsolicited(address: Address, own: Mac) -> Vec<u8> {
+    let ethernet = |to: Mac, ether_type: EtherType| {
+        [&to.octets()[..], &own.octets(), &ether_type.0.to_be_bytes()].concat()
+    };
+    if address.is_ipv4() {
+        let [.., a, b, c, d] = address.octets();
+        let address = [a, b, c, d];
+        let mut frame = ethernet(Mac(Mac::MASK), EtherType::ARP);
+        frame.extend(ARP_REQUEST.to_be_bytes());
+        frame.extend(own.octets());
+        frame.extend(address);
+        frame.extend([0; 6]);
+        frame.extend(address);
+        frame
+    } else {
+        let mut frame = ethernet(ALL_NODES_MAC, EtherType::IPV6);
+        frame.extend(advertised(address, own, ALL_NODES, OVERRIDE).as_flattened());
+        frame
+    }
 }
 
 #[cfg(test)]

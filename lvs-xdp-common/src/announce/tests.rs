@@ -264,6 +264,19 @@ fn a_solicitation_that_is_not_valid_is_left_to_the_host() {
 }
 
 #[test]
+fn what_is_told_unasked_goes_to_everybody() {
+    let own = Mac::from_octets(OWN);
+    let frame = unsolicited(Address::from_ipv4(u32::from_be_bytes(VIP)), own);
+    let packet = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &OWN, &VIP, &[0; 6], &VIP];
+    assert_eq!(frame, [&BROADCAST[..], &OWN, &[8, 6], &packet.concat()].concat());
+    let frame = unsolicited(Address::from_octets(VIP6), own);
+    assert_eq!(frame[..6], [0x33, 0x33, 0, 0, 0, 1]);
+    assert_eq!(read(&frame, &[]), (ALL_NODES.octets(), 0x20));
+    // Another director with the same address is not asked, and does not answer.
+    assert_eq!(reason(&director(ANNOUNCED), &frame), NotUnicast);
+}
+
+#[test]
 fn a_packet_for_another_host_stays_so() {
     let maps = director(ANNOUNCED);
     maps.interfaces[INGRESS as usize].macs[0].store(Mac::from_octets([2; 6]).0);

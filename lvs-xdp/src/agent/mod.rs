@@ -13,6 +13,7 @@ mod state;
 
 use std::{
     io::{self, IsTerminal as _},
+    net::IpAddr,
     os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -82,6 +83,10 @@ pub struct Config {
     pub services: u32,
     /// Capacity in real servers, over all services.
     pub destinations: u32,
+    /// Whether the program answers ARP requests and neighbour solicitations for virtual addresses that the host has not.
+    pub announce: bool,
+    /// Whether it does so only for those that have a usable real server.
+    pub withdraw: bool,
     /// Whether the program itself logs packets.
     pub log_packets: bool,
     /// The least important lines that are logged.
@@ -101,6 +106,8 @@ pub(crate) enum Request {
     Tables(oneshot::Sender<Arc<Tables>>),
     /// `POST /v1/changes`
     Change(Vec<Change>, oneshot::Sender<Result<(), ApiError>>),
+    /// `POST /v1/announce`: these addresses, or all; the answer is what was announced.
+    Announce(Vec<IpAddr>, oneshot::Sender<Result<Vec<IpAddr>, ApiError>>),
     /// `POST /v1/unload`
     Unload(oneshot::Sender<Result<(), ApiError>>),
 }

@@ -1,5 +1,6 @@
 //! What the agent owns: the desired state, the program's tables, and what is waiting to be carried over.
 
+mod announcements;
 mod drain;
 mod interfaces;
 mod report;
@@ -18,6 +19,7 @@ use std::{
 use tokio::{sync::oneshot, task::JoinHandle};
 use tracing::{error, info, warn};
 
+use self::announcements::Announcements;
 use self::tunnels::{reach, tunnelled};
 use super::{Config, Request, slow_start::SlowStart};
 use crate::{
@@ -100,6 +102,7 @@ pub(crate) struct State {
     are_peers_stale: bool,
     /// The host's own addresses have changed since [`State::follow_vips`].
     are_vips_stale: bool,
+    announcements: Announcements,
 }
 
 impl State {
@@ -131,6 +134,7 @@ impl State {
             connections: 0,
             are_peers_stale: true,
             are_vips_stale: true,
+            announcements: Announcements::new()?,
         })
     }
 
@@ -145,6 +149,7 @@ impl State {
             }
         }
         self.note_macs();
+        self.adopt_announced();
         for &address in &servers {
             self.neighbours.watch(address).await;
         }
@@ -175,6 +180,9 @@ impl State {
             }
             Request::Marks(answer) => {
                 let _ = answer.send(Arc::clone(self.model.marks()));
+            }
+            Request::Announce(addresses, answer) => {
+                let _ = answer.send(self.announce(&addresses));
             }
             Request::Tables(answer) => {
                 if let Err(error) = self.dataplane.tick() {
@@ -233,8 +241,7 @@ impl State {
             self.follow_peers(&peers);
         }
         if std::mem::take(&mut self.are_vips_stale) {
-            let vips = self.vips(&self.model);
-            self.follow_vips(&vips);
+            self.follow_announced();
         }
         if self.grace.is_some() || self.waiting.is_empty() && self.stale.is_empty() {
             return;
@@ -402,11 +409,14 @@ impl State {
         // Before the first packet could go round in circles.
         let peers = self.peers(&wanted);
         self.follow_peers(&peers);
-        let vips = self.vips(&wanted);
-        self.follow_vips(&vips);
+        // The new ones before their services, the old ones until these are gone.
+        let mut vips = self.vips(&self.model);
+        vips.extend(self.vips(&wanted));
+        self.follow_vips(vips);
         self.compiler.apply(plan);
         self.slow_start.adopt(risen);
         self.model = wanted;
+        self.follow_announced();
         Ok(())
     }
 
@@ -500,6 +510,7 @@ impl State {
             Err(error) => error!("the sweep was broken off: {error}"),
         }
         self.attach_missing();
+        self.repeat_announcements();
         self.stale.extend(self.slow_start.due(Instant::now()));
         if !self.compiler.is_unsettled() {
             self.end_drains();

@@ -2,6 +2,7 @@
 
 use std::{
     env, io,
+    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -24,7 +25,7 @@ use tokio::{
 
 use super::{
     filter::ConnectionFilter,
-    types::{ApiError, Change, Changes, Connection, Flushed, MarkRule, Service, Status},
+    types::{Announcement, ApiError, Change, Changes, Connection, Flushed, MarkRule, Service, Status},
 };
 
 /// The environment variable that names the agent's socket.
@@ -183,6 +184,16 @@ impl Client {
     /// `POST /v1/changes`: applies `changes` in their order, all or none.
     pub async fn change(&self, changes: Vec<Change>) -> Result<(), ClientError> {
         self.post("/v1/changes", &Changes { changes }).await
+    }
+
+    /// `POST /v1/announce`: tells everybody where these virtual addresses are, or all that are answered for here.
+    /// The answer is those that were told.
+    pub async fn announce(&self, addresses: Vec<IpAddr>) -> Result<Vec<IpAddr>, ClientError> {
+        let path = "/v1/announce";
+        let body = serde_json::to_vec(&Announcement { addresses }).map_err(|error| self.protocol(&error))?;
+        let answer = self.request(Method::POST, path, body.into()).await?;
+        let Announcement { addresses } = self.read(path, &answer)?;
+        Ok(addresses)
     }
 
     /// `POST /v1/unload`: detaches the program from every interface and ends the agent.
@@ -366,6 +377,11 @@ impl BlockingClient {
     /// [`Client::change`].
     pub fn change(&mut self, changes: Vec<Change>) -> Result<(), ClientError> {
         self.wait(async |client| client.change(changes).await)
+    }
+
+    /// [`Client::announce`].
+    pub fn announce(&mut self, addresses: Vec<IpAddr>) -> Result<Vec<IpAddr>, ClientError> {
+        self.wait(async |client| client.announce(addresses).await)
     }
 
     /// [`Client::unload`].

@@ -26,8 +26,8 @@ use utoipa::OpenApi;
 use super::{
     filter::ConnectionFilter,
     types::{
-        ApiError, Change, Changes, Connection, ErrorCode, Flushed, ForwardingMethod, MarkRule, ServerSpec,
-        Service, Status,
+        Announcement, ApiError, Change, Changes, Connection, ErrorCode, Flushed, ForwardingMethod, MarkRule,
+        ServerSpec, Service, Status,
     },
 };
 use crate::{
@@ -57,6 +57,7 @@ pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, 
         .route("/v1/marks", get(marks))
         .route("/v1/connections", get(list).delete(flush))
         .route("/v1/changes", post(changes))
+        .route("/v1/announce", post(announce))
         .route("/v1/unload", post(unload))
         .route("/openapi.json", get(openapi))
         .fallback(async || {
@@ -76,7 +77,7 @@ pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, 
 #[derive(OpenApi)]
 #[openapi(
     info(title = "lvs-xdp agent", description = "The agent's API on its Unix socket."),
-    paths(status, services, marks, list, flush, changes, unload)
+    paths(status, services, marks, list, flush, changes, announce, unload)
 )]
 struct Document;
 
@@ -238,6 +239,30 @@ async fn changes(State(api): State<Api>, body: Result<Json<Changes>, JsonRejecti
     }
 }
 
+/// Tells everybody where virtual addresses are, some times a second apart: by gratuitous ARP, by unsolicited
+/// neighbour advertisements.
+#[utoipa::path(
+    post,
+    path = "/v1/announce",
+    request_body = Announcement,
+    responses(
+        (status = 200, description = "What is told.", body = Announcement),
+        (status = 400, description = "The body is no JSON; nothing is told.", body = ApiError),
+        (status = 404, description = "An address is no virtual one; nothing is told.", body = ApiError),
+        (status = 422, description = "This director does not answer for an address; nothing is told.",
+            body = ApiError),
+        (status = 500, description = "The agent failed.", body = ApiError),
+    )
+)]
+async fn announce(State(api): State<Api>, body: Result<Json<Announcement>, JsonRejection>) -> Response {
+    let Json(Announcement { addresses }) = match body {
+        Ok(body) => body,
+        Err(error) => return refuse(error.status(), ErrorCode::Invalid, &error.body_text()),
+    };
+    let announced = api.ask(|reply| Request::Announce(addresses, reply)).await;
+    answer(announced.and_then(|announced| announced.map(|addresses| Announcement { addresses })))
+}
+
 /// Takes the program off every interface, removes its pins, and ends the agent.
 #[utoipa::path(
     post,
@@ -371,6 +396,7 @@ mod tests {
             ("/v1/connections", "get", &["200", "400", "404", "500"]),
             ("/v1/connections", "delete", &["200", "400", "404", "500"]),
             ("/v1/changes", "post", &["200", "400", "404", "409", "422", "500"]),
+            ("/v1/announce", "post", &["200", "400", "404", "422", "500"]),
             ("/v1/unload", "post", &["200", "500"]),
         ] {
             let found = statuses(path, method).unwrap_or_default();

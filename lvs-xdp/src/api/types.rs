@@ -20,7 +20,10 @@ use utoipa::ToSchema;
 pub use self::{
     marks::{MarkRule, Ports},
     method::{ForwardingMethod, Tunnel, TunnelChecksum, TunnelKind},
-    seen::{Connection, Flushed, InterfaceStatus, ReasonCount, Server, ServerState, Service, Stats, Status},
+    seen::{
+        Announcement, Connection, Flushed, InterfaceStatus, ReasonCount, Server, ServerState, Service, Stats,
+        Status, VipState, VipStatus,
+    },
     settings::{ClientMask, Persistence, Removal, ServiceSettings, Setting, Settings, Timeouts},
 };
 

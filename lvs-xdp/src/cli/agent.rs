@@ -28,6 +28,8 @@ fn options(args: AgentArgs, socket: PathBuf) -> Result<Config, Failure> {
         connections,
         services,
         destinations,
+        announce,
+        withdraw,
         log_packets,
         log_level,
     } = args;
@@ -54,6 +56,8 @@ fn options(args: AgentArgs, socket: PathBuf) -> Result<Config, Failure> {
         connections,
         services,
         destinations,
+        announce,
+        withdraw,
         log_packets,
         log_level,
     })
@@ -90,6 +94,8 @@ mod tests {
                 connections: 1 << 20,
                 services: 4096,
                 destinations: 16384,
+                announce: false,
+                withdraw: false,
                 log_packets: false,
                 log_level: Level::INFO,
             }
@@ -101,7 +107,7 @@ mod tests {
         assert_eq!(
             parse(
                 "lvs-xdp --socket /s agent --interface eth0 --interface eth1 --state-dir /d --pin-dir /p \
-                 --xdp-mode generic --connections 2048 --services 5 --destinations 6 --log-packets \
+                 --xdp-mode generic --connections 2048 --services 5 --destinations 6 --announce --withdraw --log-packets \
                  --log-level debug"
             )
             .unwrap(),
@@ -114,10 +120,18 @@ mod tests {
                 connections: 2048,
                 services: 5,
                 destinations: 6,
+                announce: true,
+                withdraw: true,
                 log_packets: true,
                 log_level: Level::DEBUG,
             }
         );
+    }
+
+    #[test]
+    fn only_what_is_announced_can_be_withdrawn() {
+        let parsed = Cli::try_parse_from(["lvs-xdp", "agent", "--interface", "eth0", "--withdraw"]);
+        assert!(parsed.unwrap_err().to_string().contains("--announce"));
     }
 
     #[test]

@@ -92,6 +92,18 @@ pub(super) enum Verb {
     /// Show the counters of every virtual service and real server
     #[command(after_help = "Examples:\n  lvs-xdp stats\n  lvs-xdp stats --json")]
     Stats(ListArgs),
+    /// Tell everybody where virtual addresses are: gratuitous ARP, unsolicited neighbour advertisements
+    #[command(
+        after_help = "Told are those that the agent answers for (--announce) and those that an interface of the \
+        director has.\n\nExamples:\n  lvs-xdp announce\n  lvs-xdp announce 192.168.2.100 2001:db8:2::100"
+    )]
+    Announce {
+        /// Which virtual addresses [default: all]
+        #[arg(value_name = "VIP")]
+        addresses: Vec<IpAddr>,
+        #[command(flatten)]
+        list: ListArgs,
+    },
     /// Detach the program from every interface: the director forwards no more
     #[command(
         after_help = "Ending the agent does not detach; this does, and it ends the agent.\n\nExamples:\n  \
@@ -159,6 +171,12 @@ pub(super) struct AgentArgs {
     // A destination's id has 20 bits, one of which stands for none.
     #[arg(long, value_name = "N", default_value_t = 16384, value_parser = up_to((1 << 20) - 1), allow_negative_numbers = true)]
     pub(super) destinations: u32,
+    /// Answer ARP and neighbour discovery for virtual addresses that no interface of this host has
+    #[arg(long)]
+    pub(super) announce: bool,
+    /// Answer only for those that have a usable real server
+    #[arg(long, requires = "announce")]
+    pub(super) withdraw: bool,
     /// Log packets from inside the program: slow, for debugging
     #[arg(long)]
     pub(super) log_packets: bool,

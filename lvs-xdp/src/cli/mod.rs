@@ -21,6 +21,7 @@ use std::{
     ffi::OsString,
     io::{self, BufWriter, Write},
     iter,
+    net::IpAddr,
     path::Path,
     process::ExitCode,
 };
@@ -28,7 +29,7 @@ use std::{
 use clap::{Parser as _, error::ErrorKind};
 use serde::Serialize;
 
-use args::{Cli, Verb};
+use args::{Cli, ListArgs, Verb};
 
 use crate::{
     api::client::{self, BlockingClient, ClientError},
@@ -92,6 +93,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
         Verb::Connections(args) => connections::run(args, &mut client, out),
         Verb::Settings { name, value, list } => settings::run(name, value, &list, &mut client, out),
         Verb::Stats(list) => status::stats(&client.services()?, &list, out),
+        Verb::Announce { addresses, list } => announce(addresses, &list, &mut client, out),
         Verb::Unload { pin_dir } => unload(&mut client, pin_dir.as_deref()),
         Verb::Realserver(verb) => realserver::run(verb, out),
         Verb::Ipvsadm(_) => Ok(()),
@@ -99,6 +101,23 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
         Verb::Man { dir } => documents::man(dir.as_deref(), out),
         Verb::Openapi => write_json(&client.openapi()?, out),
     }
+}
+
+/// Says which addresses were announced.
+fn announce(
+    addresses: Vec<IpAddr>,
+    list: &ListArgs,
+    client: &mut BlockingClient,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let announced = client.announce(addresses)?;
+    if list.json {
+        return write_json(&announced, out);
+    }
+    for address in announced {
+        writeln!(out, "{address} is announced")?;
+    }
+    Ok(())
 }
 
 /// By the agent; where there is none to ask, and the directory is named, without it. An agent that lives

@@ -11,7 +11,9 @@ use super::{
     table::Table,
     write_json,
 };
-use crate::api::types::{InterfaceStatus, ServerKey, Service, ServiceKey, Stats, Status};
+use crate::api::types::{
+    InterfaceStatus, ServerKey, Service, ServiceKey, Stats, Status, VipState, VipStatus,
+};
 
 pub(super) fn status(status: &Status, list: &ListArgs, out: &mut dyn Write) -> Result<(), Failure> {
     if list.json {
@@ -41,6 +43,21 @@ pub(super) fn status(status: &Status, list: &ListArgs, out: &mut dyn Write) -> R
             .map(|reason| format!(" (no native mode: {reason})"))
             .unwrap_or_default();
         writeln!(out, "  {name}: {mode}{reason}")?;
+    }
+
+    let is_ours = |vip: &VipStatus| matches!(vip.state, VipState::Announced | VipState::Withdrawn);
+    // Where the program announces nothing there is nothing to say.
+    if status.vips.iter().any(is_ours) {
+        writeln!(out, "\nVirtual addresses")?;
+        for VipStatus { address, state } in &status.vips {
+            let told = match state {
+                VipState::Announced => "announced",
+                VipState::Withdrawn => "withdrawn: no real server is usable",
+                VipState::Host => "answered by the host",
+                VipState::Silent => "not answered: it has no service",
+            };
+            writeln!(out, "  {address}: {told}")?;
+        }
     }
 
     let (connections, capacity) = (status.connections, status.connection_capacity);

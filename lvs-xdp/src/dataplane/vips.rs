@@ -4,11 +4,37 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::Context as _;
 use aya::maps::{HashMap, MapData};
-use lvs_xdp_common::abi::name;
+use lvs_xdp_common::{
+    abi::{control_flag, name},
+    packet::Address,
+};
 
 use super::{Dataplane, pins::open_map, rows};
 
 impl Dataplane {
+    /// The virtual addresses that are noted, with their flags.
+    ///
+    /// # Errors
+    ///
+    /// Where the map cannot be read.
+    pub fn vips(&self) -> anyhow::Result<BTreeMap<IpAddr, u64>> {
+        let map: HashMap<MapData, [u64; 2], u64> =
+            open_map(&self.pins.generation(self.generation), name::VIPS)?;
+        let rows = map.iter().map(|row| {
+            let ([high, low], flags) = row?;
+            Ok((rows::ip(Address::from_halves(high, low)), flags))
+        });
+        rows.collect()
+    }
+
+    /// Whether the program answers ARP requests and neighbour solicitations for the virtual addresses that are
+    /// marked as announced.
+    pub fn set_announcing(&self, is_on: bool) {
+        let flags = &self.tables.control[0].flags;
+        let others = flags.load() & !control_flag::ANNOUNCE;
+        flags.store(others | if is_on { control_flag::ANNOUNCE } else { 0 });
+    }
+
     /// Notes the virtual addresses with their [`vip_flag`](lvs_xdp_common::abi::vip_flag)s, and no others.
     ///
     /// # Errors

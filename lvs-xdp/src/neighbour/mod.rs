@@ -41,6 +41,7 @@
 //! receives ARP and neighbour discovery; `actor` joins them.
 
 mod actor;
+mod announce;
 mod kernel;
 mod links;
 mod probe;
@@ -60,6 +61,7 @@ use tokio::{
     task::JoinHandle,
 };
 
+pub use self::announce::Announcer;
 pub use self::links::{Exit, Link, LinkKind, Links, Tag};
 
 /// A MAC address.

@@ -1,18 +1,13 @@
 //! The director's interfaces, and the ways to real servers that lead through them.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeSet, net::IpAddr};
 
-use ipnet::IpNet;
-use lvs_xdp_common::abi::{Tags, vip_flag};
+use lvs_xdp_common::abi::Tags;
 use tracing::{info, warn};
 
 use super::{State, servers, tunnels::tunnelled};
 use crate::{
     agent::nic,
-    api::types::ServiceKey,
     dataplane::compile::Way,
     model::Model,
     neighbour::{Exit, Link, Resolution},
@@ -34,6 +29,9 @@ impl State {
         }
         self.note_macs();
         self.note_ways();
+        if self.dataplane.is_attached(if_index) {
+            self.announce_again();
+        }
     }
 
     /// Tries again what could not be attached to when it came.
@@ -172,33 +170,6 @@ impl State {
     /// serves itself.
     pub(super) fn peers(&self, model: &Model) -> BTreeSet<[u8; 6]> {
         peers(model, |address| self.compiler.way(address))
-    }
-
-    /// The virtual addresses, and which of them the host holds.
-    pub(super) fn vips(&self, model: &Model) -> BTreeMap<IpAddr, u64> {
-        let flags = |address| {
-            let local = if self.compiler.is_local(address) {
-                vip_flag::LOCAL
-            } else {
-                0
-            };
-            (address, vip_flag::USED | local)
-        };
-        let endpoints = model.services().keys().filter_map(|key| match key {
-            ServiceKey::Endpoint { address, .. } => Some(*address),
-            ServiceKey::Mark { .. } => None,
-        });
-        // Of a prefix nobody can tell which addresses are virtual ones.
-        let marked = model.marks().iter().flat_map(|rule| &rule.addresses);
-        let marked = marked.filter(|prefix| prefix.prefix_len() == prefix.max_prefix_len());
-        endpoints.chain(marked.map(IpNet::addr)).map(flags).collect()
-    }
-
-    /// Notes which there are.
-    pub(super) fn follow_vips(&mut self, vips: &BTreeMap<IpAddr, u64>) {
-        let noted = self.dataplane.set_vips(vips);
-        self.faults
-            .note("echo requests to some virtual addresses are not answered", noted);
     }
 
     /// Notes which are such.

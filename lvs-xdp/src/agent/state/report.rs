@@ -109,6 +109,7 @@ impl State {
             abi: dataplane::LAYOUT,
             program_id: self.dataplane.program_id().unwrap_or(0),
             interfaces: self.dataplane.interfaces(),
+            vips: self.vip_states(),
             connections: self.connections,
             connection_capacity: u64::from(capacity.connections),
             timeouts: self.model.timeouts(),

@@ -1,6 +1,6 @@
 //! What the agent sees and tells: counters, servers, connections, its own status.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -127,6 +127,41 @@ pub struct ReasonCount {
     pub packets: u64,
 }
 
+/// Who answers ARP requests and neighbour solicitations for a virtual address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum VipState {
+    /// The program.
+    Announced,
+    /// The host: it is an address of one of its interfaces.
+    Host,
+    /// Nobody, until a real server of one of its services is usable again.
+    Withdrawn,
+    /// Nobody here: the agent runs without `--announce`, or no service has the address.
+    Silent,
+}
+
+/// A virtual address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VipStatus {
+    /// The address.
+    #[schema(value_type = String)]
+    pub address: IpAddr,
+    /// Who answers for it.
+    pub state: VipState,
+}
+
+/// The body of `POST /v1/announce` and of its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Announcement {
+    /// Virtual addresses: those to be announced, where there are none all that are answered for here; and those
+    /// that are.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub addresses: Vec<IpAddr>,
+}
+
 /// The body of `GET /v1/status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
@@ -140,6 +175,8 @@ pub struct Status {
     pub program_id: u32,
     /// Interfaces the program is attached to.
     pub interfaces: Vec<InterfaceStatus>,
+    /// The virtual addresses, and who answers for them.
+    pub vips: Vec<VipStatus>,
     /// Entries in the connection table.
     pub connections: u64,
     /// Entries the connection table has room for.
