@@ -70,6 +70,12 @@ fn status() -> Value {
             { "name": "eth0", "index": 2, "mode": "native", "reason": null },
             { "name": "eth1", "index": 3, "mode": "generic", "reason": "operation not supported" }
         ],
+        "vips": [
+            { "address": "192.168.2.100", "state": "announced" },
+            { "address": "192.168.2.101", "state": "withdrawn" },
+            { "address": "2001:db8::100", "state": "host" },
+            { "address": "2001:db8::101", "state": "silent" }
+        ],
         "connections": 512, "connection_capacity": 1024, "services": 1, "servers": 2,
         "reasons": [
             { "name": "forwarded", "verdict": "forward", "help": "sent to a real server", "packets": 40 },
@@ -106,6 +112,7 @@ impl FakeAgent {
             .route("/v1/status", get(async || Json(status())))
             .route("/v1/services", get(async || Json(services())))
             .route("/v1/connections", get(list).delete(flush))
+            .route("/v1/announce", post(announce))
             .route("/v1/unload", post(async || Json(json!({}))))
             .route("/openapi.json", get(async || Json(json!({ "openapi": "3.1.0" }))))
             .route("/v1/changes", post(change))
@@ -156,6 +163,14 @@ impl Drop for FakeAgent {
             drop(thread.join());
         }
     }
+}
+
+/// Announces what was asked for; of what is asked for without a name, one address.
+async fn announce(Json(mut body): Json<Value>) -> Json<Value> {
+    if body["addresses"] == json!([]) {
+        body["addresses"] = json!(["192.168.2.100"]);
+    }
+    Json(body)
 }
 
 async fn change(State(heard): State<Arc<Heard>>, Json(body): Json<Value>) -> (StatusCode, Json<Value>) {
@@ -244,6 +259,7 @@ fn without_an_agent_one_line_names_the_socket() {
         "status",
         "stats",
         "connections",
+        "announce",
         "unload",
         "openapi",
         "service list",
@@ -651,6 +667,12 @@ fn lists_are_tables_for_people() {
              \x20 eth0: native\n\
              \x20 eth1: generic (no native mode: operation not supported)\n\
              \n\
+             Virtual addresses\n\
+             \x20 192.168.2.100: announced\n\
+             \x20 192.168.2.101: withdrawn: no real server is usable\n\
+             \x20 2001:db8::100: answered by the host\n\
+             \x20 2001:db8::101: not answered: it has no service\n\
+             \n\
              Tables\n\
              \x20 connections:  512 of 1024 (50.0 %)\n\
              \x20 services:     1\n\
@@ -788,4 +810,17 @@ fn a_closed_pipe_is_no_error() {
             "{words:?}: {output:?}"
         );
     }
+}
+
+#[test]
+fn what_was_announced_is_named() {
+    let agent = FakeAgent::start();
+    assert_eq!(stdout(&agent, "announce"), "192.168.2.100 is announced\n");
+    assert_eq!(
+        stdout(&agent, "announce 192.168.2.7 2001:db8::7"),
+        "192.168.2.7 is announced\n2001:db8::7 is announced\n"
+    );
+    let (status, text) = failure(&agent.socket(), "announce 192.168.2");
+    assert_eq!(status, 2);
+    assert!(text.contains("192.168.2"), "{text}");
 }
