@@ -46,7 +46,7 @@ pub fn run(input: &[u8]) {
                 oracle::forwarded(&maps, verdict.destination, frame, &out);
             }
             Outcome::Answer => {
-                if answer::answer(&mut out, verdict.reason).is_some() {
+                if answer::answer(&mut out, &maps, INGRESS, verdict.reason).is_some() {
                     oracle::answer(verdict.reason, frame, &out);
                 }
             }

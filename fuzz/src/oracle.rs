@@ -1,8 +1,8 @@
 //! What must hold of a frame that leaves, whatever came in.
 
 use etherparse::{
-    Icmpv6Slice, Ipv4HeaderSlice, Ipv6Header, Ipv6HeaderSlice, LinkExtSlice, NetSlice, SlicedPacket,
-    TcpSlice, TransportSlice, UdpSlice, err::packet::SliceError,
+    ArpOperation, Icmpv6Slice, Ipv4HeaderSlice, Ipv6Header, Ipv6HeaderSlice, LinkExtSlice, NetSlice,
+    SlicedPacket, TcpSlice, TransportSlice, UdpSlice, err::packet::SliceError,
 };
 use lvs_xdp_common::{
     abi::{DestinationRow, destination_flag},
@@ -11,7 +11,7 @@ use lvs_xdp_common::{
     reason::Reason,
 };
 
-use crate::tables::{addresses, mac};
+use crate::tables::{DIRECTOR, addresses, mac};
 
 /// Octets of the two MAC addresses.
 const MACS: usize = 12;
@@ -76,6 +76,9 @@ pub fn special(maps: &Memory, destination: u32, before: &[u8], after: &[u8]) {
 ///
 /// Where it does not go back from a virtual address, or a length or checksum is wrong.
 pub fn answer(reason: Reason, before: &[u8], after: &[u8]) {
+    if matches!(reason, Reason::ArpAnswered | Reason::NeighbourAnswered) {
+        return discovered(before, after);
+    }
     assert_eq!(after[..6], before[6..MACS], "it goes to another host");
     assert_eq!(after[6..MACS], before[..6], "it comes from another host");
     let Some(found) = whole(after) else {
@@ -127,6 +130,57 @@ pub fn answer(reason: Reason, before: &[u8], after: &[u8]) {
     if !(was_broken && reason == Reason::Echo) {
         assert_eq!(wrong_checksum(&found), None, "a wrong checksum of an answer");
     }
+}
+
+/// Checks the answer to a question where a virtual address is: it says that the director has it.
+fn discovered(before: &[u8], after: &[u8]) {
+    assert_eq!(after[6..MACS], DIRECTOR, "it comes from another host");
+    let found = whole(after).expect("there are no extension headers");
+    assert_eq!(after[MACS..at(&found)], before[MACS..at(&found)], "other tags");
+    let (target, asker) = match (&found.net, &found.transport) {
+        (Some(NetSlice::Arp(arp)), None) => {
+            assert_eq!(arp.operation(), ArpOperation::REPLY);
+            assert_eq!(arp.sender_hw_addr(), DIRECTOR);
+            let target = arp.sender_protocol_addr().try_into().expect("four octets");
+            (
+                Address::from_ipv4(u32::from_be_bytes(target)),
+                arp.target_hw_addr(),
+            )
+        }
+        (Some(NetSlice::Ipv6(packet)), Some(TransportSlice::Icmpv6(icmp))) => {
+            assert_eq!(
+                wrong_checksum(&found),
+                None,
+                "a wrong checksum of an advertisement"
+            );
+            assert_eq!(
+                (packet.header().hop_limit(), icmp.type_u8(), icmp.code_u8()),
+                (255, 136, 0)
+            );
+            assert_eq!(
+                at(&found) + outer_length(&found),
+                after.len(),
+                "something is behind it"
+            );
+            let [target @ .., _, _, _, _, _, _, _, _] = icmp.slice() else {
+                panic!("an advertisement without an option");
+            };
+            assert_eq!(
+                icmp.slice()[target.len()..][..2],
+                [2, 1],
+                "the target's MAC address"
+            );
+            assert_eq!(icmp.slice()[target.len() + 2..], DIRECTOR);
+            let target = target[8..].try_into().expect("sixteen octets");
+            let is_to_all = packet.header().destination_addr().is_multicast();
+            let all: &[u8] = &[0x33, 0x33, 0, 0, 0, 1];
+            let asker = if is_to_all { all } else { &before[6..MACS] };
+            (Address::from_octets(target), asker)
+        }
+        _ => panic!("neither ARP nor an advertisement"),
+    };
+    assert_eq!(&after[..6], asker, "it goes to another host");
+    assert!(addresses().contains(&target), "about no virtual address");
 }
 
 /// The row of the destination that a frame leaves for; it must be one that packets may go to.

@@ -49,15 +49,17 @@ pub fn tables(settings: [u8; SETTINGS]) -> Memory {
         flag(0, control_flag::MIGRATING)
             | flag(1, control_flag::ALL_PORTS)
             | flag(2, control_flag::FTP)
-            | flag(3, control_flag::PEERS),
+            | flag(3, control_flag::PEERS)
+            | flag(4, control_flag::ANNOUNCE),
     );
     maps.peers.push(Mac::from_octets(PEER));
     let interface = &maps.interfaces[INGRESS as usize];
     interface.if_index.store(u64::from(INGRESS));
     interface.macs[0].store(Mac::from_octets(DIRECTOR).0);
     if vip & 1 == 0 {
-        let local = if vip & 2 != 0 { vip_flag::LOCAL } else { 0 };
-        maps.vips = addresses().map(|vip| (vip, vip_flag::USED | local)).to_vec();
+        let bit = |bit: u8, flag: u64| if vip & bit != 0 { flag } else { 0 };
+        let flags = vip_flag::USED | bit(2, vip_flag::LOCAL) | bit(8, vip_flag::ANNOUNCED);
+        maps.vips = addresses().map(|vip| (vip, flags)).to_vec();
     }
     for slot in &maps.rings[..64] {
         slot.store(0x0001_0000_0001_0000);

@@ -10,6 +10,7 @@ use network_types::ip::Ipv4Hdr;
 
 use crate::{
     frame::{Frame, Resize},
+    maps::Maps,
     packet::{EtherType, IpProto},
     parse::network,
     reason::Reason,
@@ -100,10 +101,18 @@ fn ipv4(protocol: IpProto, length: u16, source: [u8; 4], destination: [u8; 4]) -
 /// Makes a frame the answer that goes with a reason whose outcome is one. `None` where it cannot be answered, and
 /// is to be dropped.
 #[inline(always)]
-pub fn answer<F: Resize + ?Sized>(frame: &mut F, reason: Reason) -> Option<()> {
+pub fn answer<F: Resize + ?Sized, M: Maps>(
+    frame: &mut F,
+    maps: &M,
+    ingress: u32,
+    reason: Reason,
+) -> Option<()> {
     match reason {
         Reason::Reset => reset(frame),
         Reason::Echo => echo(frame),
+        Reason::ArpAnswered | Reason::NeighbourAnswered => {
+            (frame.advertise(maps, ingress) != 0).then_some(())
+        }
         _ => port_unreachable(frame),
     }
 }

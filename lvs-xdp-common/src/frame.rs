@@ -50,6 +50,10 @@ pub trait Resize: Frame {
     fn carried<M: Maps>(&self, maps: &M, destination: u32) -> u64 {
         tunnel::carried(self, maps, destination)
     }
+    /// [`announce::answer`], whether it could be done; in the program a function of its own.
+    fn advertise<M: Maps>(&mut self, maps: &M, ingress: u32) -> u32 {
+        u32::from(announce::answer(self, maps, ingress).is_some())
+    }
 }
 
 /// Writes both MAC addresses of a frame: of a plain frame, the only bytes that direct routing changes.

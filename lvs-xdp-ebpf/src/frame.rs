@@ -12,7 +12,7 @@ use lvs_xdp_common::{
     maps::Maps,
 };
 
-use crate::maps::{asked, carried, encapsulate, look, too_big, walk};
+use crate::maps::{advertise, asked, carried, encapsulate, look, too_big, walk};
 
 /// The packet.
 pub(crate) struct Packet<'a>(pub(crate) &'a XdpContext);
@@ -118,5 +118,10 @@ impl Resize for Packet<'_> {
     #[inline(always)]
     fn carried<M: Maps>(&self, _: &M, destination: u32) -> u64 {
         carried(self.0.ctx, destination)
+    }
+
+    #[inline(always)]
+    fn advertise<M: Maps>(&mut self, _: &M, ingress: u32) -> u32 {
+        advertise(self.0.ctx, ingress)
     }
 }

@@ -134,12 +134,11 @@ fn address(context: &XdpContext, destination: u32) -> u32 {
 fn answer(context: &XdpContext, reason: u32) -> u32 {
     let reason = Reason::from_number(reason);
     maps::count(reason);
-    let answered = if matches!(reason, Reason::ArpAnswered | Reason::NeighbourAnswered) {
-        maps::advertise(context.ctx, context.ingress_ifindex() as u32) != 0
-    } else {
-        answer::answer(&mut Packet(context), reason).is_some()
+    let Some(kernel) = Kernel::new() else {
+        return xdp_action::XDP_DROP;
     };
-    if answered {
+    let ingress = context.ingress_ifindex() as u32;
+    if answer::answer(&mut Packet(context), &kernel, ingress, reason).is_some() {
         xdp_action::XDP_TX
     } else {
         xdp_action::XDP_DROP

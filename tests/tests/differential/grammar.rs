@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use etherparse::Icmpv6Type;
 use lvs_xdp_common::packet::{EtherType, IpProto};
 use lvs_xdp_tests::frame::{CLIENT_MAC, DIRECTOR_MAC, tcp};
 
@@ -79,6 +80,9 @@ impl Grammar {
             }
         };
         let mut frame = self.macs();
+        if ether_type == EtherType::ARP && self.random.one_in(2) {
+            frame[..6].fill(0xff);
+        }
         self.tags(&mut frame);
         frame.extend(ether_type.0.to_be_bytes());
         frame.extend(packet);
@@ -280,18 +284,55 @@ impl Grammar {
                 body.extend(vip.octets());
                 (EtherType::ARP, body)
             }
-            (_, vip) => {
-                const SOLICITATION: u8 = 135;
-                let mut body = vec![self.random.of(&[SOLICITATION, SOLICITATION, 136, 133]), 0, 0, 0];
-                body.extend([0; 4]);
-                body.extend(octets(vip));
-                if !self.random.one_in(4) {
-                    body.extend([1, 1]);
-                    body.extend(CLIENT_MAC);
-                }
-                self.ip(talk.client, vip, IpProto::ICMPV6, &body, None)
+            (IpAddr::V6(client), IpAddr::V6(vip)) => {
+                let packet = self.neighbour(client, vip);
+                (EtherType::IPV6, packet)
+            }
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => {
+                unreachable!("a talk has one family")
             }
         }
+    }
+
+    /// A message of neighbour discovery: mostly a solicitation that is valid (RFC 4861, 7.1.1), or a probe.
+    fn neighbour(&mut self, client: Ipv6Addr, vip: Ipv6Addr) -> Vec<u8> {
+        const SOLICITATION: u8 = 135;
+        let random = &mut self.random;
+        let is_probe = random.one_in(4);
+        let source = if is_probe { Ipv6Addr::UNSPECIFIED } else { client };
+        let group = Ipv6Addr::from_bits(0xff02 << 112 | 0x1_ff00_0000 | vip.to_bits() & 0xff_ffff);
+        let destination = if is_probe {
+            group
+        } else {
+            random.of(&[group, group, vip])
+        };
+        let kind = random.of(&[SOLICITATION, SOLICITATION, SOLICITATION, SOLICITATION, 136, 133]);
+        let mut behind = vip.octets().to_vec();
+        if !is_probe && !random.one_in(4) {
+            behind.extend([1, 1]);
+            behind.extend(CLIENT_MAC);
+        }
+        if random.one_in(4) {
+            behind.extend([14, 1, 1, 2, 3, 4, 5, 6]);
+        }
+        let message = Icmpv6Type::Unknown {
+            type_u8: kind,
+            code_u8: u8::from(random.one_in(30)),
+            bytes5to8: [0; 4],
+        };
+        let message = message
+            .to_header(source.octets(), destination.octets(), &behind)
+            .expect("a short message");
+        let hop_limit = if random.one_in(20) { 64 } else { 255 };
+        let length = u16::try_from(8 + behind.len()).expect("a short message");
+        let mut packet = vec![0x60, 0, 0, 0];
+        packet.extend(length.to_be_bytes());
+        packet.extend([IpProto::ICMPV6.0, hop_limit]);
+        packet.extend(octets(source.into()));
+        packet.extend(octets(destination.into()));
+        packet.extend(message.to_bytes());
+        packet.extend(behind);
+        packet
     }
 
     fn noise(&mut self) -> Vec<u8> {

@@ -65,15 +65,17 @@ impl Pair {
             let mut director = Director::with_capacity(CAPACITY).expect("a director");
             director.set_key(HashKey(0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210));
             let local = vip_flag::USED | vip_flag::LOCAL;
+            let announced = vip_flag::USED | vip_flag::ANNOUNCED;
             let vips = [
-                (VIP.into(), vip_flag::USED),
-                (VIP6.into(), vip_flag::USED),
+                (VIP.into(), announced),
+                (VIP6.into(), announced),
                 (LOCAL_VIP.into(), local),
             ];
             director
                 .dataplane
                 .set_vips(&BTreeMap::from(vips))
                 .expect("there is room");
+            director.dataplane.set_announcing(true);
             host::peers(&director)
                 .expect("the map of peers")
                 .insert(Mac::from_octets(PEER).0, 1, 0)
@@ -205,7 +207,7 @@ impl Pair {
                 }
             }
             Outcome::Answer => {
-                let answered = answer::answer(&mut frame, reason);
+                let answered = answer::answer(&mut frame, maps, LOOPBACK, reason);
                 (reason, if answered.is_some() { xdp::TX } else { xdp::DROP })
             }
             Outcome::Pass | Outcome::Drop => (reason, action(reason, false)),
