@@ -14,6 +14,7 @@ pub mod datagram;
 pub mod decapsulator;
 pub mod dissect;
 pub mod family;
+pub mod far;
 pub mod frame;
 pub mod lab;
 pub mod load;

@@ -3,28 +3,24 @@
 //! The other end is a [`Decapsulator`]: this kernel may have none. A real server that decapsulates by the
 //! kernel's own devices is in the virtual machine's cases.
 
-use std::{
-    fs,
-    net::SocketAddr,
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use lvs_xdp_tests::{
     agent::{AgentConfig, XdpMode},
+    ask::packets,
     decapsulator::Decapsulator,
     family::Family,
+    far::Far,
     in_both_modes_and_families,
-    lab::{Lab, LabConfig},
     load::Load,
-    process::run,
-    web::WebServer,
+    packet::Capture,
 };
 
 in_both_modes_and_families!(
     every_tunnel_of_every_family_serves_beside_direct_routing,
     a_tunnel_follows_its_router,
+    outer_sources_are_of_the_network_that_is_named,
 );
 
 /// Options of ipvsadm for each tunnel, and the outer protocol: `None` for that of the inner family.
@@ -37,127 +33,27 @@ const TUNNELS: [(&str, Option<u8>); 6] = [
     ("-i --tun-type gre --tun-csum", Some(47)),
 ];
 
-/// The reference case, and a real server `far` on one more segment, which the router alone is on.
-struct Far {
-    end: Decapsulator,
-    web: WebServer,
-    lab: Lab,
-}
-
-impl Far {
-    fn new(mode: XdpMode, family: Family) -> Result<Self> {
-        let config = LabConfig {
-            real_servers: 1,
-            agent: AgentConfig {
-                xdp_mode: mode,
-                ..AgentConfig::default()
-            },
-            binary: None,
-        };
-        let mut lab = Lab::hosts(config)?.over(family);
-        let topology = lab.topology_mut();
-        topology.add_switch("beyond")?;
-        let of = |host| {
-            Family::ALL.map(|family| format!("{}/{}", family.of([192, 168, 3, host]), family.prefix_len()))
-        };
-        let addresses = of(1);
-        topology.connect("router", "eth2", "beyond", &[&addresses[0], &addresses[1]])?;
-        topology.add_host("far")?;
-        let addresses = of(220);
-        topology.connect("far", "eth0", "beyond", &[&addresses[0], &addresses[1]])?;
-        let far = topology.host("far").clone();
-        for family in Family::ALL {
-            far.ip(&format!("route add default via {}", family.of([192, 168, 3, 1])))?;
-            let network = format!("{}/{}", family.of([192, 168, 3, 0]), family.prefix_len());
-            let router = family.router_inside();
-            topology
-                .host("director")
-                .ip(&format!("route replace {network} via {router}"))?;
-        }
-        let web = WebServer::start(&far, "far", &lab.big_file())?;
-        lab.prepare_real_servers()?;
-        lab.start_agent()?;
-        let vip = lab.vip().to_string();
-        far.run(lab.agent()?.binary(), ["realserver", "setup", "--vip", &vip])?;
-        let end = Decapsulator::start(&far)?;
-        lab.add_service("rr")?;
-        Ok(Self { end, web, lab })
-    }
-
-    /// `ipvsadm -a` of the far server, by its address of a family, with these options.
-    fn add(&self, outer: Family, options: &str) -> Result<()> {
-        self.server("-a", outer, options)
-    }
-
-    fn server(&self, verb: &str, outer: Family, options: &str) -> Result<()> {
-        let service = self.lab.service().to_string();
-        let server = SocketAddr::new(outer.of([192, 168, 3, 220]), 80).to_string();
-        let words = [verb, "-t", &service, "-r", &server];
-        self.lab
-            .ipvsadm(words.into_iter().chain(options.split_whitespace()))?;
-        Ok(())
-    }
-
-    /// Every second connection goes to the far server.
-    fn check_turns(&self) -> Result<()> {
-        let report = Load::sequential(self.lab.vip(), 10).run(self.lab.client())?;
-        ensure!(report.failures().is_empty(), "{:?}", report.failures());
-        let far = report.answers().filter(|answer| *answer == "far").count();
-        ensure!(far == 5, "{far} of 10 went through the tunnel");
-        Ok(())
-    }
-
-    /// Full-sized packets do not fit, and the client is told: what it uploads arrives.
-    fn check_upload(&self, name: &str) -> Result<()> {
-        // To whichever of the two it goes: the second of two in turn goes to the far one.
-        for _ in 0..2 {
-            let mut upload = self.lab.curl();
-            upload
-                .args(["--max-time", "60", "--upload-file"])
-                .arg(self.lab.big_file());
-            upload.arg(self.lab.url(&format!("/upload/{name}")));
-            run(upload)?;
-        }
-        let uploaded = self.web.uploaded(name).context("far has not kept the upload")?;
-        ensure!(
-            fs::read(uploaded)? == fs::read(self.lab.big_file())?,
-            "the upload differs"
-        );
-        Ok(())
-    }
-
-    /// Waits until something is so.
-    fn soon(&self, fault: &str, is_so: impl Fn() -> bool) -> Result<()> {
-        let end = Instant::now() + Duration::from_secs(10);
-        while !is_so() {
-            ensure!(
-                Instant::now() < end,
-                "{fault}; {}",
-                self.lab.cli(["server", "list"])?
-            );
-            sleep(Duration::from_millis(100));
-        }
-        Ok(())
-    }
-
-    /// How often the program gave this reason.
-    fn count(&self, reason: &str) -> Result<u64> {
-        let status: serde_json::Value = serde_json::from_str(&self.lab.cli(["status", "--json"])?)?;
-        let reasons = status["reasons"].as_array().context("no reasons")?;
-        let found = reasons.iter().find(|one| one["name"] == reason);
-        found
-            .and_then(|one| one["packets"].as_u64())
-            .with_context(|| format!("no reason {reason}"))
-    }
+/// The lab, whose far server's tunnels end in this process.
+fn far(mode: XdpMode, family: Family, arguments: &[&str]) -> Result<(Far, Decapsulator)> {
+    let agent = AgentConfig {
+        xdp_mode: mode,
+        arguments: arguments.iter().map(|&argument| argument.into()).collect(),
+        ..AgentConfig::default()
+    };
+    let far = Far::new(agent, family)?;
+    let vip = far.lab.vip().to_string();
+    far.realserver(&["setup", "--vip", &vip])?;
+    let end = Decapsulator::start(far.host())?;
+    Ok((far, end))
 }
 
 fn every_tunnel_of_every_family_serves_beside_direct_routing(mode: XdpMode, family: Family) -> Result<()> {
-    let far = Far::new(mode, family)?;
+    let (far, end) = far(mode, family, &[])?;
     for outer in Family::ALL {
         for (index, (options, protocol)) in TUNNELS.into_iter().enumerate() {
             let what = || format!("{options} over {outer:?}");
             if index == 0 {
-                far.add(outer, options)?;
+                far.server("-a", outer, options)?;
             } else {
                 far.server("-e", outer, options)?;
             }
@@ -165,15 +61,15 @@ fn every_tunnel_of_every_family_serves_beside_direct_routing(mode: XdpMode, fami
                 Family::V4 => 4,
                 Family::V6 => 41,
             });
-            let before = far.end.taken(protocol);
+            let before = end.taken(protocol);
             far.check_turns().with_context(what)?;
-            ensure!(far.end.taken(protocol) > before, "{}: nothing came", what());
+            ensure!(end.taken(protocol) > before, "{}: nothing came", what());
             if index < 2 {
-                let before = far.count("too-big")?;
+                let before = packets(&far.lab, "too-big")?;
                 far.check_upload(&format!("{outer:?}-{index}"))
                     .with_context(what)?;
                 ensure!(
-                    far.count("too-big")? > before,
+                    packets(&far.lab, "too-big")? > before,
                     "{}: the client was not told",
                     what()
                 );
@@ -181,13 +77,13 @@ fn every_tunnel_of_every_family_serves_beside_direct_routing(mode: XdpMode, fami
         }
         far.server("-d", outer, "")?;
     }
-    assert_eq!(far.count("rewrite-failed")?, 0);
+    assert_eq!(packets(&far.lab, "rewrite-failed")?, 0);
     Ok(())
 }
 
 fn a_tunnel_follows_its_router(mode: XdpMode, family: Family) -> Result<()> {
-    let far = Far::new(mode, family)?;
-    far.add(family, "-i")?;
+    let (far, _end) = far(mode, family, &[])?;
+    far.server("-a", family, "-i")?;
     far.check_turns()?;
     far.lab
         .topology()
@@ -218,4 +114,58 @@ fn a_tunnel_follows_its_router(mode: XdpMode, family: Family) -> Result<()> {
     far.soon("the way that is back was not noticed", || {
         far.check_turns().is_ok()
     })
+}
+
+/// Of IPIP there is nothing but the outer source address that could tell flows apart.
+fn outer_sources_are_of_the_network_that_is_named(mode: XdpMode, family: Family) -> Result<()> {
+    let networks: [(&str, IpAddr); 2] = [
+        ("172.16.0.0/16", [172, 16, 0, 0].into()),
+        ("fd00:16::/112", [0xfd00, 0x16, 0, 0, 0, 0, 0, 0].into()),
+    ];
+    let arguments = networks.map(|(network, _)| ["--tunnel-source", network]);
+    let (far, end) = far(mode, family, arguments.as_flattened())?;
+    for (outer, (_, network)) in Family::ALL.into_iter().zip(networks) {
+        far.server("-a", outer, "-i")?;
+        let capture = Capture::start(far.host(), "eth0")?;
+        far.check_turns()?;
+        far.check_turns()?;
+        let frames = capture.finish()?;
+        let incoming = frames.iter().filter(|frame| !frame.outgoing);
+        let carried: Vec<_> = incoming
+            .filter_map(|frame| outer_source(&frame.bytes, outer))
+            .collect();
+        // Packets of ten connections; those of one have one source.
+        let sources: BTreeSet<_> = carried.iter().copied().collect();
+        ensure!((5..=10).contains(&sources.len()), "{sources:?}");
+        ensure!(carried.len() >= 40, "{carried:?}");
+        for source in sources {
+            match (source, network) {
+                (IpAddr::V4(source), IpAddr::V4(network)) => {
+                    assert_eq!(source.to_bits() >> 16, network.to_bits() >> 16);
+                }
+                (IpAddr::V6(source), IpAddr::V6(network)) => {
+                    assert_eq!(source.to_bits() >> 16, network.to_bits() >> 16);
+                }
+                _ => unreachable!("of one family"),
+            }
+        }
+        far.server("-d", outer, "")?;
+    }
+    drop(end);
+    Ok(())
+}
+
+/// The source of a packet that carries another one.
+fn outer_source(frame: &[u8], outer: Family) -> Option<IpAddr> {
+    const CARRIED: [u8; 2] = [4, 41];
+    let packet = frame.get(14..)?;
+    match outer {
+        Family::V4 if frame[12..14] == [8, 0] && CARRIED.contains(&packet[9]) => {
+            Some(<[u8; 4]>::try_from(&packet[12..16]).ok()?.into())
+        }
+        Family::V6 if frame[12..14] == [0x86, 0xdd] && CARRIED.contains(&packet[6]) => {
+            Some(<[u8; 16]>::try_from(&packet[8..24]).ok()?.into())
+        }
+        Family::V4 | Family::V6 => None,
+    }
 }

@@ -22,6 +22,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
+use ipnet::IpNet;
 use tokio::{
     io::unix::AsyncFd,
     net::{UnixListener, UnixStream},
@@ -87,6 +88,9 @@ pub struct Config {
     pub announce: bool,
     /// Whether it does so only for those that have a usable real server.
     pub withdraw: bool,
+    /// Where the outer source addresses of tunnels come from, at most one network for each family; of the others they
+    /// are those of the routes. At most 16 bits of an address are a flow's own.
+    pub tunnel_sources: Vec<IpNet>,
     /// Whether the program itself logs packets.
     pub log_packets: bool,
     /// The least important lines that are logged.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use tracing::Level;
 
 use super::{
@@ -30,6 +31,7 @@ fn options(args: AgentArgs, socket: PathBuf) -> Result<Config, Failure> {
         destinations,
         announce,
         withdraw,
+        tunnel_sources,
         log_packets,
         log_level,
     } = args;
@@ -37,6 +39,17 @@ fn options(args: AgentArgs, socket: PathBuf) -> Result<Config, Failure> {
         if interfaces[..index].contains(name) {
             return Err(Failure::Usage(format!(
                 "--interface {name} is there twice: name each once"
+            )));
+        }
+    }
+    for (index, network) in tunnel_sources.iter().enumerate() {
+        let is_ipv4 = |network: &IpNet| network.addr().is_ipv4();
+        if tunnel_sources[..index]
+            .iter()
+            .any(|other| is_ipv4(other) == is_ipv4(network))
+        {
+            return Err(Failure::Usage(format!(
+                "--tunnel-source {network} is the second one of its family: name one network for each"
             )));
         }
     }
@@ -58,6 +71,7 @@ fn options(args: AgentArgs, socket: PathBuf) -> Result<Config, Failure> {
         destinations,
         announce,
         withdraw,
+        tunnel_sources,
         log_packets,
         log_level,
     })
@@ -96,6 +110,7 @@ mod tests {
                 destinations: 16384,
                 announce: false,
                 withdraw: false,
+                tunnel_sources: Vec::new(),
                 log_packets: false,
                 log_level: Level::INFO,
             }
@@ -107,7 +122,7 @@ mod tests {
         assert_eq!(
             parse(
                 "lvs-xdp --socket /s agent --interface eth0 --interface eth1 --state-dir /d --pin-dir /p \
-                 --xdp-mode generic --connections 2048 --services 5 --destinations 6 --announce --withdraw --log-packets \
+                 --xdp-mode generic --connections 2048 --services 5 --destinations 6 --announce --withdraw --tunnel-source 172.16.3.4/16 --log-packets \
                  --log-level debug"
             )
             .unwrap(),
@@ -122,10 +137,36 @@ mod tests {
                 destinations: 6,
                 announce: true,
                 withdraw: true,
+                tunnel_sources: vec!["172.16.0.0/16".parse().unwrap()],
                 log_packets: true,
                 log_level: Level::DEBUG,
             }
         );
+    }
+
+    #[test]
+    fn a_network_of_sources_is_checked() {
+        for (network, part) in [
+            ("172.16.0.0/15", "/16 to /32"),
+            ("fd00::/64", "/112 to /128"),
+            ("172.16.0.0/33", "no address or prefix"),
+            ("127.0.0.0/16", "no address of a host"),
+            ("ff02::/112", "no address of a host"),
+        ] {
+            let arguments = [
+                "lvs-xdp",
+                "agent",
+                "--interface",
+                "eth0",
+                "--tunnel-source",
+                network,
+            ];
+            let error = Cli::try_parse_from(arguments).unwrap_err().to_string();
+            assert!(error.contains(part), "{network}: {error}");
+        }
+        let twice =
+            "lvs-xdp agent --interface eth0 --tunnel-source 172.16.0.0/16 --tunnel-source 10.0.0.0/24";
+        assert!(matches!(parse(twice), Err(Failure::Usage(_))));
     }
 
     #[test]

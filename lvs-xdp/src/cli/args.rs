@@ -177,6 +177,10 @@ pub(super) struct AgentArgs {
     /// Answer only for those that have a usable real server
     #[arg(long, requires = "announce")]
     pub(super) withdraw: bool,
+    /// Send into tunnels from addresses of this network, another one for each flow; once for each family
+    // What a receiver tells flows apart by where it looks at nothing but the outer addresses.
+    #[arg(long = "tunnel-source", value_name = "NETWORK", value_parser = value::tunnel_source)]
+    pub(super) tunnel_sources: Vec<IpNet>,
     /// Log packets from inside the program: slow, for debugging
     #[arg(long)]
     pub(super) log_packets: bool,

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use super::args::RealServer;
 use crate::{
     api::types::{Protocol, Removal, Setting},
+    dataplane::rows,
     model::MAX_SLOW_START,
 };
 
@@ -131,6 +132,26 @@ pub(super) fn prefix(text: &str) -> Result<IpNet, String> {
     net.map_err(|_| {
         format!("`{text}` is no address or prefix: write one such as 192.168.2.100 or 2001:db8::/64")
     })
+}
+
+/// A network whose addresses tunnels send from, the flow's own bits of which the data path can fill in.
+pub(super) fn tunnel_source(text: &str) -> Result<IpNet, String> {
+    const FLOW_BITS: u8 = 16;
+    let net = prefix(text)?.trunc();
+    let address = rows::address(net.addr());
+    if !address.is_one_host() {
+        return Err(format!(
+            "{text} holds no address of a host: name a network of your own"
+        ));
+    }
+    let longest = net.max_prefix_len();
+    let shortest = longest - FLOW_BITS;
+    if net.prefix_len() < shortest {
+        return Err(format!(
+            "{text} is too large: use a prefix length of /{shortest} to /{longest}, for as many as 65,536 addresses"
+        ));
+    }
+    Ok(net)
 }
 
 /// `RIP` or `RIP:PORT`.

@@ -13,6 +13,8 @@ use rtnetlink::{
 };
 use tokio::task::JoinSet;
 
+use super::tunnel;
+
 /// An address of an interface.
 #[derive(Debug, Clone)]
 pub(super) struct Held {
@@ -130,7 +132,14 @@ impl Host {
             .map_or("an unknown interface", |interface| interface.name.as_str())
     }
 
-    /// Where a VIP is: on the interface (`true`) or nowhere (`false`).
+    /// Whether an interface has an IPv4 address.
+    pub(super) fn has_ipv4(&self, name: &str) -> bool {
+        let mut held = self.addresses.iter();
+        held.any(|held| held.address.is_ipv4() && self.interface_name(held.if_index) == name)
+    }
+
+    /// Where a VIP is: on the interface (`true`) or nowhere where it matters (`false`): on a
+    /// tunnel device nobody asks for it.
     ///
     /// # Errors
     ///
@@ -139,6 +148,9 @@ impl Host {
         let mut found = false;
         for held in self.addresses.iter().filter(|held| held.address == vip) {
             let name = self.interface_name(held.if_index);
+            if held.if_index != if_index && tunnel::is_tunnel(name) {
+                continue;
+            }
             let remove = format!("ip address del {vip}/{} dev {name}", held.prefix_len);
             ensure!(
                 held.if_index == if_index,

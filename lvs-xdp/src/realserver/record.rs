@@ -27,6 +27,12 @@ pub(super) struct Namespace {
     /// Tunnel devices that were set up.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub(super) devices: BTreeSet<String>,
+    /// The address that a tunnel device was given.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) held: BTreeMap<String, IpAddr>,
+    /// The mode that a tunnel device had before.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) modes: BTreeMap<String, String>,
     /// Ports of GUE that were opened, in the words of `ip fou`.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub(super) ports: BTreeSet<String>,

@@ -3,7 +3,10 @@
 //! Each of the kernel's tunnel modules has one device that takes what no other one is for (`tunl0`, `sit0`,
 //! `ip6tnl0`, `gre0`, `ip6gre0`). It is there once the module is loaded, and only has to be set up. What comes
 //! out of it has a source that the host's routes lead elsewhere to, so the strict reverse path filter is taken
-//! off it: 2, the loose one, holds whatever the value for all interfaces is, since the greater one counts.
+//! off it: 2, the loose one, holds whatever the value for all interfaces is, since the greater one counts. By the
+//! loose one, too, the kernel refuses every IPv4 packet from a device without an IPv4 address
+//! (`__fib_validate_source`), so the device gets one of the VIPs. `ip6tnl0` takes only IPv6 out of IPv6 unless told
+//! otherwise.
 
 use std::{io::Write, net::IpAddr, process::Command};
 
@@ -12,12 +15,23 @@ use nix::net::if_::if_nametoindex;
 use rtnetlink::packet_route::link::LinkFlags;
 
 use super::{
-    host::Host,
+    add_command,
+    host::{Host, host_prefix},
     record::{Namespace, Record},
     step,
     sysctl::Sysctl,
 };
 use crate::api::types::TunnelKind;
+
+const TUNL: &str = "tunl0";
+const GRE: &str = "gre0";
+const IP6GRE: &str = "ip6gre0";
+/// What comes out of it is IPv6.
+const SIT: &str = "sit0";
+/// What comes out of it is what its mode says.
+const IP6TNL: &str = "ip6tnl0";
+/// The mode in which everything does.
+const ANY: &str = "any";
 
 /// The tunnel whose other end this host is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,16 +56,21 @@ impl TunnelEnd {
     fn devices(self, vips: &[IpAddr]) -> Vec<Device> {
         let device = |name, module| Device { name, module };
         match (self.kind, self.is_ipv6) {
-            (TunnelKind::Gre, false) => vec![device("gre0", "ip_gre")],
-            (TunnelKind::Gre, true) => vec![device("ip6gre0", "ip6_gre")],
+            (TunnelKind::Gre, false) => vec![device(GRE, "ip_gre")],
+            (TunnelKind::Gre, true) => vec![device(IP6GRE, "ip6_gre")],
             // What GUE carries goes on as IPIP.
-            (TunnelKind::Ipip | TunnelKind::Gue, true) => vec![device("ip6tnl0", "ip6_tunnel")],
+            (TunnelKind::Ipip | TunnelKind::Gue, true) => vec![device(IP6TNL, "ip6_tunnel")],
             (TunnelKind::Ipip | TunnelKind::Gue, false) => {
-                let v4 = vips.iter().any(IpAddr::is_ipv4).then(|| device("tunl0", "ipip"));
-                let v6 = vips.iter().any(IpAddr::is_ipv6).then(|| device("sit0", "sit"));
+                let v4 = vips.iter().any(IpAddr::is_ipv4).then(|| device(TUNL, "ipip"));
+                let v6 = vips.iter().any(IpAddr::is_ipv6).then(|| device(SIT, "sit"));
                 v4.into_iter().chain(v6).collect()
             }
         }
+    }
+
+    /// Whether IPv4 packets come out of a device.
+    fn carries_ipv4(self, device: Device) -> bool {
+        device.name != SIT
     }
 
     /// The words of `ip fou` that name GUE's port.
@@ -60,6 +79,11 @@ impl TunnelEnd {
         let family = if self.is_ipv6 { " -6" } else { "" };
         Some(format!("port {port}{family}"))
     }
+}
+
+/// Whether a device is one of the kernel's own tunnel devices.
+pub(super) fn is_tunnel(name: &str) -> bool {
+    [TUNL, SIT, IP6TNL, GRE, IP6GRE].contains(&name)
 }
 
 fn reverse_path(device: &str) -> Sysctl {
@@ -107,7 +131,8 @@ pub(super) async fn prepare(
     record: &mut Option<Record>,
     out: &mut (impl Write + ?Sized),
 ) -> anyhow::Result<()> {
-    for Device { name, module } in end.devices(vips) {
+    for device in end.devices(vips) {
+        let Device { name, module } = device;
         let load = format!("modprobe {module}");
         match (if_nametoindex(name), record.is_some()) {
             (Ok(_), _) => step(out, &load, "already so")?,
@@ -139,6 +164,7 @@ pub(super) async fn prepare(
             wanted,
             accepted,
         } = reverse_path(name);
+        let held = found.is_some_and(|_| host.has_ipv4(name));
         let value = if found.is_some() {
             Sysctl::read(&path)?
         } else {
@@ -154,6 +180,23 @@ pub(super) async fn prepare(
             step(out, &command, format_args!("done, was {value}"))?;
         } else {
             step(out, &command, "to do")?;
+        }
+        if name == IP6TNL {
+            take_everything(vips, record, out)?;
+        }
+        let vip = vips.iter().find(|vip| vip.is_ipv4());
+        if let Some(vip) = vip.filter(|_| end.carries_ipv4(device)) {
+            let command = add_command(*vip, name);
+            if held {
+                step(out, &format!("ip address show dev {name}"), "has an IPv4 address")?;
+            } else if let Some(record) = record {
+                record.namespace().held.insert(name.to_owned(), *vip);
+                record.save()?;
+                run(&command)?;
+                step(out, &command, "done")?;
+            } else {
+                step(out, &command, "to do")?;
+            }
         }
     }
     let Some(fou) = end.fou() else { return Ok(()) };
@@ -177,6 +220,52 @@ pub(super) async fn prepare(
     run(&add)?;
     step(out, &add, "done")?;
     Ok(())
+}
+
+/// Has `ip6tnl0` take out IPv4 packets, too, where there are IPv4 VIPs.
+fn take_everything(
+    vips: &[IpAddr],
+    record: &mut Option<Record>,
+    out: &mut (impl Write + ?Sized),
+) -> anyhow::Result<()> {
+    if !vips.iter().any(IpAddr::is_ipv4) {
+        return Ok(());
+    }
+    let command = change_mode(IP6TNL, ANY);
+    let Some(record) = record else {
+        step(out, &command, "to do")?;
+        return Ok(());
+    };
+    let mode = mode(&run(&format!("ip -6 tunnel show {IP6TNL}"))?)?;
+    if mode == ANY {
+        step(out, &command, "already so")?;
+        return Ok(());
+    }
+    record
+        .namespace()
+        .modes
+        .insert(IP6TNL.to_owned(), mode.to_owned());
+    record.save()?;
+    run(&command)?;
+    step(out, &command, format_args!("done, was {mode}"))?;
+    Ok(())
+}
+
+fn change_mode(device: &str, mode: &str) -> String {
+    format!("ip -6 tunnel change {device} mode {mode}")
+}
+
+/// The mode of a device, as `ip -6 tunnel show` says it: `ip6tnl0: ipv6/ipv6 remote :: ...`.
+fn mode(shown: &str) -> anyhow::Result<&'static str> {
+    match shown.split_whitespace().nth(1) {
+        Some("any/ipv6") => Ok(ANY),
+        Some("ipv6/ipv6") => Ok("ip6ip6"),
+        Some("ip/ipv6") => Ok("ipip6"),
+        _ => bail!(
+            "cannot read the mode of {IP6TNL} from `ip -6 tunnel show`: {}",
+            shown.trim_end()
+        ),
+    }
 }
 
 /// Takes back what [`prepare`] did and `left` names, but for the sysctls.
@@ -203,6 +292,19 @@ pub(super) fn undo(
     for fou in &left.ports {
         take_back(format!("ip fou del {fou}"), &|namespace| {
             namespace.ports.remove(fou);
+        })?;
+    }
+    for (device, vip) in &left.held {
+        take_back(
+            format!("ip address del {vip}/{} dev {device}", host_prefix(*vip)),
+            &|namespace| {
+                namespace.held.remove(device);
+            },
+        )?;
+    }
+    for (device, mode) in &left.modes {
+        take_back(change_mode(device, mode), &|namespace| {
+            namespace.modes.remove(device);
         })?;
     }
     for device in &left.devices {
@@ -234,6 +336,14 @@ mod tests {
         assert_eq!(names(TunnelKind::Ipip, true, &[v4, v6]), ["ip6tnl0"]);
         assert_eq!(names(TunnelKind::Gre, false, &[v6]), ["gre0"]);
         assert_eq!(names(TunnelKind::Gre, true, &[v4]), ["ip6gre0"]);
+    }
+
+    #[test]
+    fn a_mode_is_read_from_what_ip_shows() {
+        let shown = "ip6tnl0: ipv6/ipv6 remote :: local :: encaplimit 0 hoplimit 0 tclass 0x00\n";
+        assert_eq!(mode(shown).ok(), Some("ip6ip6"));
+        assert_eq!(mode("ip6tnl0: any/ipv6 remote ::").ok(), Some("any"));
+        assert!(mode("").is_err());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod bond;
 mod sctp;
+mod tunnel;
 mod vlan;
 
 use lvs_xdp_tests::{

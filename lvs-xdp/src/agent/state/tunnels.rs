@@ -75,13 +75,24 @@ impl State {
         {
             warn!("{address}: {error:#}");
         }
+        let (source, spread) = self.outer_source(source);
         let way = TunnelWay {
             way,
             source,
-            spread: 0,
+            spread,
             mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
         };
         self.compiler.set_tunnel(address, way);
+    }
+
+    /// The lowest of the outer source addresses, and how many bits of them are a flow's own, where the route's is this
+    /// one.
+    fn outer_source(&self, of_route: IpAddr) -> (IpAddr, u8) {
+        let mut networks = self.config.tunnel_sources.iter();
+        let network = networks.find(|network| network.addr().is_ipv4() == of_route.is_ipv4());
+        network.map_or((of_route, 0), |network| {
+            (network.network(), network.max_prefix_len() - network.prefix_len())
+        })
     }
 
     /// Takes in that something has changed at an address that may be on the way to servers behind tunnels: their
