@@ -48,7 +48,7 @@ fn serves_through(outer: Family) -> Result<()> {
             far.realserver(&["undo", "--vip", &vip]).with_context(what)?;
         }
         ensure!(
-            packets(&far.lab, "too-big")? > 0,
+            inner != outer || packets(&far.lab, "too-big")? > 0,
             "no client was told of a tunnel's MTU"
         );
         assert_eq!(packets(&far.lab, "rewrite-failed")?, 0);
