@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The version of this layout.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// The most destinations that one service can have.
 pub const LIST_MAX: u32 = 4096;
@@ -635,6 +635,17 @@ pub struct TunnelRow {
 }
 
 impl DestinationRow {
+    /// The real server's MAC address and ours towards it, where a frame that came in by this interface goes back by it
+    /// with nothing else changed.
+    #[inline(always)]
+    pub fn plain(&self, ingress: u32) -> Option<(Mac, Mac)> {
+        use destination_flag::{LOCAL, RESOLVED, SPECIAL};
+        let towards = self.towards.load();
+        let is_plain = towards & (RESOLVED | SPECIAL | LOCAL) == RESOLVED;
+        (is_plain && self.place.load() as u32 == ingress)
+            .then(|| (Mac(towards & Mac::MASK), Mac(self.from.load() & Mac::MASK)))
+    }
+
     /// The tags of frames to it.
     #[inline(always)]
     pub fn tags(&self) -> Tags {

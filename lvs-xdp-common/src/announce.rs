@@ -19,6 +19,7 @@ use crate::{
     packet::{Address, EtherType, IpProto, Mac},
     parse::{self, Ipv6},
     reason::Reason,
+    verifier::opaque,
 };
 
 const IPV6: usize = Ipv6Hdr::LEN;
@@ -134,7 +135,7 @@ fn is_solicitation<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, at: usize) -
     while unit < OPTIONS {
         if unit < units {
             // With a check of its own, as in an error's quotation.
-            let place = core::hint::black_box(at + IPV6 + MESSAGE + unit * 8) & 0xff;
+            let place = opaque(at + IPV6 + MESSAGE + unit * 8) & 0xff;
             let word: [u8; 8] = frame.load(place)?;
             total = sum(total, &word);
             if unit == next {

@@ -14,6 +14,7 @@ use crate::{
     packet::{EtherType, IpProto},
     parse::network,
     reason::Reason,
+    verifier::opaque,
 };
 
 pub use self::echo::echo;
@@ -60,7 +61,7 @@ fn turn_back<F: Frame + ?Sized>(frame: &mut F, macs: [u8; 12]) -> Option<()> {
 /// behind, it takes for a check of this place too; the verifier does not, once a function was called in between.
 #[inline(always)]
 pub(crate) fn anew(place: usize) -> usize {
-    core::hint::black_box(place)
+    opaque(place)
 }
 
 /// Adds octets to the sum of an Internet checksum (RFC 1071), two by two.

@@ -398,6 +398,13 @@ impl Entry {
         Self::new(self.tag(), self.destination(), state, now, timeout)
     }
 
+    /// Whether it was last seen in second `now`, by its own clock of seconds; of one that has a coarse clock nothing is
+    /// said.
+    #[inline(always)]
+    pub const fn is_current(self, now: u32) -> bool {
+        self.0 & (COARSE | SEEN_MASK) == now as u64 & SEEN_MASK
+    }
+
     /// Seconds since it was last seen. Times before `now` wrap after 65,520 units; up to 16 units after
     /// `now` are no age at all: another CPU, or the program while the agent looks, may be a tick ahead.
     #[inline(always)]
@@ -507,6 +514,18 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_current_is_alive_and_has_nothing_to_note(state in 2..16u64, seen: u32, after in 0..3u32, timeout in 1..40_000u32) {
+            let state = State::from_number(state);
+            let now = seen.wrapping_add(after);
+            let entry = Entry::new(1, 2, state, seen, timeout);
+            prop_assert_eq!(entry.is_current(now), after == 0 && timeout <= FINE_MAX);
+            if entry.is_current(now) {
+                prop_assert!(!entry.is_expired(now, timeout));
+                prop_assert_eq!(entry.seen(state, now, timeout), entry);
+            }
+        }
+
         #[test]
         fn a_word_keeps_its_parts(tag in 0..1u32 << 23, destination in 0..1u32 << 20, state in 0..16u64, now: u32, timeout in 0..2_678_400u32) {
             let state = State::from_number(state);

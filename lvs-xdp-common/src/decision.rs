@@ -1,20 +1,20 @@
 //! What is decided about a packet: in one register while it is being decided, and in full for whoever sends it.
 
-use crate::{
-    abi::destination_flag,
-    maps::Maps,
-    packet::Mac,
-    reason::{Outcome, Reason},
-};
+use crate::{abi::destination_flag, maps::Maps, packet::Mac, reason::Reason};
 
 /// What becomes of a packet, in one register, so that each of the many ways to say "it stays" costs one
-/// instruction: `length 32 | is first fragment 1 | is packet 1 | reason 8 | destination 20`, from the top.
+/// instruction: `length 32 | goes 1 | is sent 1 | is first fragment 1 | is packet 1 | reason 8 | destination 20`,
+/// from the top.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision(pub u64);
 
 impl Decision {
     const PACKET: u64 = 1 << 28;
     const FIRST: u64 = 1 << 29;
+    const SENT: u64 = 1 << 30;
+    const GOES: u64 = 1 << 31;
+    /// Nothing is left to do: the frame has been sent ([`crate::frame::Frame::send_back`]).
+    pub const DONE: Self = Self(Self::SENT);
 
     /// It stays, for this reason.
     #[inline(always)]
@@ -25,7 +25,7 @@ impl Decision {
     /// It goes to a destination. `length` is that of the IP packet, in bytes.
     #[inline(always)]
     pub const fn goes(reason: Reason, destination: u32, length: u32) -> Self {
-        Self((length as u64) << 32 | (reason as u64) << 20 | destination as u64)
+        Self((length as u64) << 32 | Self::GOES | (reason as u64) << 20 | destination as u64)
     }
 
     /// Nothing is decided: the second look has found a packet, of which further fragments will come or not.
@@ -42,6 +42,12 @@ impl Decision {
     #[inline(always)]
     pub const fn is_packet(self) -> bool {
         self.0 & Self::PACKET != 0
+    }
+
+    /// Whether nothing is left to do.
+    #[inline(always)]
+    pub const fn is_done(self) -> bool {
+        self.0 & Self::SENT != 0
     }
 
     /// Whether further fragments of the packet will come.
@@ -73,7 +79,7 @@ impl Decision {
     #[expect(clippy::cast_possible_truncation, reason = "the lower half is the interface")]
     pub fn verdict<M: Maps>(self, maps: &M) -> Verdict {
         let was = self.reason();
-        if !matches!(was.outcome(), Outcome::Forward) {
+        if self.0 & Self::GOES == 0 {
             return Verdict::stay(was);
         }
         let Some(row) = maps.destination(self.destination()) else {

@@ -2,8 +2,8 @@
 
 use crate::{
     abi::{
-        INTERFACE_ROWS, Kind, ListWord, Options, RingWord, ServiceRow, control_flag, destination_flag,
-        index_buckets, index_word, service_flag,
+        DestinationRow, INTERFACE_ROWS, Kind, ListWord, Options, RingWord, ServiceRow, control_flag,
+        destination_flag, index_buckets, index_word, service_flag,
     },
     connection::{Entry, State},
     decision::{Decision, Verdict},
@@ -26,7 +26,9 @@ pub const ANSWERS_A_SECOND: u64 = 1000;
 const UNPRIVILEGED: u16 = 1024;
 
 /// What an entry of a packet's tag means for the packet.
-enum Fate {
+enum Fate<'a> {
+    /// It goes to this destination, and changes nothing.
+    Plain(u32, &'a DestinationRow),
     /// It goes to this destination.
     Kept(u32),
     /// Its destination was removed, and this becomes of it.
@@ -42,8 +44,9 @@ pub fn decide<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -> 
     consider(frame, maps, ingress).verdict(maps)
 }
 
+/// [`decide`] before it is said in full: a common packet may have been sent by then, which [`Decision::is_done`] says.
 #[inline(always)]
-fn consider<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -> Decision {
+pub fn consider<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -> Decision {
     let Some((mac, ether_type, at)) = parse::ethernet(frame) else {
         return Decision::stays(Reason::Malformed);
     };
@@ -108,6 +111,15 @@ fn judge<F: Frame + ?Sized, M: Maps>(
         known(maps, packet.signal, &new, place, entry)
     });
     let (reason, destination) = match fate {
+        Fate::Plain(destination, row) => {
+            if !is_first_fragment
+                && let Some((to, from)) = row.plain(ingress)
+                && frame.send_back(to, from, destination, packet.length)
+            {
+                return Decision::DONE;
+            }
+            (Reason::Connection, destination)
+        }
         Fate::Kept(destination) => (Reason::Connection, destination),
         Fate::Ended(reason) => (reason, 0),
         Fate::New => match maps.note(Note::Connection, &new) {
@@ -321,21 +333,25 @@ fn live_service<M: Maps>(maps: &M, id: u32, row: &ServiceRow) -> Found {
 
 /// A packet whose tag is in the table.
 #[inline(always)]
-fn known<M: Maps>(maps: &M, signal: Signal, new: &New, place: Place<'_>, entry: Entry) -> Fate {
+fn known<'a, M: Maps>(maps: &'a M, signal: Signal, new: &New, place: Place<'_>, entry: Entry) -> Fate<'a> {
     let now = maps.now();
     // Past its time it is no entry.
     let Some(row) = maps.destination(entry.destination()) else {
         return Fate::New;
     };
-    if table::is_expired(maps, entry, now) {
+    // What was seen in this very second is not over, and has nothing to note.
+    let is_current = entry.is_current(now);
+    if !is_current && table::is_expired(maps, entry, now) {
         return Fate::New;
     }
     // An entry of another service is another flow's of the same tag, or was made when there was no other
     // service for this one: its row tells.
     let is_gone = row.towards.load() & destination_flag::REMOVED != 0;
     if u64::from(row.service()) == new.flow.service && !is_gone && table::is_plain(entry.state(), signal) {
-        table::refresh(maps, place, entry, now);
-        return Fate::Kept(entry.destination());
+        if !is_current {
+            table::refresh(maps, place, entry, now);
+        }
+        return Fate::Plain(entry.destination(), row);
     }
     let Some(new) = maps.note(Note::Connection, new) else {
         return Fate::New;

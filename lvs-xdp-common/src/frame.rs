@@ -20,6 +20,12 @@ pub trait Frame {
     fn look<M: Maps>(&self, maps: &M) -> u64 {
         unusual::look(self, maps)
     }
+    /// Writes both MAC addresses, counts, and sends the frame back by the interface that it came in by, where the frame
+    /// can do so itself: whether it has. That is the short way of the common packet in the program; elsewhere
+    /// whoever has asked does what the verdict says.
+    fn send_back(&self, _to: Mac, _from: Mac, _destination: u32, _length: u32) -> bool {
+        false
+    }
     /// [`announce::asked`]; in the program a function of its own.
     fn asked<M: Maps>(&self, maps: &M, ingress: u32) -> u64 {
         announce::asked(self, maps, ingress)

@@ -40,19 +40,15 @@ pub fn flow(key: HashKey, flow: &Flow) -> u64 {
     finish(key, addresses, flow.ports())
 }
 
-/// The hash under which a service stands in the index.
+/// The hash under which a service stands in the index. Of IPv4, address, port and protocol fit one word.
 #[inline(always)]
 pub fn service(key: HashKey, address: Address, port: u16, protocol: u8) -> u64 {
     let address = if address.is_ipv4() {
-        address.low()
+        address.low() & 0xffff_ffff
     } else {
         absorb(key.0, address)
     };
-    finish(
-        HashKey(key.1, key.0),
-        address,
-        u64::from(port) | u64::from(protocol) << 16,
-    )
+    mix(address ^ u64::from(port) << 32 ^ u64::from(protocol) << 48 ^ key.1)
 }
 
 /// IPVS's fold of an address to 32 bits: IPv4 in host byte order, IPv6 the XOR of its words

@@ -14,9 +14,10 @@
 //! - [`ring`]: how the agent fills the rings of the hash schedulers
 //! - [`hash`]: the flow hash, and IPVS's own hashes
 //! - [`maps`], [`abi`], [`atomic`]: the tables' layout, shared with the agent
+//! - [`verifier`]: what only the kernel's verifier needs
 //! - [`reason`]: a name for everything that can become of a packet
 #![no_std]
-#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics, asm_experimental_arch))]
 #![cfg_attr(
     target_arch = "bpf",
     expect(
@@ -51,3 +52,4 @@ pub mod signal;
 pub mod table;
 pub mod tunnel;
 pub mod unusual;
+pub mod verifier;

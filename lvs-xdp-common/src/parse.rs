@@ -16,6 +16,7 @@ use crate::{
     packet::{Address, EtherType, IpProto, Mac, Packet},
     reason::Reason,
     signal::{self, Signal},
+    verifier::opaque,
 };
 
 /// Octets of an 802.1Q tag.
@@ -280,7 +281,7 @@ fn sctp_signal<F: Frame + ?Sized>(frame: &F, transport: usize, room: usize) -> S
         let length = usize::from(u16::from_be_bytes([high, low]));
         // Rounded up to four octets; at most 16 KiB. The mask comes last, and of what the compiler knows nothing:
         // it is what shows the verifier that there is a bound.
-        let next = SCTP_HEADER + ((core::hint::black_box(length) + 3) & 0x3ffc);
+        let next = SCTP_HEADER + ((opaque(length) + 3) & 0x3ffc);
         if length >= CHUNK_HEADER && chunk(next).is_some_and(|next| next[0] == signal::ABORT) {
             return Signal(signal::ABORT);
         }

@@ -24,6 +24,7 @@ use crate::{
     maps::Maps,
     packet::IpProto,
     signal::{Event, Signal},
+    verifier::opaque,
 };
 
 #[cfg(not(target_arch = "bpf"))]
@@ -89,8 +90,8 @@ impl Copy for Place<'_> {}
 )]
 pub fn timeout<M: Maps>(maps: &M, entry: Entry) -> u32 {
     // The compiler knows how many there are and leaves the mask out; the verifier does not know.
-    let index = core::hint::black_box(entry.timeout_index());
-    maps.control().timeouts[(index & 0x1f) as usize].load() as u32
+    let index = opaque(entry.timeout_index() as usize);
+    maps.control().timeouts[index & 0x1f].load() as u32
 }
 
 /// The time-out of a connection's state, in seconds.
@@ -214,7 +215,7 @@ pub const fn is_plain(state: State, signal: Signal) -> bool {
         && !(matches!(state, State::SynRecv) && signal.acknowledges())
 }
 
-/// Notes that a packet was seen that [`is_plain`] in the entry's state. Within the same second of the
+/// Notes that a packet was seen that [`is_plain`] in the entry's state. Within the same unit of the
 /// clock this writes nothing.
 #[inline(always)]
 pub fn refresh<M: Maps>(maps: &M, place: Place<'_>, entry: Entry, now: u32) {
@@ -361,7 +362,7 @@ fn options_of<M: Maps>(maps: &M, service: u32) -> Options {
 fn word_at<M: Maps>(maps: &M, index: u32) -> Option<&Word> {
     let bucket = maps.bucket(index / 8)?;
     // Known to nobody, so that the mask stays, which shows the verifier that it is a slot.
-    Some(&bucket.0[core::hint::black_box(index as usize) & 7])
+    Some(&bucket.0[opaque(index as usize) & 7])
 }
 
 /// Whether an entry is this flow's, by the cold row.

@@ -21,6 +21,7 @@ use crate::{
     packet::{Address, EtherType, IpProto},
     parse::{self, FRAGMENT_MASK, Ipv4, Ipv6, TAG},
     reason::Reason,
+    verifier::opaque,
 };
 
 pub mod too_big;
@@ -464,7 +465,7 @@ impl<F: Resize + ?Sized> Sum<'_, F> {
     fn add<const N: usize>(&mut self, at: u64) {
         // The mask comes last, and of what the compiler knows nothing: it shows the verifier that there is a bound.
         #[expect(clippy::cast_possible_truncation, reason = "a frame is shorter than 64 KiB")]
-        let at = core::hint::black_box(at) as usize & 0x7fff;
+        let at = opaque(at as usize) & 0x7fff;
         // What is behind the first buffer is not to be had so.
         // The few that are left at the end are not worth two ways, which the verifier would both follow.
         let first = if N == CHUNK as usize {

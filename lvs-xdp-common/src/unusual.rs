@@ -20,6 +20,7 @@ use crate::{
     scheduler,
     signal::Signal,
     table::{self, Key},
+    verifier::opaque,
 };
 
 /// The most extension headers that are walked over.
@@ -272,7 +273,7 @@ const MASK: usize = 0x3fff;
 /// that is not the first one there are none. The result is [`Walked`]'s.
 #[inline(always)]
 pub fn walk<F: Frame + ?Sized>(frame: &F, first: u32, at: u32) -> u64 {
-    let at = core::hint::black_box(at as usize) & MASK;
+    let at = opaque(at as usize) & MASK;
     #[expect(clippy::cast_possible_truncation, reason = "it was an octet")]
     let mut protocol = IpProto(first as u8);
     let mut skipped = 0;
@@ -304,7 +305,7 @@ pub fn walk<F: Frame + ?Sized>(frame: &F, first: u32, at: u32) -> u64 {
         protocol = IpProto(next);
         // The mask comes last, and of what the compiler knows nothing: it is what shows the verifier that
         // there is a bound.
-        skipped = core::hint::black_box(skipped + length) & MASK;
+        skipped = opaque(skipped + length) & MASK;
         if fragment & Walked::LATER != 0 {
             return u64::from(protocol.0) | (skipped as u64) << 8 | fragment;
         }

@@ -8,11 +8,17 @@ use aya_ebpf::{
 };
 use bytemuck::{AnyBitPattern, NoUninit};
 use lvs_xdp_common::{
-    frame::{Frame, Resize},
+    frame::{Frame, Resize, rewrite_macs},
     maps::Maps,
+    packet::Mac,
+    reason::Reason,
+    verifier::opaque,
 };
 
-use crate::maps::{advertise, asked, carried, encapsulate, look, too_big, walk};
+use crate::{
+    LOG_PACKETS,
+    maps::{advertise, asked, carried, count, count_forwarded, encapsulate, look, too_big, walk},
+};
 
 /// The packet.
 pub(crate) struct Packet<'a>(pub(crate) &'a XdpContext);
@@ -43,7 +49,7 @@ impl Frame for Packet<'_> {
     #[inline(always)]
     fn holds(&self, length: usize) -> bool {
         // One subtraction of the two ends, which the verifier allows, before anything else is done with them.
-        let first_buffer = core::hint::black_box(self.0.data_end() - self.0.data());
+        let first_buffer = opaque(self.0.data_end() - self.0.data());
         // SAFETY: the context is the program's own.
         length <= first_buffer || length as u64 <= unsafe { bpf_xdp_get_buff_len(self.0.ctx) }
     }
@@ -67,6 +73,17 @@ impl Frame for Packet<'_> {
     fn look<M: Maps>(&self, _: &M) -> u64 {
         // There is one set of maps.
         look(self.0.ctx)
+    }
+
+    #[inline(always)]
+    fn send_back(&self, to: Mac, from: Mac, destination: u32, length: u32) -> bool {
+        // What is logged has to go the long way.
+        if LOG_PACKETS.load() != 0 || rewrite_macs(&mut Packet(self.0), to, from).is_none() {
+            return false;
+        }
+        count(Reason::Connection);
+        count_forwarded(destination, length, false);
+        true
     }
 
     #[inline(always)]

@@ -24,7 +24,7 @@ use crate::{
 /// Set by the agent when it loads the program: log every packet for a service. Off, the verifier
 /// removes all of it.
 #[unsafe(no_mangle)]
-static LOG_PACKETS: Global<u32> = Global::new(0);
+pub(crate) static LOG_PACKETS: Global<u32> = Global::new(0);
 
 /// Decides about every packet that comes in.
 #[xdp(frags)]
@@ -37,7 +37,11 @@ fn director(context: XdpContext) -> u32 {
         return xdp_action::XDP_PASS;
     };
     let ingress = context.ingress_ifindex() as u32;
-    let verdict = director::decide(&Packet(&context), &kernel, ingress);
+    let decision = director::consider(&Packet(&context), &kernel, ingress);
+    if decision.is_done() {
+        return xdp_action::XDP_TX;
+    }
+    let verdict = decision.verdict(&kernel);
     if LOG_PACKETS.load() != 0 {
         log(&context, &verdict);
     }

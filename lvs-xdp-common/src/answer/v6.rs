@@ -8,6 +8,7 @@ use crate::{
     packet::{Address, IpProto},
     parse::TAG,
     unusual,
+    verifier::opaque,
 };
 
 const IPV6: usize = Ipv6Hdr::LEN;
@@ -112,7 +113,7 @@ pub(crate) fn error<F: Resize + ?Sized>(
         if place < quoted {
             // Each with a check of its own, which the compiler must not draw together: the verifier would not
             // know the sum of them.
-            let word: [u8; 4] = frame.load(core::hint::black_box(at + place) & 0xff)?;
+            let word: [u8; 4] = frame.load(opaque(at + place) & 0xff)?;
             total = sum(total, &word);
         }
         place += 4;
