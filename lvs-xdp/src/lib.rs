@@ -3,14 +3,16 @@
 //! The command line and [`ipvsadm`] are clients of [`api`]; behind it stands the [`agent`], which
 //! carries the desired state ([`model`], kept by [`journal`]) and the ways to the real servers
 //! ([`neighbour`]) to the program ([`dataplane`]). [`realserver`] is the other side: what a real server
-//! needs.
+//! needs. [`doctor`] looks whether all of that holds on the wire.
 
 pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod dataplane;
+pub mod doctor;
 pub mod ipvsadm;
 pub mod journal;
 pub mod model;
 pub mod neighbour;
+mod nic;
 pub mod realserver;

@@ -2,12 +2,11 @@
 //!
 //! One task owns everything and takes one thing at a time from a queue: requests, news of neighbours,
 //! the second's tick. [`state`] is what it owns; [`crate::api::server`] puts requests into the queue.
-//! [`nic`] says what the program cannot be attached to, and why. [`slow_start`] is the rule by which servers rise to their weight. [`connections`] lists and removes
+//! [`crate::nic`] says what the program cannot be attached to, and why. [`slow_start`] is the rule by which servers rise to their weight. [`connections`] lists and removes
 //! connection entries beside the task: their tables may change under whoever reads them.
 //! Forwarding needs none of it: an agent may be killed at any moment, and the next one goes on.
 
 pub(crate) mod connections;
-mod nic;
 mod slow_start;
 mod state;
 
@@ -263,7 +262,7 @@ impl Drop for SocketFile<'_> {
 /// Refuses interfaces that the program must not be on. Where it runs already it is better to go on and say so.
 fn check_interfaces(links: &Links, config: &Config) -> anyhow::Result<()> {
     for name in &config.interfaces {
-        let Some(objection) = nic::objection(links, name) else {
+        let Some(objection) = crate::nic::objection(links, name) else {
             continue;
         };
         let is_linked = |(if_index, _)| dataplane::is_linked(&config.pin_dir, if_index);

@@ -104,6 +104,20 @@ pub(super) enum Verb {
         #[command(flatten)]
         list: ListArgs,
     },
+    /// Find what is wrong with this director, its segment and its real servers, and what mends it
+    #[command(
+        after_help = "Asked are the agent, this host, everybody on the segment (who answers for each VIP), and each \
+        real server (whether it takes packets for the VIP). Nothing is changed.\n\n\
+        Exit status: 0 all is well, 1 warnings (or it could not look), 2 something is broken.\n\n\
+        Examples:\n  lvs-xdp doctor\n  lvs-xdp doctor --all\n  lvs-xdp doctor --json"
+    )]
+    Doctor {
+        /// Show what is well, too
+        #[arg(long, conflicts_with = "json")]
+        all: bool,
+        #[command(flatten)]
+        list: ListArgs,
+    },
     /// Detach the program from every interface: the director forwards no more
     #[command(
         after_help = "Ending the agent does not detach; this does, and it ends the agent.\n\nExamples:\n  \
@@ -585,8 +599,11 @@ pub(super) enum RealserverVerb {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Show the VIPs and settings of this real server
-    #[command(after_help = "Examples:\n  lvs-xdp realserver show\n  lvs-xdp realserver show --json")]
+    /// Show the VIPs and settings of this real server, and what is missing
+    #[command(
+        visible_alias = "check",
+        after_help = "Examples:\n  lvs-xdp realserver check\n  lvs-xdp realserver show --json"
+    )]
     Show(ListArgs),
 }
 

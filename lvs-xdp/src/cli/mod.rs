@@ -33,7 +33,7 @@ use args::{Cli, ListArgs, Verb};
 
 use crate::{
     api::client::{self, BlockingClient, ClientError},
-    dataplane, ipvsadm,
+    dataplane, doctor, ipvsadm,
 };
 
 /// Why a verb was not carried out.
@@ -48,6 +48,9 @@ pub(crate) enum Failure {
     /// The agent refused it, or is not there.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// All is said already; this is the status.
+    #[error("status {0}")]
+    Status(u8),
     /// The answer could not be printed.
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
@@ -70,6 +73,7 @@ pub fn main(words: impl Iterator<Item = OsString>) -> ExitCode {
         Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             return ExitCode::SUCCESS;
         }
+        Err(Failure::Status(status)) => return ExitCode::from(status),
         Err(failure) => failure,
     };
     // Without standard error the status alone tells.
@@ -94,12 +98,37 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
         Verb::Settings { name, value, list } => settings::run(name, value, &list, &mut client, out),
         Verb::Stats(list) => status::stats(&client.services()?, &list, out),
         Verb::Announce { addresses, list } => announce(addresses, &list, &mut client, out),
+        Verb::Doctor { all, list } => examine(all, &list, &mut client, out),
         Verb::Unload { pin_dir } => unload(&mut client, pin_dir.as_deref()),
         Verb::Realserver(verb) => realserver::run(verb, out),
         Verb::Ipvsadm(_) => Ok(()),
         Verb::Completions { shell } => documents::completions(shell, out),
         Verb::Man { dir } => documents::man(dir.as_deref(), out),
         Verb::Openapi => write_json(&client.openapi()?, out),
+    }
+}
+
+/// Says what is wrong, and what mends it. The status is 0, 1 for warnings, 2 where something is broken.
+fn examine(
+    all: bool,
+    list: &ListArgs,
+    client: &mut BlockingClient,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let (status, services) = (client.status()?, client.services()?);
+    let report =
+        doctor::examine(&status, &services).map_err(|error| Failure::Refused(format!("{error:#}")))?;
+    if list.json {
+        write_json(&report, out)?;
+    } else {
+        report.write(all, out)?;
+    }
+    match report.status() {
+        0 => Ok(()),
+        status => {
+            out.flush()?;
+            Err(Failure::Status(status))
+        }
     }
 }
 

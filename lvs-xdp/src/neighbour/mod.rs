@@ -63,6 +63,7 @@ use tokio::{
 
 pub use self::announce::Announcer;
 pub use self::links::{Exit, Link, LinkKind, Links, Tag};
+pub(crate) use self::probe::{link_address, solicited_node};
 
 /// A MAC address.
 pub type Mac = [u8; 6];

@@ -199,7 +199,7 @@ fn ndp_socket() -> io::Result<Socket> {
 }
 
 /// A packet socket's address: a MAC address behind an interface.
-pub(super) fn link_address(if_index: u32, mac: Mac) -> SockAddr {
+pub(crate) fn link_address(if_index: u32, mac: Mac) -> SockAddr {
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: a `sockaddr_ll` is plain data, smaller than the storage, which is aligned for every
     // kind of socket address and initialised with zeros.
@@ -254,7 +254,7 @@ fn parse_arp_reply(packet: &[u8]) -> Option<(Ipv4Addr, Mac)> {
 }
 
 /// The multicast group of everybody who might have this address (RFC 4291, section 2.7.1).
-pub(super) fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
+pub(crate) fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
     let [.., a, b, c] = address.octets();
     Ipv6Addr::from([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c])
 }

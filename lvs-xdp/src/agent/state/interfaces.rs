@@ -7,7 +7,6 @@ use tracing::{info, warn};
 
 use super::{State, servers, tunnels::tunnelled};
 use crate::{
-    agent::nic,
     dataplane::compile::Way,
     model::Model,
     neighbour::{Exit, Link, Resolution},
@@ -58,7 +57,7 @@ impl State {
         if !self.interfaces.contains(name) && !is_attached {
             return;
         }
-        let objection = nic::objection(&self.neighbours.links(), name);
+        let objection = crate::nic::objection(&self.neighbours.links(), name);
         if !is_attached {
             let attached = match &objection {
                 Some(objection) => Err(anyhow::anyhow!("{objection}")),

@@ -1,4 +1,4 @@
-//! Which interfaces the program can be attached to.
+//! What a network card does that matters to the program, and which ones it can be attached to.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd as _;
 use crate::neighbour::Links;
 
 /// Why the program must not be on an interface: what to do, on one line.
-pub(super) fn objection(links: &Links, name: &str) -> Option<String> {
+pub(crate) fn objection(links: &Links, name: &str) -> Option<String> {
     let (if_index, _) = links.named(name)?;
     if let Some(bond) = links.bond_of(if_index) {
         let bond = &bond.name;
@@ -25,7 +25,7 @@ pub(super) fn objection(links: &Links, name: &str) -> Option<String> {
     // A card that has no such setting leaves the tags where they are.
     let card = names
         .into_iter()
-        .find(|card| strips_tags(card).unwrap_or(false))?;
+        .find(|card| flags(card).is_ok_and(|flags| flags & STRIPS_TAGS != 0))?;
     Some(format!(
         "{name} has VLANs ({}), and {card} takes their tags off before the program can see them: run `ethtool -K \
          {card} rxvlan off`",
@@ -33,9 +33,13 @@ pub(super) fn objection(links: &Links, name: &str) -> Option<String> {
     ))
 }
 
-/// `ETHTOOL_GFLAGS` and its flag `ETH_FLAG_RXVLAN` (linux/ethtool.h), and the call (linux/sockios.h).
+/// A flag of a card: it takes the VLAN tag off each frame that comes in, and tells it beside the frame
+/// (`ETH_FLAG_RXVLAN`, linux/ethtool.h).
+const STRIPS_TAGS: u32 = 1 << 8;
+/// A flag of a card: it joins packets that come in (`ETH_FLAG_LRO`).
+pub(crate) const LRO: u32 = 1 << 15;
+/// `ETHTOOL_GFLAGS` (linux/ethtool.h), and the call (linux/sockios.h).
 const ETHTOOL_GFLAGS: u32 = 0x25;
-const ETH_FLAG_RXVLAN: u32 = 1 << 8;
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
 
 /// `struct ethtool_value` of linux/ethtool.h.
@@ -45,8 +49,12 @@ struct Value {
     data: u32,
 }
 
-/// Whether a network card takes the VLAN tag off each frame that comes in, and tells it beside the frame.
-fn strips_tags(name: &str) -> io::Result<bool> {
+/// The flags of a network card: [`LRO`] and others.
+///
+/// # Errors
+///
+/// When there is no such interface, or it has no such flags.
+pub(crate) fn flags(name: &str) -> io::Result<u32> {
     let socket = socket(
         AddressFamily::Inet,
         SockType::Datagram,
@@ -71,7 +79,7 @@ fn strips_tags(name: &str) -> io::Result<bool> {
     // SAFETY: the request names a live ethtool_value, which is what this command reads and writes.
     let status = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
     if status == 0 {
-        Ok(value.data & ETH_FLAG_RXVLAN != 0)
+        Ok(value.data)
     } else {
         Err(io::Error::last_os_error())
     }
@@ -114,7 +122,7 @@ mod tests {
 
     #[test]
     fn the_loopback_interface_takes_no_tags_off() {
-        assert!(!strips_tags("lo").unwrap());
-        assert!(strips_tags("no-such-card").is_err());
+        assert_eq!(flags("lo").unwrap() & STRIPS_TAGS, 0);
+        assert!(flags("no-such-card").is_err());
     }
 }
