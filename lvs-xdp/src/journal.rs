@@ -4,7 +4,7 @@
 //! line is one transaction; every line begins with the CRC-32 of its rest, so that damage anywhere is seen:
 //!
 //! ```text
-//! 1f2e3d4c lvs-xdp state 3
+//! 1f2e3d4c lvs-xdp state 4
 //! 5b6a7988 [{"change":"add-service","service":{...}},{"change":"add-server",...}]
 //! ```
 //!
@@ -28,8 +28,8 @@ use crate::{api::types::Change, model::Model};
 
 /// The version of the file's format; a change that older agents would misread needs a new one. Version 2 added
 /// draining, settings, and what services and servers have beside scheduler and weight; version 3 tunnels and
-/// firewall marks.
-const VERSION: u32 = 3;
+/// firewall marks, version 4 the clearing of these.
+const VERSION: u32 = 4;
 
 /// The oldest version that is read. What it lacks has its default; the file is written anew when it is opened.
 const OLDEST: u32 = 1;

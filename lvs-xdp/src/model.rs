@@ -108,7 +108,10 @@ impl Model {
                     touched.insert(*service);
                 }
                 Change::Clear | Change::SetSettings { .. } => touched.extend(self.services.keys()),
-                Change::SetTimeouts { .. } | Change::AddMark { .. } | Change::DeleteMark { .. } => {}
+                Change::SetTimeouts { .. }
+                | Change::AddMark { .. }
+                | Change::DeleteMark { .. }
+                | Change::ClearMarks => {}
             }
         }
         touched
@@ -116,8 +119,12 @@ impl Model {
 
     /// The services of whose real servers `changes` add, edit or delete one. IPVS tells the scheduler of
     /// each such change, also of one that leaves everything as it was.
+    ///
+    /// What is made anew behind a [`Change::Clear`] is not among them: such a list replaces the table, and a service
+    /// that is the same before and after it does not notice.
     pub fn told(changes: &[Change]) -> BTreeSet<ServiceKey> {
-        let told = changes.iter().filter_map(|change| match change {
+        let kept = changes.iter().take_while(|change| **change != Change::Clear);
+        let told = kept.filter_map(|change| match change {
             Change::AddServer { service, .. }
             | Change::EditServer { service, .. }
             | Change::DrainServer { service, .. }
@@ -274,6 +281,7 @@ impl Model {
             }
             Change::AddMark { rule } => marks::add(Arc::make_mut(&mut self.marks), rule)?,
             Change::DeleteMark { rule } => marks::delete(Arc::make_mut(&mut self.marks), rule)?,
+            Change::ClearMarks => self.marks = Arc::default(),
             Change::DeleteServer { service, server } => {
                 let entry = self.defined(service)?;
                 let position = entry.existing(server)?;
@@ -377,8 +385,8 @@ fn undrained(spec: &ServerSpec) -> ServerSpec {
 fn checked_service(spec: &ServiceSpec) -> Result<ServiceSpec, ApiError> {
     let ServiceSpec {
         key,
-        scheduler,
-        flags,
+        scheduler: _,
+        flags: _,
         persistence,
         one_packet,
         removal: _,
@@ -386,18 +394,14 @@ fn checked_service(spec: &ServiceSpec) -> Result<ServiceSpec, ApiError> {
         settings,
     } = spec;
     match *key {
-        ServiceKey::Endpoint { address, .. } => check_address("virtual", address)?,
+        // As with IPVS, which addresses make sense is left to whoever asks: see `objection`.
+        ServiceKey::Endpoint { address, .. } => check_form("virtual", address)?,
         ServiceKey::Mark { mark, .. } => marks::check_mark(mark)?,
     }
     if matches!(key, ServiceKey::Endpoint { port: 0, .. }) && persistence.is_none() {
         return Err(invalid(format!(
             "service {key}: port 0 stands for all ports and takes a persistent service: make it persistent, or \
              use a port from 1 to 65535"
-        )));
-    }
-    if !flags.is_empty() && !matches!(scheduler, Scheduler::Sh | Scheduler::Mh) {
-        return Err(invalid(format!(
-            "service {key}: scheduler {scheduler} takes no flags: use sh or mh, or leave the flags out"
         )));
     }
     if *one_packet && key.protocol().is_some_and(|protocol| protocol != Protocol::Udp) {
@@ -500,11 +504,6 @@ fn check_server(service: &ServiceKey, spec: &ServerSpec) -> Result<(), ApiError>
         )));
     }
     check_address("real server's", key.address)?;
-    if matches!(service, ServiceKey::Endpoint { address, .. } if *address == key.address) {
-        return Err(invalid(format!(
-            "real server {key} has the virtual address of its service: use the real server's own address"
-        )));
-    }
     // The packet itself does not change, so the real server sees the port the client used. In a mark's service,
     // which has many ports, it is a part of the server's name and no more.
     if matches!(service, ServiceKey::Endpoint { port, .. } if *port != key.port) {
@@ -522,16 +521,38 @@ fn check_server(service: &ServiceKey, spec: &ServerSpec) -> Result<(), ApiError>
     Ok(())
 }
 
+/// Why a service makes no sense although the model, as IPVS, takes it: no host can have its address, or its
+/// scheduler has no flags. It never gets a packet, or does without the flags.
+pub fn objection(spec: &ServiceSpec) -> Option<String> {
+    let ServiceSpec {
+        key,
+        scheduler,
+        flags,
+        ..
+    } = spec;
+    if let ServiceKey::Endpoint { address, .. } = key
+        && let Err(error) = check_address("virtual", *address)
+    {
+        return Some(error.message);
+    }
+    let has_no_flags = !matches!(scheduler, Scheduler::Sh | Scheduler::Mh);
+    (has_no_flags && !flags.is_empty()).then(|| {
+        format!("service {key}: scheduler {scheduler} takes no flags: use sh or mh, or leave the flags out")
+    })
+}
+
+/// Whether it can be the address of one host, on any segment.
+pub fn is_host_address(address: IpAddr) -> bool {
+    check_address("", address).is_ok()
+}
+
 /// Refuses what can be no host's address, or not one host's alone.
 fn check_address(whose: &str, address: IpAddr) -> Result<(), ApiError> {
+    check_form(whose, address)?;
     let (kind, instead) = match address {
         _ if address.is_unspecified() => ("unspecified", "a unicast address"),
         _ if address.is_multicast() => ("multicast", "a unicast address"),
         IpAddr::V4(Ipv4Addr::BROADCAST) => ("broadcast", "a unicast address"),
-        // The maps keep IPv4 addresses in this form, so it would be taken for the IPv4 address.
-        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
-            ("an IPv4 address in IPv6's form", "the IPv4 address")
-        }
         // Another host on each segment; and routers forward nothing to or from one (RFC 4291, 2.5.6).
         IpAddr::V6(v6) if v6.is_unicast_link_local() => ("link-local", "a global or unique local address"),
         IpAddr::V4(_) | IpAddr::V6(_) => return Ok(()),
@@ -539,6 +560,16 @@ fn check_address(whose: &str, address: IpAddr) -> Result<(), ApiError> {
     Err(invalid(format!(
         "the {whose} address {address} is {kind}: use {instead}"
     )))
+}
+
+/// The maps keep IPv4 addresses in IPv6's form, so one that is written so would be taken for the IPv4 address.
+fn check_form(whose: &str, address: IpAddr) -> Result<(), ApiError> {
+    match address {
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => Err(invalid(format!(
+            "the {whose} address {address} is an IPv4 address in IPv6's form: use the IPv4 address"
+        ))),
+        IpAddr::V4(_) | IpAddr::V6(_) => Ok(()),
+    }
 }
 
 #[cfg(test)]

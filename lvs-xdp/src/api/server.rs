@@ -40,8 +40,9 @@ use crate::{
 
 /// How long an added server's neighbour is waited for, so that the first connection finds it resolved.
 const RESOLUTION: Duration = Duration::from_millis(200);
-/// The largest body that is read: some 100,000 changes.
-const BODY_LIMIT: usize = 16 << 20;
+/// The largest body that is read: some 400,000 changes, enough to replace a table of 10,000 services with 20 real
+/// servers each.
+const BODY_LIMIT: usize = 64 << 20;
 
 #[derive(Clone)]
 struct Api {

@@ -184,7 +184,7 @@ by_name!(
     one_of(Scheduler::ALL.map(Scheduler::name))
 );
 
-/// A flag of the sh and mh schedulers, `-b` of ipvsadm.
+/// A flag of the sh and mh schedulers, `-b` of ipvsadm. As IPVS does, other schedulers take them without a meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SchedulerFlag {
@@ -192,6 +192,8 @@ pub enum SchedulerFlag {
     Fallback,
     /// The client's port is part of the hash (`sh-port`, `mh-port`).
     Port,
+    /// IPVS's third one (`flag-3`), which none of its schedulers has a meaning for.
+    Third,
 }
 
 /// What identifies a virtual service.
@@ -295,7 +297,7 @@ pub struct ServiceSpec {
     /// The scheduler.
     #[serde(default)]
     pub scheduler: Scheduler,
-    /// Flags of the sh and mh schedulers, sorted, without repetition.
+    /// Flags of the scheduler, sorted, without repetition.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flags: Vec<SchedulerFlag>,
     /// Persistence, `-p` and `-M`.
@@ -445,7 +447,12 @@ pub enum Change {
         rule: MarkRule,
     },
     /// `-C`: removes every service. Rules of marks stay, as the packet filter's do.
+    ///
+    /// At the head of a list that makes all services anew it replaces the whole table in one step: a service that
+    /// is the same after it goes on undisturbed, and no packet sees a table without it.
     Clear,
+    /// Removes every rule that gives packets a mark.
+    ClearMarks,
     /// `--set`: time-outs of connections; one of 0 stays as it is.
     SetTimeouts {
         /// The new time-outs.

@@ -40,6 +40,11 @@ pub(super) fn run(verb: ServerVerb, client: &mut BlockingClient, out: &mut dyn W
         } => {
             let service = service.key()?;
             let key = key(server, service)?;
+            if matches!(service, ServiceKey::Endpoint { address, .. } if address == key.address) {
+                return Err(Failure::Refused(format!(
+                    "real server {key} has the virtual address of its service: use the real server's own address"
+                )));
+            }
             let mut server = ServerSpec::new(key, weight);
             thresholds.apply_to(&mut server);
             server.method = tunnel.method()?.unwrap_or_default();

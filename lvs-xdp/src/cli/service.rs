@@ -9,9 +9,12 @@ use super::{
     value::{ServiceKind, ServiceName, SettingChange},
     write_json,
 };
-use crate::api::{
-    client::BlockingClient,
-    types::{Change, Persistence, SchedulerFlag, Service, ServiceKey, ServiceSpec, Setting},
+use crate::{
+    api::{
+        client::BlockingClient,
+        types::{Change, Persistence, SchedulerFlag, Service, ServiceKey, ServiceSpec, Setting},
+    },
+    model::objection,
 };
 
 pub(super) fn run(
@@ -37,6 +40,7 @@ pub(super) fn run(
                 ));
             }
             let service = options.apply_to(ServiceSpec::new(key, scheduler))?;
+            refuse_nonsense(&service)?;
             Change::AddService { service }
         }
         ServiceVerb::Edit {
@@ -59,6 +63,7 @@ pub(super) fn run(
                 service.one_packet = false;
             }
             let service = options.apply_to(service)?;
+            refuse_nonsense(&service)?;
             Change::EditService { service }
         }
         ServiceVerb::Delete { service } => Change::DeleteService {
@@ -137,6 +142,14 @@ pub(super) fn find(services: Vec<Service>, key: ServiceKey) -> Result<Service, F
         })
 }
 
+/// The agent takes all that IPVS takes, for ipvsadm's sake.
+fn refuse_nonsense(service: &ServiceSpec) -> Result<(), Failure> {
+    match objection(service) {
+        Some(objection) => Err(Failure::Refused(objection)),
+        None => Ok(()),
+    }
+}
+
 /// Flags as the agent keeps them: sorted, without repetition.
 fn normal(mut flags: Vec<SchedulerFlag>) -> Vec<SchedulerFlag> {
     flags.sort_unstable();
@@ -207,5 +220,6 @@ fn flag_name(flag: SchedulerFlag) -> &'static str {
     match flag {
         SchedulerFlag::Fallback => "fallback",
         SchedulerFlag::Port => "port",
+        SchedulerFlag::Third => "third",
     }
 }

@@ -109,7 +109,8 @@ impl Memory {
             Change::DrainServer { .. }
             | Change::SetSettings { .. }
             | Change::AddMark { .. }
-            | Change::DeleteMark { .. } => {
+            | Change::DeleteMark { .. }
+            | Change::ClearMarks => {
                 unreachable!("ipvsadm has no words for it")
             }
         }
@@ -244,14 +245,6 @@ fn missing_features_are_refused_in_one_line() {
         (
             "-a -t 10.0.0.1:80 -r 10.0.0.2 -m",
             "-m (masquerading) is not direct routing",
-        ),
-        (
-            "-A -t 10.0.0.1:80 -s rr -b flag-1",
-            "-b flag-1 is not supported: the scheduler rr has no such flag",
-        ),
-        (
-            "-A -t 10.0.0.1:80 -s sh -b flag-3",
-            "-b flag-3 is not supported: the scheduler sh has no such flag",
         ),
         (
             "-A -u 10.0.0.1:53 -s rr --pe sip",

@@ -114,15 +114,18 @@ pub(super) fn client_mask(text: &str, service: Option<ServiceKey>) -> Result<Cli
 
 /// The name of a flag on the command line and in lists.
 pub(super) fn flag_name(scheduler: Scheduler, flag: SchedulerFlag) -> String {
-    let flag = match flag {
-        SchedulerFlag::Fallback => "fallback",
-        SchedulerFlag::Port => "port",
-    };
-    format!("{scheduler}-{flag}")
+    let has_flags = matches!(scheduler, Scheduler::Sh | Scheduler::Mh);
+    match flag {
+        SchedulerFlag::Fallback if has_flags => format!("{scheduler}-fallback"),
+        SchedulerFlag::Port if has_flags => format!("{scheduler}-port"),
+        SchedulerFlag::Fallback => "flag-1".to_owned(),
+        SchedulerFlag::Port => "flag-2".to_owned(),
+        SchedulerFlag::Third => "flag-3".to_owned(),
+    }
 }
 
-/// `-b`: names joined by commas. Those of sh and mh are one flag each; `flag-1` and `flag-2` are the
-/// same two bits without a scheduler's name.
+/// `-b`: names joined by commas. They are three bits, which every scheduler may have; those of sh and mh have
+/// names of their own beside.
 pub(super) fn scheduler_flags(text: &str, scheduler: &str) -> Result<Vec<SchedulerFlag>, Failure> {
     let mut flags = Vec::new();
     for name in text.split(',').filter(|name| !name.is_empty()) {
@@ -131,13 +134,9 @@ pub(super) fn scheduler_flags(text: &str, scheduler: &str) -> Result<Vec<Schedul
             "sh-port" => (SchedulerFlag::Port, Some("sh")),
             "mh-fallback" => (SchedulerFlag::Fallback, Some("mh")),
             "mh-port" => (SchedulerFlag::Port, Some("mh")),
-            "flag-1" if matches!(scheduler, "sh" | "mh") => (SchedulerFlag::Fallback, None),
-            "flag-2" if matches!(scheduler, "sh" | "mh") => (SchedulerFlag::Port, None),
-            "flag-1" | "flag-2" | "flag-3" => {
-                return Err(Failure::refused(format!(
-                    "-b {name} is not supported: the scheduler {scheduler} has no such flag"
-                )));
-            }
+            "flag-1" => (SchedulerFlag::Fallback, None),
+            "flag-2" => (SchedulerFlag::Port, None),
+            "flag-3" => (SchedulerFlag::Third, None),
             _ => return Err(Failure::usage(format!("invalid scheduler flag `{name}'"))),
         };
         if only_for.is_some_and(|owner| owner != scheduler) {

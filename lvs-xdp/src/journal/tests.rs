@@ -285,7 +285,7 @@ fn a_file_of_another_version_is_left_alone() {
     let dir = directory(&bytes);
     let error = format!("{:#}", Journal::open(dir.path()).unwrap_err());
     assert!(
-        error.contains("format version 4") && !error.contains('\n'),
+        error.contains("format version 5") && !error.contains('\n'),
         "{error}"
     );
     assert_eq!(fs::read(dir.path().join(FILE)).unwrap(), bytes);

@@ -126,29 +126,42 @@ fn unfit_services() {
     let (model, _) = with_service();
     for (address, port, words) in [
         ("192.0.2.1", 0, "port 0 stands for all ports"),
-        ("0.0.0.0", 80, "unspecified"),
-        ("239.1.2.3", 80, "multicast"),
-        ("255.255.255.255", 80, "broadcast"),
-        ("::", 80, "unspecified"),
-        ("ff05::2", 80, "multicast"),
-        (
-            "fe80::1",
-            80,
-            "is link-local: use a global or unique local address",
-        ),
         ("::ffff:192.0.2.1", 80, "in IPv6's form: use the IPv4 address"),
         ("2001:db8::1", 0, "port 0 stands for all ports"),
     ] {
         refused(&model, add(address, port), ErrorCode::Invalid, words);
     }
+}
+
+#[test]
+fn what_makes_no_sense_is_taken_as_by_ipvs_and_objected_to() {
+    let (mut model, key) = with_service();
+    assert_eq!(objection(&model.services()[&key].spec), None);
+    for (address, words) in [
+        ("0.0.0.0", "unspecified"),
+        ("239.1.2.3", "multicast"),
+        ("255.255.255.255", "broadcast"),
+        ("::", "unspecified"),
+        ("ff05::2", "multicast"),
+        ("fe80::1", "is link-local: use a global or unique local address"),
+    ] {
+        model.apply(&[add(address, 80)]).unwrap();
+        let spec = &model.services()[&service_key(address, 80)].spec;
+        let objection = objection(spec).unwrap();
+        assert!(objection.contains(words), "{objection}");
+        assert!(!is_host_address(address.parse().unwrap()));
+    }
     for scheduler in [Scheduler::Rr, Scheduler::Wrr, Scheduler::Fo, Scheduler::Dh] {
-        let spec = service(service_key(VIP, 80), scheduler, &[SchedulerFlag::Port]);
-        let edit = Change::EditService { service: spec };
-        refused(
-            &model,
-            edit,
-            ErrorCode::Invalid,
-            &format!("scheduler {scheduler} takes no flags"),
+        let spec = service(key, scheduler, &[SchedulerFlag::Port, SchedulerFlag::Third]);
+        let edit = Change::EditService {
+            service: spec.clone(),
+        };
+        model.apply(&[edit]).unwrap();
+        assert_eq!(model.services()[&key].spec, spec);
+        let objection = objection(&spec).unwrap();
+        assert!(
+            objection.contains(&format!("scheduler {scheduler} takes no flags")),
+            "{objection}"
         );
     }
 }
@@ -163,7 +176,6 @@ fn unfit_servers() {
         ("224.0.0.1", 80, 1, "multicast"),
         ("255.255.255.255", 80, 1, "broadcast"),
         ("2001:db8::1", 80, 1, "family"),
-        (VIP, 80, 1, "own address"),
     ] {
         refused(
             &model,
@@ -221,7 +233,6 @@ fn unfit_tunnels() {
         ),
         (tunnelled("198.51.100.1", 80, gue), "cannot go to port 0"),
         (tunnelled("224.0.0.1", 80, Tunnel::Ipip), "multicast"),
-        (tunnelled(VIP, 80, Tunnel::Ipip), "own address"),
     ] {
         refused(&model, add_server(key, server), ErrorCode::Invalid, words);
     }
@@ -238,7 +249,6 @@ fn unfit_servers_of_an_ipv6_service() {
         ("fe80::1", "is link-local"),
         ("::ffff:198.51.100.1", "use the IPv4 address"),
         ("198.51.100.1", "family"),
-        (VIP6, "own address"),
     ] {
         refused(
             &model,
@@ -247,9 +257,11 @@ fn unfit_servers_of_an_ipv6_service() {
             words,
         );
     }
-    let fit = server("2001:db8:1::1", 80, 1);
-    model.apply(&[add_server(key, fit.clone())]).unwrap();
-    assert_eq!(model.services()[&key].servers, [fit]);
+    // The director itself may be one, as the VIP that it holds.
+    for fit in ["2001:db8:1::1", VIP6].map(|address| server(address, 80, 1)) {
+        model.apply(&[add_server(key, fit.clone())]).unwrap();
+        assert_eq!(model.services()[&key].servers[0], fit);
+    }
 }
 
 #[test]
@@ -435,6 +447,16 @@ fn draining_sets_the_weight_to_0_until_an_edit() {
 }
 
 #[test]
+fn a_table_made_anew_tells_no_scheduler() {
+    let model = Model::default();
+    assert!(model.touched(&[Change::ClearMarks]).is_empty());
+    let (one, other) = (service_key(VIP, 80), service_key(VIP, 81));
+    let add = |key: ServiceKey| add_server(key, server("198.51.100.1", key.port(), 1));
+    let told = Model::told(&[add(one), Change::Clear, add(other)]);
+    assert_eq!(told.into_iter().collect::<Vec<_>>(), [one]);
+}
+
+#[test]
 fn flags_are_kept_in_order_without_repetition() {
     use SchedulerFlag::{Fallback, Port};
     let (mut model, key) = with_service();
@@ -499,6 +521,9 @@ fn marks_have_rules_and_services_of_their_own() {
     assert_eq!(model, before);
     model.apply(&[delete(again)]).unwrap();
     assert_eq!(**model.marks(), [wide]);
+    let mut cleared = model.clone();
+    cleared.apply(&[Change::ClearMarks]).unwrap();
+    assert!(cleared.marks().is_empty());
 
     let key = ServiceKey::Mark { mark: 7, ipv6: false };
     let spec = service(key, Scheduler::Rr, &[]);
@@ -592,6 +617,7 @@ impl Plain {
                 let position = self.3.iter().position(|other| other == rule)?;
                 self.3.remove(position);
             }
+            Change::ClearMarks => self.3.clear(),
             Change::SetTimeouts { timeouts } => {
                 if timeouts.tcp.max(timeouts.tcp_fin).max(timeouts.udp) > 2_678_400 {
                     return None;
@@ -707,6 +733,7 @@ pub(crate) fn any_change() -> impl Strategy<Value = Change> {
         }),
         3 => pair.prop_map(|(service, server)| Change::DeleteServer { service, server: server.key }),
         1 => Just(Change::Clear),
+        1 => Just(Change::ClearMarks),
         1 => settings.prop_map(|settings| Change::SetSettings { settings }),
         1 => (0..3u32, 0..3u32, 2_678_399..2_678_402u32)
             .prop_map(|(tcp, tcp_fin, udp)| Change::SetTimeouts { timeouts: Timeouts { tcp, tcp_fin, udp } }),

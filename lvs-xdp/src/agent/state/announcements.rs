@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::State;
 use crate::{
     api::types::{ApiError, ErrorCode, ServerKey, ServiceKey, VipState, VipStatus},
-    model::Model,
+    model::{Model, is_host_address},
     neighbour::{Announcer, Mac},
 };
 
@@ -90,7 +90,7 @@ impl State {
         let wanted: BTreeSet<_> = (served.iter())
             .filter(|(_, is_usable)| self.config.announce && (**is_usable || !self.config.withdraw))
             .map(|(address, _)| *address)
-            .filter(|address| !self.compiler.is_local(*address))
+            .filter(|address| !self.compiler.is_local(*address) && is_host_address(*address))
             .collect();
         for gone in self.announcements.addresses.difference(&wanted) {
             if served.contains_key(gone) && !self.compiler.is_local(*gone) {

@@ -248,7 +248,8 @@ impl Compiler {
             .take(count(ring.len()))
             .ok_or_else(|| full("words of rings", length(&self.tables.rings), "--services"))?;
         reserved.ring = ring_extent;
-        let flag = |flag| wanted.spec.flags.contains(&flag);
+        // IPVS keeps flags of schedulers that have none, and so they mean nothing.
+        let flag = |flag| slots(kind) > 0 && wanted.spec.flags.contains(&flag);
         let generation = present.map_or(0, |slot| slot.word.generation().wrapping_add(1));
         Ok(Planned {
             key,

@@ -33,9 +33,11 @@ fn wlc_is_the_default_and_every_scheduler_has_its_name() {
 }
 
 #[test]
-fn flags_are_two_bits_by_any_name() {
-    use SchedulerFlag::{Fallback, Port};
+fn flags_are_three_bits_by_any_name() {
+    use SchedulerFlag::{Fallback, Port, Third};
     for (line, flags) in [
+        ("-s rr -b flag-3,flag-1", vec![Fallback, Third]),
+        ("-s sh -b ,flag-2,,sh-port,", vec![Port]),
         ("-s sh -b flag-1", vec![Fallback]),
         ("-s mh -b flag-2,flag-1", vec![Fallback, Port]),
         ("-s mh -b mh-port,flag-2", vec![Port]),
