@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::api::types::{
-    ApiError, Change, ClientMask, ErrorCode, MarkRule, Persistence, Protocol, Scheduler, ServerKey,
+    ApiError, Change, ClientMask, ErrorCode, Fault, MarkRule, Persistence, Protocol, Scheduler, ServerKey,
     ServerSpec, ServiceKey, ServiceSpec, Setting, Settings, Timeouts, Tunnel,
 };
 
@@ -70,14 +70,15 @@ impl Model {
     /// # Errors
     /// The first change that is refused decides; the model is then as it was before. An object that should
     /// (not) exist is reported before unfit settings are, as the kernel does; but a weight or threshold that
-    /// is out of range before a real server that should (not) exist (`ip_vs_add_dest`, `ip_vs_edit_dest`).
+    /// is out of range before a real server that should (not) exist (`ip_vs_add_dest`, `ip_vs_edit_dest`). Of
+    /// several changes [`ApiError::faults`] has all that are refused.
     pub fn apply(&mut self, changes: &[Change]) -> Result<(), ApiError> {
         let mut undo = Undo::new();
         let before = (self.timeouts, self.settings, Arc::clone(&self.marks));
-        let result = changes
+        let mut result = changes
             .iter()
             .try_for_each(|change| self.apply_one(change, &mut undo));
-        if result.is_err() {
+        if let Err(error) = &mut result {
             (self.timeouts, self.settings, self.marks) = before;
             for (key, entry) in undo {
                 match entry {
@@ -85,8 +86,22 @@ impl Model {
                     None => self.services.remove(&key),
                 };
             }
+            if changes.len() > 1 {
+                error.faults = self.faults(changes);
+            }
         }
         result
+    }
+
+    /// Every change that makes no sense, where those are left out.
+    pub fn faults(&self, changes: &[Change]) -> Vec<Fault> {
+        let mut model = self.clone();
+        let faults = (0..).zip(changes).filter_map(|(index, change)| {
+            // One that fails changes nothing.
+            let ApiError { code, message, .. } = model.apply_one(change, &mut Undo::new()).err()?;
+            Some(Fault { index, code, message })
+        });
+        faults.collect()
     }
 
     /// The services that `changes` will name or remove, seen from the model before them.
@@ -362,7 +377,8 @@ fn change_entry<'a>(entry: &'a mut Arc<ServiceEntry>, undo: &mut Undo) -> &'a mu
     Arc::make_mut(entry)
 }
 
-fn no_such_service(key: &ServiceKey) -> ApiError {
+/// What is answered where there should be a service.
+pub fn no_such_service(key: &ServiceKey) -> ApiError {
     ApiError::new(
         ErrorCode::NoSuchService,
         format!("there is no service {key}: list the services to see which there are"),

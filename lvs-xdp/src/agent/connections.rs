@@ -18,9 +18,10 @@ use tokio::task::JoinError;
 use crate::{
     api::{
         filter::{Clients, ConnectionFilter, ServiceName, StateName},
-        types::{ApiError, Connection, ErrorCode, Protocol},
+        types::{ApiError, Connection, Protocol},
     },
     dataplane::{Tables, rows, sweep::Listed},
+    model::no_such_service,
 };
 
 /// How a list is written.
@@ -75,10 +76,7 @@ impl Wanted {
                     .map(|(id, _)| id)
                     .collect();
                 if ids.is_empty() {
-                    return Err(ApiError::new(
-                        ErrorCode::NoSuchService,
-                        format!("there is no service {key}: list the services to see which there are"),
-                    ));
+                    return Err(no_such_service(key));
                 }
                 Some(ids)
             }
@@ -117,7 +115,7 @@ fn address_of(row: &DestinationRow) -> IpAddr {
 ///
 /// # Errors
 ///
-/// [`ErrorCode::NoSuchService`].
+/// [`ErrorCode::NoSuchService`](crate::api::types::ErrorCode::NoSuchService).
 pub(crate) fn flush(tables: &Tables, filter: &ConnectionFilter) -> Result<u64, ApiError> {
     let wanted = Wanted::new(filter, tables)?;
     Ok(tables.flush(|listed| wanted.takes(tables, listed)))
@@ -138,7 +136,7 @@ impl Listing {
     ///
     /// # Errors
     ///
-    /// [`ErrorCode::NoSuchService`].
+    /// [`ErrorCode::NoSuchService`](crate::api::types::ErrorCode::NoSuchService).
     pub(crate) fn new(
         tables: Arc<Tables>,
         filter: &ConnectionFilter,

@@ -2,11 +2,13 @@
 //!
 //! One task owns everything and takes one thing at a time from a queue: requests, news of neighbours,
 //! the second's tick. [`state`] is what it owns; [`crate::api::server`] puts requests into the queue.
-//! [`crate::nic`] says what the program cannot be attached to, and why. [`slow_start`] is the rule by which servers rise to their weight. [`connections`] lists and removes
+//! [`crate::nic`] says what the program cannot be attached to, and why. [`slow_start`] is the
+//! rule by which servers rise to their weight, [`rates`] that by which rates follow counters. [`connections`] lists and removes
 //! connection entries beside the task: their tables may change under whoever reads them.
 //! Forwarding needs none of it: an agent may be killed at any moment, and the next one goes on.
 
 pub(crate) mod connections;
+mod rates;
 mod slow_start;
 mod state;
 
@@ -35,7 +37,7 @@ pub(crate) use self::state::State;
 use crate::{
     api::{
         server,
-        types::{ApiError, Change, MarkRule, Service, Status},
+        types::{ApiError, Change, MarkRule, Service, ServiceKey, Status},
     },
     dataplane::{self, Dataplane, Mode, Options, Tables},
     journal::{Journal, Opened},
@@ -101,14 +103,21 @@ pub struct Config {
 pub(crate) enum Request {
     /// `GET /v1/status`
     Status(oneshot::Sender<Status>),
-    /// `GET /v1/services`
-    Services(oneshot::Sender<Vec<Service>>),
+    /// `GET /v1/services`: one of them, or all.
+    Services(
+        Option<ServiceKey>,
+        oneshot::Sender<Result<Vec<Service>, ApiError>>,
+    ),
+    /// `POST /v1/zero`: one service, or all.
+    Zero(Option<ServiceKey>, oneshot::Sender<Result<(), ApiError>>),
     /// `GET /v1/marks`
     Marks(oneshot::Sender<Arc<Vec<MarkRule>>>),
     /// `GET` and `DELETE /v1/connections`: the tables, with their clock set.
     Tables(oneshot::Sender<Arc<Tables>>),
     /// `POST /v1/changes`
     Change(Vec<Change>, oneshot::Sender<Result<(), ApiError>>),
+    /// The same with `check`: what is wrong with them, and nothing else.
+    Check(Vec<Change>, oneshot::Sender<Result<(), ApiError>>),
     /// `POST /v1/announce`: these addresses, or all; the answer is what was announced.
     Announce(Vec<IpAddr>, oneshot::Sender<Result<Vec<IpAddr>, ApiError>>),
     /// `POST /v1/unload`

@@ -1,6 +1,7 @@
 //! What the agent owns: the desired state, the program's tables, and what is waiting to be carried over.
 
 mod announcements;
+mod counters;
 mod drain;
 mod interfaces;
 mod report;
@@ -20,6 +21,7 @@ use tokio::{sync::oneshot, task::JoinHandle};
 use tracing::{error, info, warn};
 
 use self::announcements::Announcements;
+use self::counters::Estimators;
 use self::tunnels::{reach, tunnelled};
 use super::{Config, Request, slow_start::SlowStart};
 use crate::{
@@ -86,6 +88,7 @@ pub(crate) struct State {
     /// Services to be compiled anew for other reasons: a server came or went, or its slow start goes on.
     stale: BTreeSet<ServiceKey>,
     slow_start: SlowStart,
+    estimators: Estimators,
     faults: Faults,
     /// The wait for the last packet that saw the configuration before.
     grace: Option<JoinHandle<std::io::Result<()>>>,
@@ -126,6 +129,7 @@ impl State {
             waiting: Vec::new(),
             stale: BTreeSet::new(),
             slow_start: SlowStart::default(),
+            estimators: Estimators::default(),
             faults: Faults::default(),
             grace: None,
             held_back: HashSet::new(),
@@ -175,8 +179,11 @@ impl State {
             Request::Status(answer) => {
                 let _ = answer.send(self.status());
             }
-            Request::Services(answer) => {
-                let _ = answer.send(self.services());
+            Request::Services(service, answer) => {
+                let _ = answer.send(self.services(service));
+            }
+            Request::Zero(service, answer) => {
+                let _ = answer.send(self.zero(service));
             }
             Request::Marks(answer) => {
                 let _ = answer.send(Arc::clone(self.model.marks()));
@@ -194,6 +201,9 @@ impl State {
                 changes,
                 origin: Origin::Client(answer),
             }),
+            Request::Check(changes, answer) => {
+                let _ = answer.send(self.model.clone().apply(&changes));
+            }
             Request::Unload(answer) => {
                 let result = self.unload();
                 let is_done = result.is_ok();
@@ -509,6 +519,7 @@ impl State {
             Ok(connections) => self.connections = connections,
             Err(error) => error!("the sweep was broken off: {error}"),
         }
+        self.estimate();
         self.attach_missing();
         self.repeat_announcements();
         self.stale.extend(self.slow_start.due(Instant::now()));

@@ -24,8 +24,11 @@ use tokio::{
 };
 
 use super::{
-    filter::ConnectionFilter,
-    types::{Announcement, ApiError, Change, Changes, Connection, Flushed, MarkRule, Service, Status},
+    filter::{ConnectionFilter, ServiceFilter, ServiceName},
+    types::{
+        Announcement, ApiError, Change, Changes, Connection, Flushed, MarkRule, Service, ServiceKey, Status,
+        Zero,
+    },
 };
 
 /// The environment variable that names the agent's socket.
@@ -136,6 +139,22 @@ impl Client {
         self.get("/v1/services").await
     }
 
+    /// `GET /v1/services`: one virtual service with its real servers; refused where there is none of that name.
+    pub async fn service(&self, key: ServiceKey) -> Result<Service, ClientError> {
+        let filter = ServiceFilter {
+            service: Some(ServiceName(key)),
+        };
+        let query = serde_urlencoded::to_string(filter).map_err(|error| self.protocol(&error))?;
+        let services: Vec<Service> = self.get(&format!("/v1/services?{query}")).await?;
+        let service = services.into_iter().find(|service| service.spec.key == key);
+        service.ok_or_else(|| self.protocol(&"it has not the service that was asked for"))
+    }
+
+    /// `POST /v1/zero`: sets the counters of a service and its real servers to 0, or those of all services.
+    pub async fn zero(&self, service: Option<ServiceKey>) -> Result<(), ClientError> {
+        self.post("/v1/zero", &Zero { service }).await
+    }
+
     /// `GET /v1/marks`: the rules that give packets firewall marks.
     pub async fn marks(&self) -> Result<Vec<MarkRule>, ClientError> {
         self.get("/v1/marks").await
@@ -183,7 +202,14 @@ impl Client {
 
     /// `POST /v1/changes`: applies `changes` in their order, all or none.
     pub async fn change(&self, changes: Vec<Change>) -> Result<(), ClientError> {
-        self.post("/v1/changes", &Changes { changes }).await
+        let check = false;
+        self.post("/v1/changes", &Changes { changes, check }).await
+    }
+
+    /// `POST /v1/changes` with `check`: says what is wrong with `changes`, and makes none.
+    pub async fn check(&self, changes: Vec<Change>) -> Result<(), ClientError> {
+        let check = true;
+        self.post("/v1/changes", &Changes { changes, check }).await
     }
 
     /// `POST /v1/announce`: tells everybody where these virtual addresses are, or all that are answered for here.
@@ -349,6 +375,16 @@ impl BlockingClient {
         self.wait(async |client| client.services().await)
     }
 
+    /// [`Client::service`].
+    pub fn service(&mut self, key: ServiceKey) -> Result<Service, ClientError> {
+        self.wait(async |client| client.service(key).await)
+    }
+
+    /// [`Client::zero`].
+    pub fn zero(&mut self, service: Option<ServiceKey>) -> Result<(), ClientError> {
+        self.wait(async |client| client.zero(service).await)
+    }
+
     /// [`Client::marks`].
     pub fn marks(&mut self) -> Result<Vec<MarkRule>, ClientError> {
         self.wait(async |client| client.marks().await)
@@ -377,6 +413,11 @@ impl BlockingClient {
     /// [`Client::change`].
     pub fn change(&mut self, changes: Vec<Change>) -> Result<(), ClientError> {
         self.wait(async |client| client.change(changes).await)
+    }
+
+    /// [`Client::check`].
+    pub fn check(&mut self, changes: Vec<Change>) -> Result<(), ClientError> {
+        self.wait(async |client| client.check(changes).await)
     }
 
     /// [`Client::announce`].

@@ -1,4 +1,4 @@
-//! Which connection entries a request is about: the query of `/v1/connections`.
+//! Which connection entries or services a request is about: the queries of `/v1/connections` and `/v1/services`.
 
 use std::{
     collections::BTreeSet,
@@ -13,6 +13,17 @@ use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
 
 use super::types::ServiceKey;
+
+/// Which services are listed: the query of `/v1/services`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ServiceFilter {
+    /// A virtual service, such as `tcp/192.168.2.100:80`, `mark/1` or, of IPv6, `mark6/1`; without it, every one.
+    #[param(value_type = Option<String>)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceName>,
+}
 
 /// What an entry must have to be meant; an empty filter means every one.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, IntoParams)]

@@ -24,10 +24,10 @@ use tokio::{
 use utoipa::OpenApi;
 
 use super::{
-    filter::ConnectionFilter,
+    filter::{ConnectionFilter, ServiceFilter},
     types::{
         Announcement, ApiError, Change, Changes, Connection, ErrorCode, Flushed, ForwardingMethod, MarkRule,
-        ServerSpec, Service, Status,
+        ServerSpec, Service, Status, Zero,
     },
 };
 use crate::{
@@ -56,6 +56,7 @@ pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, 
         .route("/v1/status", get(status))
         .route("/v1/services", get(services))
         .route("/v1/marks", get(marks))
+        .route("/v1/zero", post(zero))
         .route("/v1/connections", get(list).delete(flush))
         .route("/v1/changes", post(changes))
         .route("/v1/announce", post(announce))
@@ -78,7 +79,7 @@ pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, 
 #[derive(OpenApi)]
 #[openapi(
     info(title = "lvs-xdp agent", description = "The agent's API on its Unix socket."),
-    paths(status, services, marks, list, flush, changes, announce, unload)
+    paths(status, services, marks, zero, list, flush, changes, announce, unload)
 )]
 struct Document;
 
@@ -101,10 +102,45 @@ async fn status(State(api): State<Api>) -> Response {
 #[utoipa::path(
     get,
     path = "/v1/services",
-    responses((status = 200, body = Vec<Service>), (status = 500, body = ApiError))
+    params(ServiceFilter),
+    responses(
+        (status = 200, body = Vec<Service>),
+        (status = 400, description = "The query is not understood.", body = ApiError),
+        (status = 404, description = "There is no such service.", body = ApiError),
+        (status = 500, description = "The agent failed.", body = ApiError),
+    )
 )]
-async fn services(State(api): State<Api>) -> Response {
-    answer(api.ask(Request::Services).await)
+async fn services(State(api): State<Api>, filter: Result<Query<ServiceFilter>, QueryRejection>) -> Response {
+    let Query(ServiceFilter { service }) = match filter {
+        Ok(filter) => filter,
+        Err(error) => return refuse(error.status(), ErrorCode::Invalid, &error.body_text()),
+    };
+    let service = service.map(|name| name.0);
+    let services = api.ask(|reply| Request::Services(service, reply)).await;
+    answer(services.and_then(|services| services))
+}
+
+/// Sets the counters of a service and its real servers to 0, or those of all services; and their rates.
+#[utoipa::path(
+    post,
+    path = "/v1/zero",
+    request_body = Zero,
+    responses(
+        (status = 200, description = "They count from 0."),
+        (status = 400, description = "The body is no JSON; nothing was changed.", body = ApiError),
+        (status = 404, description = "There is no such service; nothing was changed.", body = ApiError),
+        (status = 500, description = "The agent failed.", body = ApiError),
+    )
+)]
+async fn zero(State(api): State<Api>, body: Result<Json<Zero>, JsonRejection>) -> Response {
+    let Json(Zero { service }) = match body {
+        Ok(body) => body,
+        Err(error) => return refuse(error.status(), ErrorCode::Invalid, &error.body_text()),
+    };
+    match api.ask(|reply| Request::Zero(service, reply)).await {
+        Ok(Ok(())) => Json(json!({})).into_response(),
+        Ok(Err(error)) | Err(error) => refused(error),
+    }
 }
 
 /// The rules that give packets firewall marks, in the order in which they are tried.
@@ -211,7 +247,7 @@ async fn flush(State(api): State<Api>, filter: Result<Query<ConnectionFilter>, Q
     )
 }
 
-/// Applies changes, all or none.
+/// Applies changes, all or none; or says what is wrong with them.
 #[utoipa::path(
     post,
     path = "/v1/changes",
@@ -227,10 +263,16 @@ async fn flush(State(api): State<Api>, filter: Result<Query<ConnectionFilter>, Q
     )
 )]
 async fn changes(State(api): State<Api>, body: Result<Json<Changes>, JsonRejection>) -> Response {
-    let Json(Changes { changes }) = match body {
+    let Json(Changes { changes, check }) = match body {
         Ok(body) => body,
         Err(error) => return refuse(error.status(), ErrorCode::Invalid, &error.body_text()),
     };
+    if check {
+        return match api.ask(|reply| Request::Check(changes, reply)).await {
+            Ok(Ok(())) => Json(json!({})).into_response(),
+            Ok(Err(error)) | Err(error) => refused(error),
+        };
+    }
     if let Err(error) = api.resolve(&changes).await {
         return refused(error);
     }
@@ -392,7 +434,8 @@ mod tests {
         };
         for (path, method, expected) in [
             ("/v1/status", "get", &["200", "500"][..]),
-            ("/v1/services", "get", &["200", "500"]),
+            ("/v1/services", "get", &["200", "400", "404", "500"]),
+            ("/v1/zero", "post", &["200", "400", "404", "500"]),
             ("/v1/marks", "get", &["200", "500"]),
             ("/v1/connections", "get", &["200", "400", "404", "500"]),
             ("/v1/connections", "delete", &["200", "400", "404", "500"]),

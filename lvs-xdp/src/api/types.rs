@@ -21,8 +21,8 @@ pub use self::{
     marks::{MarkRule, Ports},
     method::{ForwardingMethod, Tunnel, TunnelChecksum, TunnelKind},
     seen::{
-        Announcement, Connection, Flushed, InterfaceStatus, ReasonCount, Server, ServerState, Service, Stats,
-        Status, VipState, VipStatus,
+        Announcement, Connection, Flushed, InterfaceStatus, Rates, ReasonCount, Server, ServerState, Service,
+        Stats, Status, VipState, VipStatus, Zero,
     },
     settings::{ClientMask, Persistence, Removal, ServiceSettings, Setting, Settings, Timeouts},
 };
@@ -470,6 +470,9 @@ pub enum Change {
 pub struct Changes {
     /// Applied in this order, all or none.
     pub changes: Vec<Change>,
+    /// Only say what is wrong with them, as far as that can be said without making them.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub check: bool,
 }
 
 /// Why a request was refused, for programs.
@@ -510,6 +513,21 @@ pub struct ApiError {
     pub code: ErrorCode,
     /// One line for people: what is wrong and what to do.
     pub message: String,
+    /// Of a list of changes each one that makes no sense, the first of which is the error itself; a change is looked
+    /// at as if those before it that make no sense were not there. None where the error is about no single change.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<Fault>,
+}
+
+/// What is wrong with one of several changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Fault {
+    /// Which one, counted from 0.
+    pub index: u64,
+    /// For programs.
+    pub code: ErrorCode,
+    /// One line for people.
+    pub message: String,
 }
 
 impl ApiError {
@@ -518,6 +536,7 @@ impl ApiError {
         Self {
             code,
             message: message.into(),
+            faults: Vec::new(),
         }
     }
 }

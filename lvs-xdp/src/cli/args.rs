@@ -138,6 +138,14 @@ pub(super) enum Verb {
             lvs-xdp ipvsadm -A -t 192.168.2.100:80 -s rr\n  lvs-xdp ipvsadm -L -n\n  lvs-xdp ipvsadm -h"
     )]
     Ipvsadm(IpvsadmArgs),
+    /// Make the links ipvsadm, ipvsadm-save and ipvsadm-restore to this program
+    #[command(after_help = "What stands in their place is left alone.\n\nExamples:\n  \
+            lvs-xdp install-ipvsadm\n  lvs-xdp install-ipvsadm --prefix /usr")]
+    InstallIpvsadm {
+        /// Where: the links are made in DIR/sbin
+        #[arg(long, value_name = "DIR", default_value = "/usr/local")]
+        prefix: PathBuf,
+    },
     /// Print the completions of a shell
     #[command(after_help = "Example:\n  lvs-xdp completions bash > /etc/bash_completion.d/lvs-xdp")]
     Completions {

@@ -8,6 +8,7 @@ mod args;
 mod connections;
 mod documents;
 mod drain;
+mod install;
 mod mark;
 mod realserver;
 mod server;
@@ -66,7 +67,7 @@ pub fn main(words: impl Iterator<Item = OsString>) -> ExitCode {
     };
     if let Verb::Ipvsadm(args) = cli.verb {
         drop(out);
-        return ipvsadm::main(args.words.into_iter(), cli.socket);
+        return ipvsadm::main(ipvsadm::Face::Ipvsadm, args.words.into_iter(), cli.socket);
     }
     let failure = match run(cli, &mut out).and_then(|()| Ok(out.flush()?)) {
         Ok(()) => return ExitCode::SUCCESS,
@@ -102,6 +103,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
         Verb::Unload { pin_dir } => unload(&mut client, pin_dir.as_deref()),
         Verb::Realserver(verb) => realserver::run(verb, out),
         Verb::Ipvsadm(_) => Ok(()),
+        Verb::InstallIpvsadm { prefix } => install::run(&prefix, out),
         Verb::Completions { shell } => documents::completions(shell, out),
         Verb::Man { dir } => documents::man(dir.as_deref(), out),
         Verb::Openapi => write_json(&client.openapi()?, out),

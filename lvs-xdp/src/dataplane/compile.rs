@@ -677,12 +677,42 @@ impl Compiler {
             .collect()
     }
 
+    /// The id of a service.
+    pub fn service(&self, key: &ServiceKey) -> Option<u32> {
+        self.services.get(key).map(|slot| slot.id)
+    }
+
+    /// Every destination that has an id, with its service's: those that are removed and have connections left
+    /// among them.
+    pub fn members(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.members.iter().map(|(id, (service, _))| (*id, *service))
+    }
+
+    /// Every service's id, with what its destinations that are gone had counted.
+    pub fn all_retired(&self) -> impl Iterator<Item = (u32, Stats)> {
+        self.services
+            .values()
+            .map(|slot| (slot.id, self.retired_by(slot.id)))
+    }
+
+    /// Forgets what the destinations that are gone had counted, of one service or of all.
+    pub fn zero_retired(&self, service: Option<u32>) {
+        for slot in self.services.values() {
+            if service.is_none_or(|only| only == slot.id) {
+                let row = &self.tables.services[slot.id as usize];
+                row.retired.iter().for_each(|word| word.store(0));
+            }
+        }
+    }
+
     /// What a service's destinations that are gone had counted.
     pub fn retired(&self, service: &ServiceKey) -> Stats {
-        let Some(slot) = self.services.get(service) else {
-            return Stats::default();
-        };
-        let [connections, packets, bytes] = &self.tables.services[slot.id as usize].retired;
+        self.service(service)
+            .map_or_else(Stats::default, |id| self.retired_by(id))
+    }
+
+    fn retired_by(&self, service: u32) -> Stats {
+        let [connections, packets, bytes] = &self.tables.services[service as usize].retired;
         Stats {
             connections: connections.load(),
             packets: packets.load(),

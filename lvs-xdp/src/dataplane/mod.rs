@@ -31,7 +31,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use aya::{
     Ebpf,
-    maps::{MapData, PerCpuArray, xdp::DevMapHash},
+    maps::{MapData, PerCpuArray, PerCpuValues, xdp::DevMapHash},
     programs::{
         ProgramError, TestRun as _, TestRunOptions, Xdp, XdpMode,
         links::{FdLink, LinkError, PinnedLink},
@@ -532,10 +532,45 @@ impl Dataplane {
         stats
     }
 
+    /// Sets destinations' counters to zero while packets are counted. It takes as long as a grace period.
+    ///
+    /// A CPU that has read its counter before it was set, and writes it after, undoes that. So what a CPU has after
+    /// the grace period is compared with what it had, and where it has not begun anew it is set again, to what came
+    /// meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// Where the map cannot be read or written.
+    pub fn zero_stats(&mut self, destinations: &[u32]) -> anyhow::Result<()> {
+        let mut before = Vec::with_capacity(destinations.len());
+        for &id in destinations {
+            before.push(self.counters.get(&id, 0)?);
+            self.clear_stats(id)?;
+        }
+        grace().context("cannot wait for the packets that are being counted")?;
+        for (&id, before) in destinations.iter().zip(before) {
+            let mut now = self.counters.get(&id, 0)?.to_vec();
+            let mut is_undone = false;
+            for (now, before) in now.iter_mut().zip(before.iter()) {
+                // Packets: whatever is counted, they are.
+                if before[0] > 0 && now[0] >= before[0] {
+                    for (now, before) in now.iter_mut().zip(before) {
+                        *now = now.saturating_sub(*before);
+                    }
+                    is_undone = true;
+                }
+            }
+            if is_undone {
+                self.counters.set(id, PerCpuValues::try_from(now)?, 0)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Sets a destination's counters to zero: for an id that no list and no entry names.
     fn clear_stats(&mut self, destination: u32) -> anyhow::Result<()> {
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
-        let zero = aya::maps::PerCpuValues::try_from(vec![[0; COUNTER_WORDS]; cpus])?;
+        let zero = PerCpuValues::try_from(vec![[0; COUNTER_WORDS]; cpus])?;
         Ok(self.counters.set(destination, zero, 0)?)
     }
 

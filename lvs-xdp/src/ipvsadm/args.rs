@@ -11,8 +11,8 @@ use super::{
     values,
 };
 use crate::api::types::{
-    Change, ClientMask, ForwardingMethod, Persistence, Protocol, Scheduler, SchedulerFlag, ServerKey,
-    ServerSpec, ServiceKey, Timeouts, Tunnel, TunnelChecksum, TunnelKind,
+    Change, ClientMask, Drain, ForwardingMethod, Persistence, Protocol, Removal, Scheduler, SchedulerFlag,
+    ServerKey, ServerSpec, ServiceKey, ServiceSettings, Timeouts, Tunnel, TunnelChecksum, TunnelKind,
 };
 
 /// Seconds of `-p` without a value.
@@ -20,6 +20,10 @@ const DEFAULT_PERSISTENCE: u32 = 360;
 
 /// The weight of a real server that names none, for `-e` as for `-a`.
 const DEFAULT_WEIGHT: u32 = 1;
+
+/// Why `-m` is refused: with masquerading the answers pass the director, and it changes addresses and ports.
+const MASQUERADING: &str = "-m (masquerading) is refused: real servers answer their clients directly here; use -g \
+                            (direct routing), or -i (tunnelling) for those on other segments";
 
 /// What a command line asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,25 +33,36 @@ pub(super) enum Request {
     List(ListRequest),
     /// `-L --timeout`
     ListTimeouts,
+    /// `-L --daemon`
+    ListDaemons,
     /// `-L -c`
     ListConnections {
-        /// Ports by number.
+        /// Addresses and ports by number.
         numeric: bool,
+        /// With titles for what persistence engines go by.
+        engines: bool,
     },
     /// `-S`
     Save {
-        /// Ports by number.
+        /// Addresses and ports by number.
         numeric: bool,
+        /// What ipvsadm leaves out, too.
+        full: bool,
     },
+    /// `-R`
+    Restore,
+    /// `-Z`, of one service or of all.
+    Zero(Option<ServiceKey>),
     /// `-A`; whether there is such a scheduler is still to be looked at.
     AddService(ServiceRequest),
     /// `-E`; likewise.
     EditService(ServiceRequest),
-    /// All that needs no further look.
-    Change(Change),
+    /// All that needs no further look: one change, or a real server that is added and drained.
+    Change(Vec<Change>),
 }
 
-/// A service with its settings; the scheduler is `None` where this program has none of that name.
+/// A service with its settings; the scheduler is `None` where this program has none of that name, or not the
+/// persistence engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ServiceRequest {
     pub(super) key: ServiceKey,
@@ -55,6 +70,15 @@ pub(super) struct ServiceRequest {
     pub(super) flags: Vec<SchedulerFlag>,
     pub(super) persistence: Option<Persistence>,
     pub(super) one_packet: bool,
+    pub(super) own: OwnOptions,
+}
+
+/// What a service has beyond ipvsadm, as far as the line says it: options of our own, which `-S --full` writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct OwnOptions {
+    pub(super) removal: Option<Removal>,
+    pub(super) slow_start: Option<u32>,
+    pub(super) settings: Option<ServiceSettings>,
 }
 
 /// What to list, and how.
@@ -79,6 +103,8 @@ pub(super) enum View {
     Weights,
     /// Counters.
     Stats,
+    /// What the counters grow by in a second.
+    Rates,
     /// Thresholds, active and inactive connections.
     Thresholds,
     /// Weights, persistence templates, active and inactive connections.
@@ -92,6 +118,7 @@ impl View {
     fn of(kinds: Kinds) -> Self {
         match () {
             () if kinds.has(Kind::Stats) => Self::Stats,
+            () if kinds.has(Kind::Rate) => Self::Rates,
             () if kinds.has(Kind::Thresholds) => Self::Thresholds,
             () if kinds.has(Kind::PersistentConnections) => Self::PersistentConnections,
             () if kinds.has(Kind::TunnelInfo) => Self::TunnelInfo,
@@ -111,9 +138,7 @@ pub(super) fn parse(words: &[String], names: &Names) -> Result<Request, Failure>
         Some(Ok((Opt::Help, _))) => return Ok(Request::Help),
         Some(Ok((Opt::Version, _))) => return Ok(Request::Version),
         _ => {
-            return Err(Failure::refused(
-                "Try `ipvsadm -h' or 'ipvsadm --help' for more information.",
-            ));
+            return Err(no_command());
         }
     };
     let mut typed = Typed::default();
@@ -129,8 +154,15 @@ pub(super) fn parse(words: &[String], names: &Names) -> Result<Request, Failure>
         (_, []) => {}
     }
     check(verb, typed.kinds)?;
-    typed.refuse_unsupported(verb)?;
+    if typed.masquerades {
+        return Err(Failure::refused(MASQUERADING));
+    }
     typed.request(verb, names)
+}
+
+/// What is said of a line that does not begin with a command.
+pub(super) fn no_command() -> Failure {
+    Failure::refused("Try `ipvsadm -h' or 'ipvsadm --help' for more information.")
 }
 
 /// The options of a line, as far as they have values.
@@ -150,8 +182,10 @@ struct Typed<'a> {
     tunnel_kind: Option<TunnelKind>,
     tunnel_port: u16,
     timeouts: Timeouts,
-    /// The first option on the line that has no meaning here.
-    unsupported: Option<&'static str>,
+    masquerades: bool,
+    engine: Option<&'a str>,
+    own: OwnOptions,
+    drain: Option<Drain>,
 }
 
 impl<'a> Typed<'a> {
@@ -179,7 +213,7 @@ impl<'a> Typed<'a> {
             )));
         }
         self.tunnels |= option == Opt::Tunnelling;
-        self.unsupported = self.unsupported.or(unsupported_option(option));
+        self.masquerades |= option == Opt::Masquerading;
         let text = value.unwrap_or_default();
         match option {
             Opt::TcpService => self.take_service(text, Protocol::Tcp, names)?,
@@ -190,7 +224,9 @@ impl<'a> Typed<'a> {
                 self.service = Some(ServiceKey::Mark { mark, ipv6: false });
             }
             Opt::Other(Kind::RealServer) => self.server = Some(text),
-            Opt::Other(Kind::Scheduler) => self.scheduler = Some(text),
+            // An empty name is none.
+            Opt::Other(Kind::Scheduler) => self.scheduler = Some(text).filter(|name| !name.is_empty()),
+            Opt::Other(Kind::Engine) => self.engine = Some(text).filter(|name| !name.is_empty()),
             Opt::Other(Kind::SchedulerFlags) => self.flags = Some(text),
             Opt::Other(Kind::Persistent) => {
                 self.persistence = Some(match value {
@@ -203,6 +239,10 @@ impl<'a> Typed<'a> {
             Opt::Other(kind @ Kind::UpperThreshold) => self.upper_threshold = values::amount(text, kind)?,
             Opt::Other(kind @ Kind::LowerThreshold) => self.lower_threshold = values::amount(text, kind)?,
             Opt::Other(Kind::TunnelType) => self.tunnel_kind = Some(values::tunnel_kind(text)?),
+            Opt::Other(Kind::Removal) => self.own.removal = Some(values::removal(text)?),
+            Opt::Other(Kind::SlowStart) => self.own.slow_start = Some(values::slow_start(text)?),
+            Opt::Other(Kind::Settings) => self.own.settings = Some(values::settings(text)?),
+            Opt::Other(Kind::Drain) => self.drain = Some(values::drain(value)?),
             Opt::Other(Kind::TunnelPort) => self.tunnel_port = values::tunnel_port(text)?,
             _ => {}
         }
@@ -229,30 +269,36 @@ impl<'a> Typed<'a> {
         Ok(())
     }
 
-    fn refuse_unsupported(&self, verb: Verb) -> Result<(), Failure> {
-        let format = match verb {
-            Verb::List => unsupported_list(self.kinds),
-            _ => None,
-        };
-        match unsupported_command(verb).or(self.unsupported).or(format) {
-            Some(what) => Err(Failure::refused(what)),
-            None => Ok(()),
-        }
-    }
-
     fn request(self, verb: Verb, names: &Names) -> Result<Request, Failure> {
         if verb == Verb::Set {
             let timeouts = self.timeouts;
-            return Ok(Request::Change(Change::SetTimeouts { timeouts }));
+            return Ok(Request::Change(vec![Change::SetTimeouts { timeouts }]));
         }
         let numeric = self.kinds.has(Kind::Numeric);
-        if verb == Verb::Save {
-            return Ok(Request::Save { numeric });
+        match verb {
+            Verb::Save => {
+                let full = self.kinds.has(Kind::Full);
+                return Ok(Request::Save { numeric, full });
+            }
+            Verb::Restore => return Ok(Request::Restore),
+            Verb::Zero => return Ok(Request::Zero(self.service)),
+            // There is none.
+            Verb::StopDaemon => return Err(Failure::refused("No daemon is running")),
+            Verb::StartDaemon => {
+                return Err(Failure::refused(
+                    "--start-daemon is refused: this director does not synchronise its connections with another one",
+                ));
+            }
+            _ => {}
         }
         if verb == Verb::List {
             return Ok(match () {
                 () if self.kinds.has(Kind::Timeout) => Request::ListTimeouts,
-                () if self.kinds.has(Kind::Connection) => Request::ListConnections { numeric },
+                () if self.kinds.has(Kind::Daemon) => Request::ListDaemons,
+                () if self.kinds.has(Kind::Connection) => Request::ListConnections {
+                    numeric,
+                    engines: self.kinds.has(Kind::PersistentConnections),
+                },
                 () => Request::List(ListRequest {
                     service: self.service,
                     numeric,
@@ -264,28 +310,49 @@ impl<'a> Typed<'a> {
         }
         // `check` has seen to it that every other command has a service, except `-C`.
         let Some(service) = self.service else {
-            return Ok(Request::Change(Change::Clear));
+            return Ok(Request::Change(vec![Change::Clear]));
         };
         let server = || self.server_spec(service, names);
         Ok(match verb {
             Verb::AddService => Request::AddService(self.service_request(service)?),
             Verb::EditService => Request::EditService(self.service_request(service)?),
             // A real server that cannot be reached is taken, as by IPVS; `lvs-xdp status` names it.
-            Verb::AddServer => Request::Change(Change::AddServer {
+            Verb::AddServer => self.drained(
                 service,
-                server: server()?,
-                require_on_link: false,
-            }),
-            Verb::EditServer => Request::Change(Change::EditServer {
+                Change::AddServer {
+                    service,
+                    server: server()?,
+                    require_on_link: false,
+                },
+                names,
+            )?,
+            Verb::EditServer => self.drained(
                 service,
-                server: server()?,
-            }),
-            Verb::DeleteServer => Request::Change(Change::DeleteServer {
+                Change::EditServer {
+                    service,
+                    server: server()?,
+                },
+                names,
+            )?,
+            Verb::DeleteServer => Request::Change(vec![Change::DeleteServer {
                 service,
                 server: self.server_key(service, names)?,
-            }),
-            _ => Request::Change(Change::DeleteService { service }),
+            }]),
+            _ => Request::Change(vec![Change::DeleteService { service }]),
         })
+    }
+
+    /// A change of a real server, and its draining where the line says so.
+    fn drained(&self, service: ServiceKey, change: Change, names: &Names) -> Result<Request, Failure> {
+        let mut changes = vec![change];
+        if let Some(drain) = self.drain {
+            changes.push(Change::DrainServer {
+                service,
+                server: self.server_key(service, names)?,
+                drain,
+            });
+        }
+        Ok(Request::Change(changes))
     }
 
     fn service_request(&self, key: ServiceKey) -> Result<ServiceRequest, Failure> {
@@ -307,10 +374,12 @@ impl<'a> Typed<'a> {
         });
         Ok(ServiceRequest {
             key,
-            scheduler: scheduler.parse().ok(),
+            // There is no persistence engine, whatever its name.
+            scheduler: scheduler.parse().ok().filter(|_| self.engine.is_none()),
             flags,
             persistence,
             one_packet,
+            own: self.own,
         })
     }
 
@@ -459,42 +528,4 @@ fn check_list(kinds: Kinds) -> Result<(), Failure> {
         return Err(Failure::usage("options conflicts in the list command"));
     }
     Ok(())
-}
-
-fn unsupported_command(verb: Verb) -> Option<&'static str> {
-    match verb {
-        Verb::StartDaemon => Some("--start-daemon (connection synchronisation) is not supported yet"),
-        Verb::StopDaemon => Some("--stop-daemon (connection synchronisation) is not supported yet"),
-        Verb::Restore => Some("-R (restoring rules) is not supported yet"),
-        Verb::Zero => Some("-Z (zeroing counters) is not supported yet"),
-        Verb::AddService
-        | Verb::EditService
-        | Verb::DeleteService
-        | Verb::Flush
-        | Verb::List
-        | Verb::Save
-        | Verb::Set
-        | Verb::AddServer
-        | Verb::DeleteServer
-        | Verb::EditServer => None,
-    }
-}
-
-fn unsupported_option(option: Opt) -> Option<&'static str> {
-    match option {
-        Opt::Masquerading => Some(
-            "-m (masquerading) is not direct routing, where real servers answer the client themselves: use -g",
-        ),
-        Opt::Other(Kind::Engine) => Some("--pe (persistence engines) is not supported yet"),
-        _ => None,
-    }
-}
-
-fn unsupported_list(kinds: Kinds) -> Option<&'static str> {
-    match () {
-        () if kinds.has(Kind::Daemon) => Some("-L --daemon is not supported yet"),
-        // Counters come before rates where both are asked for, see `View::of`.
-        () if kinds.has(Kind::Rate) && !kinds.has(Kind::Stats) => Some("-L --rate is not supported yet"),
-        () => None,
-    }
 }

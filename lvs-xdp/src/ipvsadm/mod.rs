@@ -1,8 +1,8 @@
 //! A drop-in for ipvsadm 1.31: the same words, tables, messages and exit statuses, spoken to the agent.
 //!
-//! It has the commands `-A -E -D -a -e -d -C -L -S --set -h -v` with the options of direct routing over TCP,
-//! UDP and SCTP; what the real one has beyond them is refused by one clear line. Without `-n` ports go by
-//! the names of /etc/services, while addresses stay numbers: host names are understood, not printed.
+//! What of it this director does not have is refused by one clear line: masquerading, the daemon that
+//! synchronises connections, persistence engines. Where nobody can depend on the worse it is better: `-R` applies
+//! its rules all or none, reports every bad line, and takes comments; `-S --full` saves what ipvsadm leaves out.
 
 mod args;
 mod help;
@@ -11,16 +11,17 @@ mod options;
 mod order;
 mod output;
 mod popt;
+mod restore;
 mod save;
 #[cfg(test)]
 mod tests;
 mod values;
 
 use std::{
-    ffi::OsString,
-    io::{self, BufWriter, Write},
-    net::IpAddr,
-    path::PathBuf,
+    ffi::{OsStr, OsString},
+    io::{self, BufWriter, Read, Write},
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -28,18 +29,27 @@ pub use names::Names;
 
 use args::{ListRequest, Request, ServiceRequest};
 
-use crate::api::{
-    client::{self, BlockingClient, ClientError},
-    types::{ApiError, Change, Connection, ErrorCode, Scheduler, Service, ServiceKey, ServiceSpec, Timeouts},
+use crate::{
+    api::{
+        client::{self, BlockingClient, ClientError},
+        types::{Change, Connection, ErrorCode, Scheduler, Service, ServiceKey, ServiceSpec, Timeouts},
+    },
+    model::is_host_address,
 };
 
 /// What `-v` prints: scripts look at the version before they use an option.
 const VERSION: &str = "ipvsadm v1.31 2019/12/24 (compiled with popt and IPVS v1.2.1)";
 
+/// What the kernel says where it has no scheduler or persistence engine of a name.
+const NO_SCHEDULER: &str = "Scheduler or persistence engine not found";
+
 /// The director whose services are listed and changed.
 pub trait Director {
     /// Every virtual service, as listed by the agent.
     fn services(&mut self) -> Result<Vec<Service>, ClientError>;
+
+    /// One of them; refused where there is none of that name.
+    fn service(&mut self, key: ServiceKey) -> Result<Service, ClientError>;
 
     /// The time-outs of connections.
     fn timeouts(&mut self) -> Result<Timeouts, ClientError>;
@@ -47,13 +57,23 @@ pub trait Director {
     /// Every connection entry, persistence templates among them.
     fn connections(&mut self) -> Result<Vec<Connection>, ClientError>;
 
-    /// Applies one change.
-    fn change(&mut self, change: Change) -> Result<(), ClientError>;
+    /// Sets the counters of one service or of all to 0.
+    fn zero(&mut self, service: Option<ServiceKey>) -> Result<(), ClientError>;
+
+    /// Applies changes, all or none.
+    fn change(&mut self, changes: Vec<Change>) -> Result<(), ClientError>;
+
+    /// Says whether they could be applied, and changes nothing.
+    fn check(&mut self, changes: Vec<Change>) -> Result<(), ClientError>;
 }
 
 impl Director for BlockingClient {
     fn services(&mut self) -> Result<Vec<Service>, ClientError> {
         Self::services(self)
+    }
+
+    fn service(&mut self, key: ServiceKey) -> Result<Service, ClientError> {
+        Self::service(self, key)
     }
 
     fn timeouts(&mut self) -> Result<Timeouts, ClientError> {
@@ -64,8 +84,16 @@ impl Director for BlockingClient {
         Self::connections(self)
     }
 
-    fn change(&mut self, change: Change) -> Result<(), ClientError> {
-        Self::change(self, vec![change])
+    fn zero(&mut self, service: Option<ServiceKey>) -> Result<(), ClientError> {
+        Self::zero(self, service)
+    }
+
+    fn change(&mut self, changes: Vec<Change>) -> Result<(), ClientError> {
+        Self::change(self, changes)
+    }
+
+    fn check(&mut self, changes: Vec<Change>) -> Result<(), ClientError> {
+        Self::check(self, changes)
     }
 }
 
@@ -103,15 +131,47 @@ impl Failure {
     }
 }
 
-/// Runs as ipvsadm on this process's standard output and error. `words` are those after the program's
+/// By which of ipvsadm's names the program was called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Face {
+    /// `ipvsadm`
+    Ipvsadm,
+    /// `ipvsadm-save [-n] [--full]`: `ipvsadm -S`.
+    Save,
+    /// `ipvsadm-restore`: `ipvsadm -C` and `ipvsadm -R` in one step.
+    Restore,
+}
+
+impl Face {
+    /// Every one, with the name of its link.
+    pub const ALL: [(Self, &'static str); 3] = [
+        (Self::Ipvsadm, "ipvsadm"),
+        (Self::Save, "ipvsadm-save"),
+        (Self::Restore, "ipvsadm-restore"),
+    ];
+
+    /// What a program is that was called by this path; nothing where it is not one of ipvsadm's. What stands before
+    /// the name, as in `lvs-ipvsadm`, does not matter.
+    pub fn of(called_as: &OsStr) -> Option<Self> {
+        let name = Path::new(called_as).file_name()?.as_bytes();
+        let face = Self::ALL
+            .into_iter()
+            .find(|(_, link)| name.ends_with(link.as_bytes()));
+        face.map(|(face, _)| face)
+    }
+}
+
+/// Runs as ipvsadm on this process's standard input, output and error. `words` are those after the program's
 /// name. ipvsadm has no option for the socket; `socket` is what `lvs-xdp --socket` had.
-pub fn main(words: impl Iterator<Item = OsString>, socket: Option<PathBuf>) -> ExitCode {
+pub fn main(face: Face, words: impl Iterator<Item = OsString>, socket: Option<PathBuf>) -> ExitCode {
     // A word that is no text can be no address, scheduler or number: what replaces its bytes is none either.
     let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
     let mut director = BlockingClient::new(client::socket_path(socket));
     let mut out = BufWriter::new(io::stdout().lock());
     let status = run(
+        face,
         &words,
+        &mut io::stdin(),
         &mut director,
         &Names::of_this_host(),
         &mut out,
@@ -120,15 +180,23 @@ pub fn main(words: impl Iterator<Item = OsString>, socket: Option<PathBuf>) -> E
     ExitCode::from(status)
 }
 
-/// Runs one command line: `words` are those after the program's name. Returns the exit status.
+/// Runs one command line: `words` are those after the program's name, `input` is what `-R` reads. Returns the exit
+/// status.
 pub fn run(
+    face: Face,
     words: &[String],
+    input: &mut dyn Read,
     director: &mut dyn Director,
     names: &Names,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> u8 {
-    let failure = match perform(words, director, names) {
+    let done = match face {
+        Face::Ipvsadm => perform(words, input, director, names),
+        Face::Save => save::parse(words).and_then(|request| answer(request, director, names)),
+        Face::Restore => restore::replace(input, director, names),
+    };
+    let failure = match done {
         Ok(text) => match out.write_all(&text).and_then(|()| out.flush()) {
             Ok(()) => return 0,
             // Whoever read the list has seen enough of it.
@@ -143,8 +211,21 @@ pub fn run(
 }
 
 /// Does what the words say; returns what goes to standard output.
-fn perform(words: &[String], director: &mut dyn Director, names: &Names) -> Result<Vec<u8>, Failure> {
+fn perform(
+    words: &[String],
+    input: &mut dyn Read,
+    director: &mut dyn Director,
+    names: &Names,
+) -> Result<Vec<u8>, Failure> {
     match args::parse(words, names)? {
+        Request::Restore => restore::add(input, director, names),
+        request => answer(request, director, names),
+    }
+}
+
+/// Does what is asked for; returns what goes to standard output.
+fn answer(request: Request, director: &mut dyn Director, names: &Names) -> Result<Vec<u8>, Failure> {
+    match request {
         Request::Help => Ok(help::text().into()),
         Request::Version => Ok(format!("{VERSION}\n").into()),
         Request::List(request) => list(director, request, names),
@@ -152,36 +233,47 @@ fn perform(words: &[String], director: &mut dyn Director, names: &Names) -> Resu
             let Timeouts { tcp, tcp_fin, udp } = director.timeouts().map_err(unanswered)?;
             Ok(format!("Timeout (tcp tcpfin udp): {tcp} {tcp_fin} {udp}\n").into())
         }
-        Request::ListConnections { numeric } => {
+        // Without an agent there is nobody to have daemons or none.
+        Request::ListDaemons => director.timeouts().map(|_| Vec::new()).map_err(unanswered),
+        Request::ListConnections { numeric, engines } => {
             let connections = director.connections().map_err(unanswered)?;
             let names = (!numeric).then_some(names);
-            formatted(|out| output::connections(out, &connections, names))
+            formatted(|out| output::connections(out, &connections, engines, names))
         }
-        Request::Save { numeric } => {
-            let services = services(director)?;
+        Request::Save { numeric, full } => {
+            let services = director.services().map_err(unanswered)?;
             let names = (!numeric).then_some(names);
-            formatted(|out| save::rules(out, services, names))
+            formatted(|out| save::rules(out, services, full, names))
+        }
+        Request::Zero(service) => {
+            director.zero(service).map_err(|error| refusal(error, None))?;
+            Ok(Vec::new())
         }
         Request::AddService(request) => {
             let service = new_service(director, request)?;
-            apply(director, &Change::AddService { service })
+            apply(director, vec![Change::AddService { service }])
         }
         Request::EditService(request) => {
             let service = edited_service(director, request)?;
-            apply(director, &Change::EditService { service })
+            apply(director, vec![Change::EditService { service }])
         }
-        Request::Change(change) => apply(director, &change),
+        Request::Change(changes) => apply(director, changes),
+        // The rules come from standard input, and that is taken already.
+        Request::Restore => Err(args::no_command()),
     }
 }
 
 fn list(director: &mut dyn Director, request: ListRequest, names: &Names) -> Result<Vec<u8>, Failure> {
-    let mut services = services(director)?;
-    if let Some(wanted) = request.service {
-        services.retain(|service| service.spec.key == wanted);
-        if services.is_empty() {
-            return Err(Failure::absent("No such service"));
-        }
-    }
+    let services = match request.service {
+        None => director.services().map_err(unanswered)?,
+        Some(wanted) => match director.service(wanted) {
+            Ok(service) => vec![service],
+            Err(ClientError::Refused(error)) if error.code == ErrorCode::NoSuchService => {
+                return Err(Failure::absent("No such service"));
+            }
+            Err(error) => return Err(unanswered(error)),
+        },
+    };
     let names = (!request.numeric).then_some(names);
     formatted(|out| output::list(out, services, request, names))
 }
@@ -192,17 +284,18 @@ fn formatted(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<Vec
     Ok(text)
 }
 
-fn apply(director: &mut dyn Director, change: &Change) -> Result<Vec<u8>, Failure> {
+fn apply(director: &mut dyn Director, changes: Vec<Change>) -> Result<Vec<u8>, Failure> {
+    let last = changes.last().cloned();
     director
-        .change(change.clone())
-        .map_err(|error| refusal(error, change))?;
+        .change(changes)
+        .map_err(|error| refusal(error, last.as_ref()))?;
     Ok(Vec::new())
 }
 
 /// What a line leaves out has IPVS's default. A scheduler that is not there is found out as the kernel does
 /// it: after it has looked whether the service may be added at all.
 fn new_service(director: &mut dyn Director, request: ServiceRequest) -> Result<ServiceSpec, Failure> {
-    if request.scheduler.is_none() && find(services(director)?, request.key).is_some() {
+    if request.scheduler.is_none() && find(director, request.key)?.is_some() {
         return Err(Failure::refused("Service already exists"));
     }
     let base = ServiceSpec::new(request.key, Scheduler::default());
@@ -212,8 +305,8 @@ fn new_service(director: &mut dyn Director, request: ServiceRequest) -> Result<S
 /// Replaces all that ipvsadm has words for, with IPVS's default where the line leaves it out. What this
 /// director has beyond that stays.
 fn edited_service(director: &mut dyn Director, request: ServiceRequest) -> Result<ServiceSpec, Failure> {
-    match find(services(director)?, request.key) {
-        Some(service) => with_request(service.spec, request),
+    match find(director, request.key)? {
+        Some(service) => with_request(service, request),
         None => Err(Failure::refused("No such service")),
     }
 }
@@ -225,21 +318,24 @@ fn with_request(mut spec: ServiceSpec, request: ServiceRequest) -> Result<Servic
         flags,
         persistence,
         one_packet,
+        own,
     } = request;
-    let missing = || Failure::refused("Scheduler or persistence engine not found");
-    spec.scheduler = scheduler.ok_or_else(missing)?;
+    spec.scheduler = scheduler.ok_or_else(|| Failure::refused(NO_SCHEDULER))?;
     spec.flags = flags;
     spec.persistence = persistence;
     spec.one_packet = one_packet;
+    spec.removal = own.removal.or(spec.removal);
+    spec.slow_start = own.slow_start.unwrap_or(spec.slow_start);
+    spec.settings = own.settings.unwrap_or(spec.settings);
     Ok(spec)
 }
 
-fn find(services: Vec<Service>, key: ServiceKey) -> Option<Service> {
-    services.into_iter().find(|service| service.spec.key == key)
-}
-
-fn services(director: &mut dyn Director) -> Result<Vec<Service>, Failure> {
-    director.services().map_err(unanswered)
+fn find(director: &mut dyn Director, key: ServiceKey) -> Result<Option<ServiceSpec>, Failure> {
+    match director.service(key) {
+        Ok(service) => Ok(Some(service.spec)),
+        Err(ClientError::Refused(error)) if error.code == ErrorCode::NoSuchService => Ok(None),
+        Err(error) => Err(unanswered(error)),
+    }
 }
 
 /// A question that the agent did not answer.
@@ -251,19 +347,22 @@ fn unanswered(error: ClientError) -> Failure {
 }
 
 /// A refused change in the kernel's words, where it has words for it.
-fn refusal(error: ClientError, change: &Change) -> Failure {
-    let ApiError { code, message } = match error {
-        ClientError::Refused(error) => error,
-        error => return unreachable_agent(&error),
-    };
-    Failure::refused(match code {
+fn refusal(error: ClientError, change: Option<&Change>) -> Failure {
+    match error {
+        ClientError::Refused(error) => Failure::refused(in_kernels_words(error.code, error.message, change)),
+        error => unreachable_agent(&error),
+    }
+}
+
+fn in_kernels_words(code: ErrorCode, message: String, change: Option<&Change>) -> String {
+    match code {
         ErrorCode::ServiceExists => "Service already exists".to_owned(),
         ErrorCode::NoSuchService => "No such service".to_owned(),
         ErrorCode::ServiceNotDefined => "Service not defined".to_owned(),
         ErrorCode::ServerExists => "Destination already exists".to_owned(),
         ErrorCode::NoSuchServer => "No such destination".to_owned(),
         ErrorCode::OutOfRange => "Numerical result out of range".to_owned(),
-        ErrorCode::Invalid if !names_unicast(change) => {
+        ErrorCode::Invalid if change.is_some_and(|change| !names_unicast(change)) => {
             "Invalid operation.  Possibly wrong module version, address not unicast, ...".to_owned()
         }
         // The kernel never has these; the agent's own line says what to do.
@@ -273,7 +372,7 @@ fn refusal(error: ClientError, change: &Change) -> Failure {
         | ErrorCode::NotOnLink
         | ErrorCode::Full
         | ErrorCode::Internal => message,
-    })
+    }
 }
 
 /// Whether the real server of a change, if it has one, has an address that one host alone can have
@@ -282,12 +381,7 @@ fn names_unicast(change: &Change) -> bool {
     let (Change::AddServer { server, .. } | Change::EditServer { server, .. }) = change else {
         return true;
     };
-    let address = server.key.address;
-    let is_refused = match address {
-        IpAddr::V4(address) => address.is_broadcast(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    };
-    !(address.is_unspecified() || address.is_multicast() || is_refused)
+    is_host_address(server.key.address)
 }
 
 /// No answer from an agent is what a kernel without IPVS is to ipvsadm: the same status.

@@ -55,6 +55,9 @@ impl Verb {
                     K::OnePacket,
                     K::Engine,
                     K::SchedulerFlags,
+                    K::Removal,
+                    K::SlowStart,
+                    K::Settings,
                 ],
             ),
             Self::DeleteService => (&[K::ServiceAddress], &[]),
@@ -70,6 +73,7 @@ impl Verb {
                     K::TunnelNoChecksum,
                     K::TunnelChecksum,
                     K::TunnelRemoteChecksum,
+                    K::Drain,
                 ],
             ),
             Self::DeleteServer => (&[K::ServiceAddress, K::RealServer], &[]),
@@ -90,7 +94,7 @@ impl Verb {
                     K::TunnelInfo,
                 ],
             ),
-            Self::Save => (&[], &[K::Numeric]),
+            Self::Save => (&[], &[K::Numeric, K::Full]),
             Self::Zero => (&[], &[K::ServiceAddress]),
             Self::StartDaemon => (
                 &[],
@@ -161,11 +165,17 @@ pub(super) enum Kind {
     MulticastGroup,
     MulticastPort,
     MulticastTtl,
+    /// From here on options of our own, for `-S --full` and what it writes.
+    Full,
+    Removal,
+    SlowStart,
+    Settings,
+    Drain,
 }
 
 impl Kind {
     /// Every kind, in the order of the checks.
-    pub(super) const ALL: [Self; 34] = [
+    pub(super) const ALL: [Self; 39] = [
         Self::Numeric,
         Self::Connection,
         Self::ServiceAddress,
@@ -200,6 +210,11 @@ impl Kind {
         Self::MulticastGroup,
         Self::MulticastPort,
         Self::MulticastTtl,
+        Self::Full,
+        Self::Removal,
+        Self::SlowStart,
+        Self::Settings,
+        Self::Drain,
     ];
 
     /// Its name in ipvsadm's messages.
@@ -239,6 +254,11 @@ impl Kind {
             Self::MulticastGroup => "mcast-group",
             Self::MulticastPort => "mcast-port",
             Self::MulticastTtl => "mcast-ttl",
+            Self::Full => "full",
+            Self::Removal => "removal",
+            Self::SlowStart => "slow-start",
+            Self::Settings => "settings",
+            Self::Drain => "drain",
         }
     }
 
@@ -314,7 +334,7 @@ const fn long(long: &'static str, value: Value, id: Opt) -> Spec<Opt> {
     }
 }
 
-/// Every option of ipvsadm 1.31.
+/// Every option of ipvsadm 1.31, and those of our own.
 pub(super) static OPTIONS: &[Spec<Opt>] = &[
     command('A', "add-service", Verb::AddService),
     command('E', "edit-service", Verb::EditService),
@@ -397,6 +417,11 @@ pub(super) static OPTIONS: &[Spec<Opt>] = &[
     long("mcast-group", Value::Required, Opt::Other(Kind::MulticastGroup)),
     long("mcast-port", Value::Required, Opt::Other(Kind::MulticastPort)),
     long("mcast-ttl", Value::Required, Opt::Other(Kind::MulticastTtl)),
+    long("full", Value::No, Opt::Other(Kind::Full)),
+    long("removal", Value::Required, Opt::Other(Kind::Removal)),
+    long("slow-start", Value::Required, Opt::Other(Kind::SlowStart)),
+    long("settings", Value::Required, Opt::Other(Kind::Settings)),
+    long("drain", Value::Optional, Opt::Other(Kind::Drain)),
 ];
 
 #[cfg(test)]

@@ -11,8 +11,8 @@ use super::{
     order, values,
 };
 use crate::api::types::{
-    Connection, Persistence, Protocol, Server, ServerSpec, ServerState, Service, ServiceKey, ServiceSpec,
-    Stats,
+    Connection, Persistence, Protocol, Rates, Server, ServerSpec, ServerState, Service, ServiceKey,
+    ServiceSpec, Stats,
 };
 
 /// The first line of a full list: the version of IPVS that is spoken, and the number of its hash rows,
@@ -62,8 +62,11 @@ fn titles(view: View) -> [String; 2] {
             " Scheduler Flags".to_owned(),
             "           Forward TunnelInfo    Weight ActiveConn InActConn",
         ),
-        View::Stats => {
-            let [a, b, c, d, e] = ["Conns", "InPkts", "OutPkts", "InBytes", "OutBytes"];
+        View::Stats | View::Rates => {
+            let [a, b, c, d, e] = match view {
+                View::Stats => ["Conns", "InPkts", "OutPkts", "InBytes", "OutBytes"],
+                _ => ["CPS", "InPPS", "OutPPS", "InBPS", "OutBPS"],
+            };
             (format!("            {a:>8} {b:>8} {c:>8} {d:>8} {e:>8}"), "")
         }
         View::Thresholds => {
@@ -98,6 +101,11 @@ fn write_service(
     let name = cut(&name, key.is_ipv6(), SERVICE_WIDTH);
     match view {
         View::Stats => writeln!(out, "{name:<33}{}", counters(service.stats, exact))?,
+        View::Rates => writeln!(
+            out,
+            "{name:<33}{}",
+            rates(service.rates).map(|rate| number(rate, exact)).concat()
+        )?,
         _ => writeln!(out, "{name} {}", scheduling(&service.spec))?,
     }
     let servers = if request.unsorted {
@@ -155,6 +163,12 @@ fn columns(server: &Server, view: View, exact: bool) -> String {
     let connections = format!("{active:<10} {inactive:<10}");
     match view {
         View::Stats => counters(server.stats, exact),
+        // Those of connections and packets are never shortened here.
+        View::Rates => {
+            let [connections, packets_in, packets_out, bytes_in, bytes_out] = rates(server.rates);
+            let bytes = [bytes_in, bytes_out].map(|rate| number(rate, exact)).concat();
+            format!(" {connections:>8} {packets_in:>8} {packets_out:>8}{bytes}")
+        }
         View::Weights => format!(" {:<7} {weight:<6} {connections}", forward(server)),
         View::TunnelInfo => {
             let tunnel = server.spec.method.tunnel();
@@ -170,13 +184,22 @@ fn columns(server: &Server, view: View, exact: bool) -> String {
 pub(super) fn connections(
     out: &mut dyn Write,
     connections: &[Connection],
+    engines: bool,
     names: Option<&Names>,
 ) -> io::Result<()> {
     writeln!(out, "IPVS connection entries")?;
     writeln!(
         out,
-        "pro expire {:<11} {:<18} {:<18} destination",
-        "state", "source", "virtual"
+        "pro expire {:<11} {:<18} {:<18} {}",
+        "state",
+        "source",
+        "virtual",
+        // No entry has data of an engine, and so its row is the usual one.
+        if engines {
+            "destination        pe name          pe_data"
+        } else {
+            "destination"
+        }
     )?;
     for connection in connections {
         let Connection {
@@ -236,14 +259,21 @@ pub(super) fn flags(spec: &ServiceSpec) -> String {
 /// directly, so what goes out is 0, as it is with IPVS.
 fn counters(stats: Stats, exact: bool) -> String {
     [stats.connections, stats.packets, 0, stats.bytes, 0]
-        .map(|count| {
-            if exact {
-                exact_number(count)
-            } else {
-                short_number(count)
-            }
-        })
+        .map(|count| number(count, exact))
         .concat()
+}
+
+/// The same of rates.
+fn rates(rates: Rates) -> [u64; 5] {
+    [rates.connections, rates.packets, 0, rates.bytes, 0]
+}
+
+fn number(count: u64, exact: bool) -> String {
+    if exact {
+        exact_number(count)
+    } else {
+        short_number(count)
+    }
 }
 
 /// A count in a column of nine, in thousands and so on where it is large.

@@ -1,15 +1,12 @@
-//! Whole command lines against a director in memory; [`replay`] and [`scenarios`] have
-//! those that were recorded.
+//! Whole command lines against a director in memory; [`scenarios`] has some that were recorded.
 
 mod lists;
-mod replay;
+mod restore;
 mod scenarios;
 mod services;
 
-use serde::Deserialize;
-
 use super::*;
-use crate::api::types::{Server, ServerSpec, ServerState, Stats, Timeouts};
+use crate::api::types::{ApiError, Fault, Rates, Server, ServerSpec, ServerState, Stats, Timeouts};
 
 /// A director without agent, program or network: what the kernel would say to each change.
 #[derive(Default)]
@@ -36,6 +33,7 @@ impl Memory {
                 self.services.push(Service {
                     spec,
                     stats: Stats::default(),
+                    rates: Rates::default(),
                     servers: Vec::new(),
                 });
             }
@@ -55,7 +53,7 @@ impl Memory {
                 assert!(!require_on_link, "ipvsadm takes every real server");
                 let service = self.service(service, E::ServiceNotDefined)?;
                 thresholds_fit(&spec)?;
-                if spec.key.address.is_unspecified() || spec.key.address.is_multicast() {
+                if !is_host_address(spec.key.address) {
                     return refuse(E::Invalid);
                 }
                 if service.servers.iter().any(|server| server.spec.key == spec.key) {
@@ -72,6 +70,7 @@ impl Memory {
                     persistent: 0,
                     effective_weight: 1,
                     stats,
+                    rates: Rates::default(),
                 };
                 service.servers.insert(0, server);
             }
@@ -106,8 +105,18 @@ impl Memory {
                     udp: keep(timeouts.udp, self.timeouts.udp),
                 };
             }
-            Change::DrainServer { .. }
-            | Change::SetSettings { .. }
+            Change::DrainServer {
+                service,
+                server,
+                drain,
+            } => {
+                let servers = &mut self.service(service, E::ServiceNotDefined)?.servers;
+                match servers.iter_mut().find(|other| other.spec.key == server) {
+                    Some(server) => (server.spec.weight, server.spec.drain) = (0, Some(drain)),
+                    None => return refuse(E::NoSuchServer),
+                }
+            }
+            Change::SetSettings { .. }
             | Change::AddMark { .. }
             | Change::DeleteMark { .. }
             | Change::ClearMarks => {
@@ -125,9 +134,36 @@ fn thresholds_fit(spec: &ServerSpec) -> Result<(), ApiError> {
     Ok(())
 }
 
+impl Memory {
+    /// All or none, as the agent does it.
+    fn apply_all(&mut self, changes: Vec<Change>) -> Result<(), ApiError> {
+        let before = (self.services.clone(), self.timeouts);
+        let is_one = changes.len() == 1;
+        let mut faults = Vec::new();
+        for (index, change) in (0..).zip(changes) {
+            if let Err(ApiError { code, message, .. }) = self.apply(change) {
+                faults.push(Fault { index, code, message });
+            }
+        }
+        let Some(first) = faults.first() else {
+            return Ok(());
+        };
+        (self.services, self.timeouts) = before;
+        let mut error = ApiError::new(first.code, first.message.clone());
+        if !is_one {
+            error.faults = faults;
+        }
+        Err(error)
+    }
+}
+
 impl Director for Memory {
     fn services(&mut self) -> Result<Vec<Service>, ClientError> {
         Ok(self.services.clone())
+    }
+
+    fn service(&mut self, key: ServiceKey) -> Result<Service, ClientError> {
+        Ok(Self::service(self, key, ErrorCode::NoSuchService).cloned()?)
     }
 
     fn timeouts(&mut self) -> Result<Timeouts, ClientError> {
@@ -138,57 +174,77 @@ impl Director for Memory {
         Ok(self.connections.clone())
     }
 
-    fn change(&mut self, change: Change) -> Result<(), ClientError> {
-        Ok(self.apply(change)?)
+    fn zero(&mut self, service: Option<ServiceKey>) -> Result<(), ClientError> {
+        if let Some(key) = service {
+            Self::service(self, key, ErrorCode::NoSuchService)?;
+        }
+        for counted in &mut self.services {
+            if service.is_none_or(|key| key == counted.spec.key) {
+                counted.stats = Stats::default();
+            }
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, changes: Vec<Change>) -> Result<(), ClientError> {
+        Ok(self.apply_all(changes)?)
+    }
+
+    fn check(&mut self, changes: Vec<Change>) -> Result<(), ClientError> {
+        let mut copy = Self {
+            services: self.services.clone(),
+            ..Self::default()
+        };
+        Ok(copy.apply_all(changes)?)
+    }
+}
+
+/// A director whose agent is not there, does not let this user in, or refuses every change.
+struct Deaf(fn() -> ClientError);
+
+impl Director for Deaf {
+    fn services(&mut self) -> Result<Vec<Service>, ClientError> {
+        Err(self.0())
+    }
+
+    fn service(&mut self, _key: ServiceKey) -> Result<Service, ClientError> {
+        Err(self.0())
+    }
+
+    fn timeouts(&mut self) -> Result<Timeouts, ClientError> {
+        Err(self.0())
+    }
+
+    fn connections(&mut self) -> Result<Vec<Connection>, ClientError> {
+        Err(self.0())
+    }
+
+    fn zero(&mut self, _service: Option<ServiceKey>) -> Result<(), ClientError> {
+        Err(self.0())
+    }
+
+    fn change(&mut self, _changes: Vec<Change>) -> Result<(), ClientError> {
+        Err(self.0())
+    }
+
+    fn check(&mut self, _changes: Vec<Change>) -> Result<(), ClientError> {
+        Err(self.0())
     }
 }
 
 /// A director nobody must ask.
-struct Nobody;
+fn nobody() -> Deaf {
+    Deaf(|| panic!("asked"))
+}
 
-impl Director for Nobody {
-    fn services(&mut self) -> Result<Vec<Service>, ClientError> {
-        panic!("asked for services")
-    }
-
-    fn timeouts(&mut self) -> Result<Timeouts, ClientError> {
-        panic!("asked for time-outs")
-    }
-
-    fn connections(&mut self) -> Result<Vec<Connection>, ClientError> {
-        panic!("asked for connections")
-    }
-
-    fn change(&mut self, change: Change) -> Result<(), ClientError> {
-        panic!("asked for {change:?}")
+fn unreachable(kind: io::ErrorKind) -> ClientError {
+    ClientError::Connect {
+        socket: "/agent.sock".into(),
+        source: kind.into(),
     }
 }
 
-/// A director whose agent is not there, or does not let this user in.
-struct Unreachable(io::ErrorKind);
-
-impl Director for Unreachable {
-    fn services(&mut self) -> Result<Vec<Service>, ClientError> {
-        Err(ClientError::Connect {
-            socket: "/agent.sock".into(),
-            source: self.0.into(),
-        })
-    }
-
-    fn timeouts(&mut self) -> Result<Timeouts, ClientError> {
-        self.services().map(|_| Timeouts::default())
-    }
-
-    fn connections(&mut self) -> Result<Vec<Connection>, ClientError> {
-        self.services().map(|_| Vec::new())
-    }
-
-    fn change(&mut self, _change: Change) -> Result<(), ClientError> {
-        self.services().map(drop)
-    }
-}
-
-#[derive(Debug, PartialEq, Eq, Deserialize)]
+#[derive(Debug, PartialEq, Eq)]
 struct Step {
     argv: Vec<String>,
     status: u8,
@@ -205,8 +261,20 @@ fn names() -> Names {
 }
 
 fn run_words(director: &mut dyn Director, argv: Vec<String>) -> Step {
+    run_as(Face::Ipvsadm, director, argv, "")
+}
+
+fn run_as(face: Face, director: &mut dyn Director, argv: Vec<String>, input: &str) -> Step {
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let status = run(&argv, director, &names(), &mut out, &mut err);
+    let status = run(
+        face,
+        &argv,
+        &mut input.as_bytes(),
+        director,
+        &names(),
+        &mut out,
+        &mut err,
+    );
     let (stdout, stderr) = (String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap());
     Step {
         argv,
@@ -240,36 +308,41 @@ fn refused(director: &mut dyn Director, line: &str) -> String {
 }
 
 #[test]
-fn missing_features_are_refused_in_one_line() {
+fn what_there_is_not_is_refused_in_one_line() {
     for (line, message) in [
         (
             "-a -t 10.0.0.1:80 -r 10.0.0.2 -m",
-            "-m (masquerading) is not direct routing",
+            "-m (masquerading) is refused: real servers answer their clients directly here; use -g",
         ),
         (
-            "-A -u 10.0.0.1:53 -s rr --pe sip",
-            "--pe (persistence engines) is not supported yet",
+            "-e -t 10.0.0.1:80 -r 10.0.0.2:8080 --masquerading",
+            "-m (masquerading) is refused",
         ),
-        ("-L --daemon", "-L --daemon is not supported yet"),
-        ("-L --rate", "-L --rate is not supported yet"),
-        ("-L --rate --thresholds", "-L --rate is not supported yet"),
-        ("-R", "-R (restoring rules) is not supported yet"),
-        ("-Z", "-Z (zeroing counters) is not supported yet"),
+        ("--start-daemon master", "--start-daemon is refused"),
         (
-            "--start-daemon master",
-            "--start-daemon (connection synchronisation) is not supported yet",
+            "--start-daemon backup --mcast-interface eth0 --syncid 7",
+            "--start-daemon is refused",
         ),
-        (
-            "--stop-daemon master",
-            "--stop-daemon (connection synchronisation) is not supported yet",
-        ),
+        ("--stop-daemon master", "No daemon is running"),
+        ("--stop-daemon backup --syncid 7", "No daemon is running"),
     ] {
-        let refusal = refused(&mut Nobody, line);
+        let refusal = refused(&mut nobody(), line);
         assert!(
             refusal.starts_with(&format!("255: {message}")),
             "{line}: {refusal}"
         );
     }
+    let mut director = Memory::default();
+    let not_found = "255: Scheduler or persistence engine not found";
+    assert_eq!(
+        refused(&mut director, "-A -u 10.0.0.1:53 -s rr --pe sip -p"),
+        not_found
+    );
+    assert_eq!(
+        refused(&mut director, "-A -u 10.0.0.1:53 -s rr --pe sip -p"),
+        not_found
+    );
+    assert_eq!(stdout_of(&mut director, "-L --daemon"), "");
 }
 
 #[test]
@@ -379,7 +452,7 @@ fn usage_errors_need_no_agent() {
         ("-S --nosort", "Illegal 'nosort' option with the 'save' command"),
         ("-L -c --thresholds", "options conflicts in the list command"),
     ] {
-        assert_eq!(refused(&mut Nobody, line), format!("2: {message}"), "{line}");
+        assert_eq!(refused(&mut nobody(), line), format!("2: {message}"), "{line}");
     }
 }
 
@@ -433,31 +506,18 @@ fn refusals_are_in_the_kernels_words_or_the_agents() {
         not_unicast
     );
 
-    struct Full;
-    impl Director for Full {
-        fn services(&mut self) -> Result<Vec<Service>, ClientError> {
-            Ok(Vec::new())
-        }
-        fn timeouts(&mut self) -> Result<Timeouts, ClientError> {
-            Ok(Timeouts::default())
-        }
-        fn connections(&mut self) -> Result<Vec<Connection>, ClientError> {
-            Ok(Vec::new())
-        }
-        fn change(&mut self, _change: Change) -> Result<(), ClientError> {
-            Err(ApiError::new(ErrorCode::Full, "no room: start the agent with more --services").into())
-        }
-    }
+    let mut full =
+        Deaf(|| ApiError::new(ErrorCode::Full, "no room: start the agent with more --services").into());
     let line = "-A -t 10.0.0.1:80 -s rr";
     assert_eq!(
-        refused(&mut Full, line),
+        refused(&mut full, line),
         "255: no room: start the agent with more --services"
     );
 }
 
 #[test]
 fn without_an_agent_help_and_version_still_answer() {
-    let mut absent = Unreachable(io::ErrorKind::NotFound);
+    let mut absent = Deaf(|| unreachable(io::ErrorKind::NotFound));
     let help = stdout_of(&mut absent, "-h");
     assert!(help.contains("ipvsadm -A|E SERVICE"));
     assert!(help.contains("rr wrr lc wlc lblc lblcr dh sh sed nq fo ovf mh;"));
@@ -469,7 +529,7 @@ fn without_an_agent_help_and_version_still_answer() {
             "{refusal}"
         );
     }
-    let mut forbidden = Unreachable(io::ErrorKind::PermissionDenied);
+    let mut forbidden = Deaf(|| unreachable(io::ErrorKind::PermissionDenied));
     assert_eq!(
         refused(&mut forbidden, "-Ln"),
         "255: Permission denied (you must be root)"
@@ -492,7 +552,9 @@ fn a_closed_pipe_is_no_error() {
         let mut err = Vec::new();
         assert_eq!(
             run(
+                Face::Ipvsadm,
                 &list,
+                &mut io::empty(),
                 &mut Memory::default(),
                 &names(),
                 &mut Closed(kind),

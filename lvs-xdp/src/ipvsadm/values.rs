@@ -7,8 +7,11 @@ use std::{
 
 use super::{Failure, Names, names::inet_aton, options::Kind};
 use crate::{
-    api::types::{ClientMask, Protocol, Scheduler, SchedulerFlag, ServiceKey, Timeouts, TunnelKind},
-    model::{MAX_TIMEOUT, MAX_WEIGHT},
+    api::types::{
+        ClientMask, Drain, Protocol, Removal, Scheduler, SchedulerFlag, ServiceKey, ServiceSettings, Setting,
+        Timeouts, TunnelKind,
+    },
+    model::{MAX_SLOW_START, MAX_TIMEOUT, MAX_WEIGHT},
 };
 
 /// The virtual address and port of `-t`, `-u` and `--sctp-service`; no port is port 0.
@@ -74,6 +77,47 @@ pub(super) fn tunnel_port(text: &str) -> Result<u16, Failure> {
     number(text, 1..=u16::MAX.into())
         .and_then(|port| u16::try_from(port).ok())
         .ok_or_else(|| Failure::usage("illegal tunnel port specified"))
+}
+
+/// `--removal`, our own.
+pub(super) fn removal(text: &str) -> Result<Removal, Failure> {
+    text.parse().map_err(Failure::usage)
+}
+
+/// `--slow-start`, our own: seconds, up to a day.
+pub(super) fn slow_start(text: &str) -> Result<u32, Failure> {
+    number(text, 0..=MAX_SLOW_START).ok_or_else(|| {
+        Failure::usage(format!(
+            "invalid slow start `{text}' specified: use 0 to {MAX_SLOW_START} seconds"
+        ))
+    })
+}
+
+/// `--settings`, our own: `sloppy_tcp=1,conn_reuse_mode=2`.
+pub(super) fn settings(text: &str) -> Result<ServiceSettings, Failure> {
+    let mut settings = ServiceSettings::default();
+    for word in text.split(',').filter(|word| !word.is_empty()) {
+        let unfit = || Failure::usage(format!("invalid setting `{word}' specified: use NAME=NUMBER"));
+        let (name, value) = word.split_once('=').ok_or_else(unfit)?;
+        let setting: Setting = name.parse().map_err(Failure::usage)?;
+        let value = number(value, 0..=setting.most()).ok_or_else(unfit)?;
+        *setting.of_service(&mut settings) = Some(value);
+    }
+    Ok(settings)
+}
+
+/// `--drain`, our own: until no connection is left, or until so many seconds after 1970 (UTC).
+pub(super) fn drain(text: Option<&str>) -> Result<Drain, Failure> {
+    let deadline = text.map(|text| {
+        text.parse().map_err(|_| {
+            Failure::usage(format!(
+                "invalid deadline `{text}' specified: use seconds since 1970"
+            ))
+        })
+    });
+    Ok(Drain {
+        deadline: deadline.transpose()?,
+    })
 }
 
 /// The three values of `--set`: seconds, 0 to 31 days, 0 for one that stays.

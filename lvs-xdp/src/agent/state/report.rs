@@ -4,19 +4,27 @@ use std::collections::BTreeSet;
 
 use super::{State, tunnels::reach};
 use crate::{
-    api::types::{Server, ServerSpec, ServerState, Service, ServiceKey, Stats, Status},
+    api::types::{ApiError, Server, ServerSpec, ServerState, Service, ServiceKey, Stats, Status},
     dataplane,
-    model::ServiceEntry,
+    model::{ServiceEntry, no_such_service},
     neighbour::{self, Resolution},
 };
 
 impl State {
-    pub(super) fn services(&self) -> Vec<Service> {
-        self.model
-            .services()
-            .values()
-            .map(|entry| self.service(entry))
-            .collect()
+    /// One service, or all.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::NoSuchService`].
+    pub(super) fn services(&self, only: Option<ServiceKey>) -> Result<Vec<Service>, ApiError> {
+        let services = self.model.services();
+        match only {
+            None => Ok(services.values().map(|entry| self.service(entry)).collect()),
+            Some(key) => match services.get(&key) {
+                Some(entry) => Ok(vec![self.service(entry)]),
+                None => Err(no_such_service(&key)),
+            },
+        }
     }
 
     fn service(&self, entry: &ServiceEntry) -> Service {
@@ -35,6 +43,7 @@ impl State {
         Service {
             spec: entry.spec.clone(),
             stats: parts.fold(self.compiler.retired(key), sum),
+            rates: self.service_rates(key),
             servers,
         }
     }
@@ -63,6 +72,7 @@ impl State {
             persistent: id.map_or(0, |id| self.compiler.templates(id)),
             effective_weight: self.compiler.effective_weight(service, &spec.key).unwrap_or(0),
             stats: id.map(|id| self.dataplane.stats(id)).unwrap_or_default(),
+            rates: id.map(|id| self.destination_rates(id)).unwrap_or_default(),
         }
     }
 
@@ -133,7 +143,7 @@ impl State {
     }
 }
 
-fn sum(a: Stats, b: Stats) -> Stats {
+pub(super) fn sum(a: Stats, b: Stats) -> Stats {
     Stats {
         connections: a.connections + b.connections,
         packets: a.packets + b.packets,

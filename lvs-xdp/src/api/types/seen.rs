@@ -5,9 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Protocol, ServerSpec, ServiceSpec, Settings, Timeouts};
+use super::{Protocol, ServerSpec, ServiceKey, ServiceSpec, Settings, Timeouts};
 
-/// Counters since the service or server was added.
+/// Counters since the service or server was added, or since they were set to 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct Stats {
     /// Connections scheduled.
@@ -16,6 +16,26 @@ pub struct Stats {
     pub packets: u64,
     /// Bytes that came in for it: IP lengths, without the Ethernet header, as IPVS counts.
     pub bytes: u64,
+}
+
+/// Rates as IPVS estimates them: every two seconds each moves a quarter of the way to what the last two seconds had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct Rates {
+    /// Connections scheduled a second.
+    pub connections: u64,
+    /// Packets that came in for it a second.
+    pub packets: u64,
+    /// Bytes that came in for it a second.
+    pub bytes: u64,
+}
+
+/// The body of `POST /v1/zero`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Zero {
+    /// The service whose counters are set to 0, with its real servers'; without it, those of every service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceKey>,
 }
 
 /// What is known of the way to a real server.
@@ -57,6 +77,9 @@ pub struct Server {
     pub effective_weight: u32,
     /// Its counters.
     pub stats: Stats,
+    /// Their rates.
+    #[serde(default)]
+    pub rates: Rates,
 }
 
 /// A virtual service as configured and as seen.
@@ -67,6 +90,9 @@ pub struct Service {
     pub spec: ServiceSpec,
     /// Its counters, those of removed servers included.
     pub stats: Stats,
+    /// Their rates.
+    #[serde(default)]
+    pub rates: Rates,
     /// Its real servers, the one added last first (the schedulers' order).
     pub servers: Vec<Server>,
 }

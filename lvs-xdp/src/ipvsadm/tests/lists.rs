@@ -81,6 +81,12 @@ fn busy() -> Memory {
     }
     let server = &mut director.services[0].servers[0];
     (server.active, server.inactive, server.persistent) = (5, 1_000, 7);
+    let rates = Rates {
+        connections: 17,
+        packets: 123_456_789,
+        bytes: 9_876_543_210,
+    };
+    (server.rates, director.services[0].rates) = (rates, rates);
     let entry =
         |protocol, expires, state: &str, [client, virtual_address, destination]: [&str; 3]| Connection {
             protocol: Some(protocol),
@@ -149,6 +155,17 @@ fn other_columns_take_the_place_of_the_weight() {
     assert_eq!(of_web("--thresholds"), thresholds);
     assert_eq!(of_web("--persistent-conn"), persistent);
     assert_eq!(of_web("--tun-info"), tunnels);
+    assert_eq!(
+        of_web("--rate --thresholds"),
+        "Prot LocalAddress:Port                 CPS    InPPS   OutPPS    InBPS   OutBPS\n\
+         \x20 -> RemoteAddress:Port\n\
+         TCP  10.0.0.1:80                        17  123456K        0    9876M        0\n\
+         \x20 -> 10.0.0.2:80                        17 123456789        0    9876M        0\n"
+    );
+    assert_eq!(
+        of_web("--rate -X").lines().nth(3),
+        Some("  -> 10.0.0.2:80                        17 123456789        0 9876543210        0")
+    );
     // Of several the first in ipvsadm's order counts, not the first on the line.
     assert_eq!(of_web("--tun-info --persistent-conn --thresholds"), thresholds);
     assert_eq!(of_web("--tun-info --persistent-conn"), persistent);
@@ -208,6 +225,12 @@ fn connections_are_listed_in_the_agents_order() {
          TCP 04:58  NONE        10.9.1.1:0         10.9.0.104:80      10.9.0.13:80\n\
          UDP 00:09  UDP         10.9.1.1:53        10.9.0.104:53      10.9.0.13:53\n\
          SCTP 44640:00 ASSURED     [fd00::1234:5678]:0 [fd00::1]:80       [fd00::2]:80\n"
+    );
+    assert_eq!(
+        stdout_of(&mut director, "-Lc --persistent-conn").lines().nth(1),
+        Some(
+            "pro expire state       source             virtual            destination        pe name          pe_data"
+        )
     );
     assert_eq!(
         stdout_of(&mut director, "-Lc --persistent-conn").lines().nth(3),

@@ -1,0 +1,92 @@
+//! Counters: their rates, and setting them to 0.
+
+use std::{collections::HashMap, time::Instant};
+
+use super::{State, report::sum};
+use crate::{
+    agent::rates::Estimator,
+    api::types::{ApiError, ErrorCode, Rates, ServiceKey, Stats},
+    model::no_such_service,
+};
+
+/// The rates of destinations and services, by the ids that they have in the tables.
+#[derive(Debug, Default)]
+pub(super) struct Estimators {
+    destinations: Estimator<u32>,
+    services: Estimator<u32>,
+}
+
+impl State {
+    /// Takes a sample of every counter, every second time that it is called in as many seconds.
+    pub(super) fn estimate(&mut self) {
+        let now = Instant::now();
+        if !self.estimators.services.is_due(now) {
+            return;
+        }
+        let mut services: HashMap<u32, Stats> = self.compiler.all_retired().collect();
+        let destinations: Vec<_> = self
+            .compiler
+            .members()
+            .map(|(id, service)| {
+                let stats = self.dataplane.stats(id);
+                let of_service = services.entry(service).or_default();
+                *of_service = sum(*of_service, stats);
+                (id, stats)
+            })
+            .collect();
+        self.estimators.destinations.sample(destinations.into_iter(), now);
+        self.estimators.services.sample(services.into_iter(), now);
+    }
+
+    /// The rates of a destination.
+    pub(super) fn destination_rates(&self, id: u32) -> Rates {
+        self.estimators.destinations.rates(id)
+    }
+
+    /// The rates of a service.
+    pub(super) fn service_rates(&self, key: &ServiceKey) -> Rates {
+        let id = self.compiler.service(key);
+        id.map(|id| self.estimators.services.rates(id))
+            .unwrap_or_default()
+    }
+
+    /// `-Z`: sets the counters of a service and its real servers to 0, or those of all services, and their rates.
+    /// Those of real servers that were removed, and have connections left, are the service's.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::NoSuchService`]; [`ErrorCode::Internal`] where the kernel does not take it.
+    pub(super) fn zero(&mut self, service: Option<ServiceKey>) -> Result<(), ApiError> {
+        let only = match service {
+            None => None,
+            Some(key) if self.model.services().contains_key(&key) => self.compiler.service(&key),
+            Some(key) => {
+                return Err(no_such_service(&key));
+            }
+        };
+        let members: Vec<_> = self
+            .compiler
+            .members()
+            .filter(|(_, of)| only.is_none_or(|only| only == *of))
+            .collect();
+        let ids: Vec<_> = members.iter().map(|(id, _)| *id).collect();
+        self.dataplane.zero_stats(&ids).map_err(|error| {
+            ApiError::new(
+                ErrorCode::Internal,
+                format!("the counters cannot be set to 0: {error:#}"),
+            )
+        })?;
+        self.compiler.zero_retired(only);
+        for id in ids {
+            self.estimators.destinations.zero(id);
+        }
+        let services = match only {
+            Some(id) => vec![id],
+            None => self.compiler.all_retired().map(|(id, _)| id).collect(),
+        };
+        for id in services {
+            self.estimators.services.zero(id);
+        }
+        Ok(())
+    }
+}
