@@ -1,8 +1,10 @@
 //! From the words of a command line to what is to be done, with ipvsadm's checks in ipvsadm's order.
 //!
 //! What the words mean is decided here without asking the agent. All of ipvsadm's options are known,
-//! so that usage errors are the real ones; an option that has a meaning this program does not have
-//! yet is refused as soon as the line is known to be right.
+//! so that usage errors are the real ones; what this program does not do is refused once the line is known to be
+//! right.
+
+use std::net::IpAddr;
 
 use super::{
     Failure, Names,
@@ -133,31 +135,41 @@ pub(super) fn parse(words: &[String], names: &Names) -> Result<Request, Failure>
         return Ok(Request::List(ListRequest::default()));
     }
     let mut scanner = Scanner::new(OPTIONS, words);
-    let verb = match scanner.next_option() {
-        Some(Ok((Opt::Command(verb), _))) => verb,
+    let (verb, value) = match scanner.next_option() {
+        Some(Ok((Opt::Command(verb), value))) => (verb, value),
         Some(Ok((Opt::Help, _))) => return Ok(Request::Help),
         Some(Ok((Opt::Version, _))) => return Ok(Request::Version),
-        _ => {
-            return Err(no_command());
-        }
+        _ => return Err(no_command()),
     };
+    match verb {
+        Verb::StartDaemon if !values::is_daemon(value) => {
+            return Err(Failure::usage("illegal start-daemon parameter specified"));
+        }
+        Verb::StopDaemon if !values::is_daemon(value) => {
+            return Err(Failure::usage("illegal start_daemon specified"));
+        }
+        _ => {}
+    }
     let mut typed = Typed::default();
     while let Some(option) = scanner.next_option() {
         let (option, value) =
             option.map_err(|error| Failure::refused(format!("{}: {error}", scanner.last_word())))?;
         typed.take(option, value, scanner.last_word(), names)?;
     }
-    match (verb, scanner.leftovers()) {
-        (Verb::Set, &[tcp, tcp_fin, udp]) => typed.timeouts = values::timeouts(&[tcp, tcp_fin, udp])?,
+    let leftovers = match (verb, scanner.leftovers()) {
+        (Verb::Set, [tcp, tcp_fin, udp, rest @ ..]) => {
+            typed.timeouts = values::timeouts(&[tcp, tcp_fin, udp])?;
+            rest
+        }
         (Verb::Set, _) => return Err(Failure::usage("--set option requires 3 timeout values")),
-        (_, &[word, ..]) => return Err(Failure::usage(format!("unexpected argument {word}"))),
-        (_, []) => {}
+        (_, words) => words,
+    };
+    if let Some(word) = leftovers.first() {
+        return Err(Failure::usage(format!("unexpected argument {word}")));
     }
+    typed.read_flags()?;
     check(verb, typed.kinds)?;
-    if typed.masquerades {
-        return Err(Failure::refused(MASQUERADING));
-    }
-    typed.request(verb, names)
+    typed.request(verb)
 }
 
 /// What is said of a line that does not begin with a command.
@@ -170,9 +182,11 @@ pub(super) fn no_command() -> Failure {
 struct Typed<'a> {
     kinds: Kinds,
     service: Option<ServiceKey>,
-    server: Option<&'a str>,
+    /// The address and port of the real server.
+    server: Option<(IpAddr, Option<u16>)>,
     scheduler: Option<&'a str>,
-    flags: Option<&'a str>,
+    flags_text: Option<&'a str>,
+    flags: Vec<SchedulerFlag>,
     persistence: Option<u32>,
     mask: Option<ClientMask>,
     weight: Option<u32>,
@@ -223,18 +237,28 @@ impl<'a> Typed<'a> {
                 let mark = values::mark(text)?;
                 self.service = Some(ServiceKey::Mark { mark, ipv6: false });
             }
-            Opt::Other(Kind::RealServer) => self.server = Some(text),
+            // Names of ports are those of the service, where it stands before.
+            Opt::Other(Kind::RealServer) => {
+                let protocol = self.service.map(|key| key.protocol().unwrap_or(Protocol::Tcp));
+                self.server = Some(values::server_address(text, protocol, names)?);
+            }
+            Opt::Other(
+                kind @ (Kind::SyncId | Kind::SyncMaxLength | Kind::MulticastPort | Kind::MulticastTtl),
+            ) => {
+                values::daemon_number(text, kind)?;
+            }
+            Opt::Other(Kind::MulticastGroup) => values::multicast_group(text)?,
             // An empty name is none.
             Opt::Other(Kind::Scheduler) => self.scheduler = Some(text).filter(|name| !name.is_empty()),
             Opt::Other(Kind::Engine) => self.engine = Some(text).filter(|name| !name.is_empty()),
-            Opt::Other(Kind::SchedulerFlags) => self.flags = Some(text),
+            Opt::Other(Kind::SchedulerFlags) => self.flags_text = Some(text),
             Opt::Other(Kind::Persistent) => {
                 self.persistence = Some(match value {
                     Some(text) => values::timeout(text, 1)?,
                     None => DEFAULT_PERSISTENCE,
                 });
             }
-            Opt::Other(Kind::Netmask) => self.mask = Some(values::client_mask(text, self.service)?),
+            Opt::Other(Kind::Netmask) => self.mask = Some(values::client_mask(text, self.service, names)?),
             Opt::Other(kind @ Kind::Weight) => self.weight = Some(values::amount(text, kind)?),
             Opt::Other(kind @ Kind::UpperThreshold) => self.upper_threshold = values::amount(text, kind)?,
             Opt::Other(kind @ Kind::LowerThreshold) => self.lower_threshold = values::amount(text, kind)?,
@@ -249,6 +273,17 @@ impl<'a> Typed<'a> {
         Ok(())
     }
 
+    /// Which flags there are is up to the scheduler, which may stand behind them.
+    fn read_flags(&mut self) -> Result<(), Failure> {
+        let flags = self.flags_text.unwrap_or_default();
+        self.flags = values::scheduler_flags(flags, self.scheduler_name())?;
+        Ok(())
+    }
+
+    fn scheduler_name(&self) -> &'a str {
+        self.scheduler.unwrap_or(Scheduler::default().name())
+    }
+
     fn take_service(&mut self, text: &str, protocol: Protocol, names: &Names) -> Result<(), Failure> {
         let key = values::service_key(text, protocol, names)?;
         if key.is_ipv6() {
@@ -261,7 +296,8 @@ impl<'a> Typed<'a> {
 
     fn take_ipv6(&mut self) -> Result<(), Failure> {
         let Some(ServiceKey::Mark { ipv6, .. }) = &mut self.service else {
-            return Err(Failure::usage("-6 used before -f"));
+            // The real one adds a line of its own.
+            return Err(Failure::usage("-6 used before -f\n"));
         };
         *ipv6 = true;
         // As for an IPv6 address.
@@ -269,7 +305,7 @@ impl<'a> Typed<'a> {
         Ok(())
     }
 
-    fn request(self, verb: Verb, names: &Names) -> Result<Request, Failure> {
+    fn request(self, verb: Verb) -> Result<Request, Failure> {
         if verb == Verb::Set {
             let timeouts = self.timeouts;
             return Ok(Request::Change(vec![Change::SetTimeouts { timeouts }]));
@@ -312,7 +348,7 @@ impl<'a> Typed<'a> {
         let Some(service) = self.service else {
             return Ok(Request::Change(vec![Change::Clear]));
         };
-        let server = || self.server_spec(service, names);
+        let server = || self.server_spec(service);
         Ok(match verb {
             Verb::AddService => Request::AddService(self.service_request(service)?),
             Verb::EditService => Request::EditService(self.service_request(service)?),
@@ -324,7 +360,6 @@ impl<'a> Typed<'a> {
                     server: server()?,
                     require_on_link: false,
                 },
-                names,
             )?,
             Verb::EditServer => self.drained(
                 service,
@@ -332,23 +367,22 @@ impl<'a> Typed<'a> {
                     service,
                     server: server()?,
                 },
-                names,
             )?,
             Verb::DeleteServer => Request::Change(vec![Change::DeleteServer {
                 service,
-                server: self.server_key(service, names)?,
+                server: self.server_key(service)?,
             }]),
             _ => Request::Change(vec![Change::DeleteService { service }]),
         })
     }
 
     /// A change of a real server, and its draining where the line says so.
-    fn drained(&self, service: ServiceKey, change: Change, names: &Names) -> Result<Request, Failure> {
+    fn drained(&self, service: ServiceKey, change: Change) -> Result<Request, Failure> {
         let mut changes = vec![change];
         if let Some(drain) = self.drain {
             changes.push(Change::DrainServer {
                 service,
-                server: self.server_key(service, names)?,
+                server: self.server_key(service)?,
                 drain,
             });
         }
@@ -365,8 +399,6 @@ impl<'a> Typed<'a> {
                 "One-Packet Scheduling is only for UDP virtual services",
             ));
         }
-        let scheduler = self.scheduler.unwrap_or(Scheduler::default().name());
-        let flags = values::scheduler_flags(self.flags.unwrap_or_default(), scheduler)?;
         // As in the kernel, a mask without persistence is taken and has no meaning.
         let persistence = self.persistence.map(|timeout| Persistence {
             timeout,
@@ -375,17 +407,21 @@ impl<'a> Typed<'a> {
         Ok(ServiceRequest {
             key,
             // There is no persistence engine, whatever its name.
-            scheduler: scheduler.parse().ok().filter(|_| self.engine.is_none()),
-            flags,
+            scheduler: self
+                .scheduler_name()
+                .parse()
+                .ok()
+                .filter(|_| self.engine.is_none()),
+            flags: self.flags.clone(),
             persistence,
             one_packet,
             own: self.own,
         })
     }
 
-    fn server_key(&self, service: ServiceKey, names: &Names) -> Result<ServerKey, Failure> {
-        let text = self.server.unwrap_or_default();
-        let (address, typed) = values::server_address(text, service.protocol(), names)?;
+    /// The real server; none, where there was no -r, is refused before.
+    fn server_key(&self, service: ServiceKey) -> Result<ServerKey, Failure> {
+        let (address, typed) = self.server.ok_or_else(values::no_server)?;
         let port = match service {
             // Neither direct routing nor a tunnel can change the port: as ipvsadm does, whatever was typed is
             // overruled.
@@ -395,8 +431,8 @@ impl<'a> Typed<'a> {
         Ok(ServerKey { address, port })
     }
 
-    fn server_spec(&self, service: ServiceKey, names: &Names) -> Result<ServerSpec, Failure> {
-        let key = self.server_key(service, names)?;
+    fn server_spec(&self, service: ServiceKey) -> Result<ServerSpec, Failure> {
+        let key = self.server_key(service)?;
         if key.address.is_ipv6() != service.is_ipv6() && !self.tunnels {
             return Err(Failure::usage(
                 "Different address family is allowed only for tunneling servers",
@@ -431,6 +467,8 @@ impl Typed<'_> {
         if !self.tunnels {
             return if self.kinds.has(Kind::TunnelType) || self.kinds.has_any(&options) {
                 Err(Failure::usage("Tunnel options conflict with forward method"))
+            } else if self.masquerades {
+                Err(Failure::refused(MASQUERADING))
             } else {
                 Ok(ForwardingMethod::Dr)
             };
@@ -481,6 +519,7 @@ impl Typed<'_> {
 
 /// ipvsadm's check of which options a command needs and takes.
 fn check(verb: Verb, kinds: Kinds) -> Result<(), Failure> {
+    let mut subject = None;
     for kind in Kind::ALL {
         let (option, command) = (kind.name(), verb.name());
         match (verb.rule(kind), kinds.has(kind)) {
@@ -494,6 +533,20 @@ fn check(verb: Verb, kinds: Kinds) -> Result<(), Failure> {
                     "Illegal '{option}' option with the '{command}' command"
                 )));
             }
+            // A list is of one thing.
+            (_, true)
+                if verb == Verb::List
+                    && matches!(
+                        kind,
+                        Kind::Connection | Kind::ServiceAddress | Kind::Timeout | Kind::Daemon
+                    ) =>
+            {
+                if let Some(last) = subject.replace(option) {
+                    return Err(Failure::usage(format!(
+                        "The option '{option}' conflicts with the '{last}' option in the 'list' command"
+                    )));
+                }
+            }
             _ => {}
         }
     }
@@ -505,21 +558,6 @@ fn check(verb: Verb, kinds: Kinds) -> Result<(), Failure> {
 }
 
 fn check_list(kinds: Kinds) -> Result<(), Failure> {
-    let mut views = [
-        Kind::Connection,
-        Kind::ServiceAddress,
-        Kind::Timeout,
-        Kind::Daemon,
-    ]
-    .into_iter()
-    .filter(|&kind| kinds.has(kind));
-    if let (Some(one), Some(other)) = (views.next(), views.next()) {
-        return Err(Failure::usage(format!(
-            "The option '{}' conflicts with the '{}' option in the 'list' command",
-            one.name(),
-            other.name()
-        )));
-    }
     let counters = kinds.has_any(&[Kind::Stats, Kind::Rate, Kind::Thresholds]);
     let persistent = kinds.has(Kind::PersistentConnections);
     if (kinds.has(Kind::Connection) && counters)

@@ -1,7 +1,7 @@
 //! Names on ipvsadm's command line and in its tables: host names, and the ports of /etc/services.
 
 use std::{
-    cell::OnceCell,
+    cell::{OnceCell, RefCell},
     collections::HashMap,
     fs,
     net::{IpAddr, Ipv4Addr, ToSocketAddrs as _},
@@ -14,8 +14,10 @@ use crate::api::types::Protocol;
 #[derive(Debug)]
 pub struct Names {
     read_services: fn() -> String,
-    resolve: fn(&str) -> Option<IpAddr>,
+    resolve: fn(&str) -> Option<Ipv4Addr>,
+    name_of: fn(IpAddr) -> Option<String>,
     services: OnceCell<Services>,
+    hosts: RefCell<HashMap<IpAddr, Option<String>>>,
 }
 
 #[derive(Debug)]
@@ -31,21 +33,32 @@ impl Names {
         Self::new(
             || fs::read_to_string("/etc/services").unwrap_or_default(),
             |host| {
-                (host, 0)
-                    .to_socket_addrs()
-                    .ok()?
-                    .map(|address| address.ip())
-                    .find(IpAddr::is_ipv4)
+                let mut addresses = (host, 0).to_socket_addrs().ok()?;
+                addresses.find_map(|address| match address.ip() {
+                    IpAddr::V4(address) => Some(address),
+                    IpAddr::V6(_) => None,
+                })
+            },
+            |address| {
+                // Without a name it is the address again.
+                let name = dns_lookup::lookup_addr(&address).ok()?;
+                name.parse::<IpAddr>().is_err().then_some(name)
             },
         )
     }
 
-    /// Names from elsewhere: the text of a services(5) file, and a resolver of host names.
-    pub fn new(read_services: fn() -> String, resolve: fn(&str) -> Option<IpAddr>) -> Self {
+    /// Names from elsewhere: the text of a services(5) file, a resolver of host names, and one of addresses.
+    pub fn new(
+        read_services: fn() -> String,
+        resolve: fn(&str) -> Option<Ipv4Addr>,
+        name_of: fn(IpAddr) -> Option<String>,
+    ) -> Self {
         Self {
             read_services,
             resolve,
+            name_of,
             services: OnceCell::new(),
+            hosts: RefCell::new(HashMap::new()),
         }
     }
 
@@ -55,24 +68,30 @@ impl Names {
         self.services().by_port.get(&(port, protocol)).map(String::as_str)
     }
 
-    /// A port by number (0 to 65535) or, where there is a protocol, name.
-    pub(super) fn port(&self, text: &str, protocol: Option<Protocol>) -> Option<u16> {
-        if text.starts_with(|first: char| first.is_ascii_digit()) {
-            return text.parse().ok();
-        }
+    /// The port of a name, where there is a protocol.
+    pub(super) fn port(&self, name: &str, protocol: Option<Protocol>) -> Option<u16> {
         self.services()
             .by_name
-            .get(&(text.to_owned(), protocol?))
+            .get(&(name.to_owned(), protocol?))
             .copied()
     }
 
-    /// An IPv4 host: an address in any of inet_aton(3)'s forms, but not one number alone, or a name.
-    pub(super) fn ipv4_host(&self, text: &str) -> Option<IpAddr> {
-        if text.is_empty() || text.bytes().all(|byte| byte.is_ascii_digit()) {
+    /// The name of an address; the first question about each is the only one.
+    pub(super) fn host_name(&self, address: IpAddr) -> Option<String> {
+        let mut known = self.hosts.borrow_mut();
+        known
+            .entry(address)
+            .or_insert_with(|| (self.name_of)(address))
+            .clone()
+    }
+
+    /// An IPv4 host: an address in any of inet_aton(3)'s forms, or a name.
+    pub(super) fn ipv4_host(&self, text: &str) -> Option<Ipv4Addr> {
+        if text.is_empty() {
             return None;
         }
         match inet_aton(text) {
-            Some(address) => Some(address.into()),
+            Some(address) => Some(address),
             // What is made of digits and dots alone is a broken address: no name server need hear of it.
             None if text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') => None,
             None => (self.resolve)(text),
@@ -119,8 +138,9 @@ impl Services {
 }
 
 /// inet_aton(3): one to four parts, each decimal, octal (`0...`) or hexadecimal (`0x...`), the last of
-/// which fills the bytes that are left (`10.1` is 10.0.0.1).
+/// which fills the bytes that are left (`10.1` is 10.0.0.1). What stands behind a blank is not looked at.
 pub(super) fn inet_aton(text: &str) -> Option<Ipv4Addr> {
+    let text = text.split(|c: char| c.is_ascii_whitespace()).next()?;
     let parts: Vec<u32> = text.split('.').map(inet_aton_part).collect::<Option<_>>()?;
     let (&last, leading) = parts.split_last()?;
     let free_bits = 32 - 8 * u32::try_from(leading.len()).ok().filter(|&count| count < 4)?;
@@ -155,7 +175,8 @@ mod tests {
                 "# services\nhttp 80/tcp www # WorldWideWeb\ndomain 53/tcp\ndomain 53/udp\nweb 80/tcp\nodd\n"
                     .into()
             },
-            |host| (host == "rs1").then_some(IpAddr::from([10, 0, 0, 7])),
+            |host| (host == "rs1").then_some([10, 0, 0, 7].into()),
+            |address| (address == IpAddr::from([10, 0, 0, 7])).then(|| "rs1".to_owned()),
         )
     }
 
@@ -167,15 +188,6 @@ mod tests {
         assert_eq!(names.port("www", Some(Protocol::Tcp)), Some(80));
         assert_eq!(names.port("domain", Some(Protocol::Udp)), Some(53));
         assert_eq!(names.port("http", Some(Protocol::Udp)), None);
-        for (text, port) in [
-            ("0", Some(0)),
-            ("65535", Some(65535)),
-            ("65536", None),
-            ("-1", None),
-            ("8x", None),
-        ] {
-            assert_eq!(names.port(text, Some(Protocol::Tcp)), port, "{text}");
-        }
     }
 
     #[test]
@@ -190,7 +202,9 @@ mod tests {
             ("255.255.255.255", Some([255, 255, 255, 255])),
             ("rs1", Some([10, 0, 0, 7])),
             ("rs2", None),
-            ("12345", None),
+            ("12345", Some([0, 0, 48, 57])),
+            ("10.0.0.1 x", Some([10, 0, 0, 1])),
+            (" 10.0.0.1", None),
             ("300.1.1.1", None),
             ("10.16777216", None),
             ("10.0.0.0.1", None),
@@ -199,7 +213,9 @@ mod tests {
             ("08.0.0.1", None),
             ("", None),
         ] {
-            assert_eq!(names.ipv4_host(text), address.map(IpAddr::from), "{text:?}");
+            assert_eq!(names.ipv4_host(text), address.map(Ipv4Addr::from), "{text:?}");
         }
+        assert_eq!(names.host_name([10, 0, 0, 7].into()).as_deref(), Some("rs1"));
+        assert_eq!(names.host_name([10, 0, 0, 8].into()), None);
     }
 }

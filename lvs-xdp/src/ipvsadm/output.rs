@@ -224,17 +224,24 @@ pub(super) fn connections(
     Ok(())
 }
 
-/// `address:port`, with the port's name where `names` is given and has one. Addresses stay numbers.
+/// `address:port`, where `names` is given with the names that both have.
 pub(super) fn endpoint(
     address: IpAddr,
     port: u16,
     protocol: Option<Protocol>,
     names: Option<&Names>,
 ) -> String {
-    match names.and_then(|names| names.port_name(port, protocol)) {
-        Some(name) if address.is_ipv6() => format!("[{address}]:{name}"),
-        Some(name) => format!("{address}:{name}"),
-        None => SocketAddr::new(address, port).to_string(),
+    let Some(names) = names else {
+        return SocketAddr::new(address, port).to_string();
+    };
+    let host = names.host_name(address).unwrap_or_else(|| address.to_string());
+    let port = names
+        .port_name(port, protocol)
+        .map_or_else(|| port.to_string(), str::to_owned);
+    if address.is_ipv6() {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
     }
 }
 

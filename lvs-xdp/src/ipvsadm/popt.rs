@@ -122,6 +122,8 @@ impl<'a, T: Copy> Scanner<'a, T> {
             return Err(Error::Unknown);
         };
         let attached = match spec.value {
+            // popt takes no `=` for another short option.
+            Value::No if self.cluster.starts_with('=') => Some(std::mem::take(&mut self.cluster)),
             Value::No => None,
             Value::Required | Value::Optional => {
                 let rest = std::mem::take(&mut self.cluster);
@@ -205,6 +207,8 @@ mod tests {
             ("-w 1", "w(1)"),
             ("-w1", "w(1)"),
             ("-w=1", "w(1)"),
+            ("-n=1 -L", "!-n=1: option does not take an argument L"),
+            ("-Ln=1", "L !-Ln=1: option does not take an argument"),
             ("-Lw1", "L w(1)"),
             ("-Lw 1 -n", "L w(1) n"),
             ("--weight 1", "w(1)"),

@@ -92,7 +92,9 @@ impl Rules {
         }
         match args::parse(&words, names) {
             Ok(Request::Change(changes)) => {
-                changes.into_iter().for_each(|change| self.change(number, change))
+                for change in changes {
+                    self.change(number, change);
+                }
             }
             Ok(Request::AddService(request)) => {
                 let base = ServiceSpec::new(request.key, Scheduler::default());

@@ -256,6 +256,7 @@ struct Step {
 fn names() -> Names {
     Names::new(
         || "domain 53/tcp\ndomain 53/udp\nhttp 80/tcp www\n".into(),
+        |host| (host == "rs1").then_some([10, 0, 0, 2].into()),
         |_| None,
     )
 }
@@ -350,7 +351,11 @@ fn usage_errors_need_no_agent() {
     for (line, message) in [
         (
             "-L -c -t 10.0.0.1:80",
-            "The option 'connection' conflicts with the 'service-address' option in the 'list' command",
+            "The option 'service-address' conflicts with the 'connection' option in the 'list' command",
+        ),
+        (
+            "-L --daemon --timeout -c",
+            "The option 'timeout' conflicts with the 'connection' option in the 'list' command",
         ),
         ("-L --timeout --rate", "options conflicts in the list command"),
         (
@@ -358,9 +363,8 @@ fn usage_errors_need_no_agent() {
             "options conflicts in the list command",
         ),
         ("-L -n -n", "multiple 'numeric' options specified"),
-        ("-A -6 -t 10.0.0.1:80", "-6 used before -f"),
         (
-            "-A -t 12345:80 -s rr",
+            "-A -t 12345 -s rr",
             "illegal virtual server address[:port] specified",
         ),
         (
@@ -401,7 +405,53 @@ fn usage_errors_need_no_agent() {
             "-A -t 10.0.0.1:80 --add-service",
             "invalid option `--add-service'",
         ),
-        ("--set 1 2", "--set option requires 3 timeout values"),
+        ("--set 1 x", "--set option requires 3 timeout values"),
+        ("--set 1 2 3 4", "unexpected argument 4"),
+        ("--set 1 x 3 4", "invalid timeout value `x' specified"),
+        (
+            "--start-daemon MASTER foo",
+            "illegal start-daemon parameter specified",
+        ),
+        ("--stop-daemon -n --bogus", "illegal start_daemon specified"),
+        (
+            "--start-daemon master --start-daemon backup",
+            "invalid option `backup'",
+        ),
+        ("--start-daemon master --syncid 256", "illegal syncid specified"),
+        (
+            "--start-daemon master --sync-maxlen 65508",
+            "illegal sync-maxlen specified",
+        ),
+        (
+            "--start-daemon backup --mcast-port 0",
+            "illegal mcast-port specified",
+        ),
+        ("-L --mcast-ttl 256 foo", "illegal mcast-ttl specified"),
+        ("-L --mcast-group 1.2.3.4", "invalid IPv4 mcast-group `1.2.3.4'"),
+        ("-L --mcast-group fe80::1", "invalid IPv6 mcast-group `fe80::1'"),
+        (
+            "--stop-daemon backup --mcast-ttl 3",
+            "Illegal 'mcast-ttl' option with the 'stop-daemon' command",
+        ),
+        // The name of a port is that of the service before it.
+        (
+            "-a -r 10.0.0.2:http -t 10.0.0.1:80",
+            "illegal real server address[:port] specified",
+        ),
+        ("-A -b x", "invalid scheduler flag `x'"),
+        ("-A -b x foo", "unexpected argument foo"),
+        (
+            "-a -t 10.0.0.1:80 -r [fd00::2]:80 -m",
+            "Different address family is allowed only for tunneling servers",
+        ),
+        (
+            "-a -t 10.0.0.1:80 -r 10.0.0.2 -m --tun-type gue",
+            "Tunnel options conflict with forward method",
+        ),
+        (
+            "-A -t [10.0.0.1]:80",
+            "Zero port specified for non-persistent service",
+        ),
         ("--set 1 2 2678401", "invalid timeout value `2678401' specified"),
         (
             "-A -t 10.0.0.1:80 -p 2678401",
@@ -454,6 +504,8 @@ fn usage_errors_need_no_agent() {
     ] {
         assert_eq!(refused(&mut nobody(), line), format!("2: {message}"), "{line}");
     }
+    let step = run_line(&mut nobody(), "-A -6 -t 10.0.0.1:80");
+    assert_eq!((step.status, step.stderr.as_str()), (2, "-6 used before -f\n\n"));
 }
 
 #[test]

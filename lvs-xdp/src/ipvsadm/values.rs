@@ -5,7 +5,7 @@ use std::{
     ops::RangeInclusive,
 };
 
-use super::{Failure, Names, names::inet_aton, options::Kind};
+use super::{Failure, Names, options::Kind};
 use crate::{
     api::types::{
         ClientMask, Drain, Protocol, Removal, Scheduler, SchedulerFlag, ServiceKey, ServiceSettings, Setting,
@@ -33,25 +33,64 @@ pub(super) fn server_address(
     protocol: Option<Protocol>,
     names: &Names,
 ) -> Result<(IpAddr, Option<u16>), Failure> {
-    host_and_port(text, protocol, names)
-        .ok_or_else(|| Failure::usage("illegal real server address[:port] specified"))
+    host_and_port(text, protocol, names).ok_or_else(no_server)
 }
 
-/// `host[:port]`, `[v6]:port` or a bare IPv6 address. Brackets need a port.
+/// What is said where `-r` has no address.
+pub(super) fn no_server() -> Failure {
+    Failure::usage("illegal real server address[:port] specified")
+}
+
+/// `host[:port]`, `[v6]:port` or a bare IPv6 address. Brackets need a port, which is forgotten where an IPv4 address
+/// is in them; one number alone is no host.
 fn host_and_port(text: &str, protocol: Option<Protocol>, names: &Names) -> Option<(IpAddr, Option<u16>)> {
+    let port = |text: &str| {
+        let number = number(text, 0..=u16::MAX.into());
+        number.map_or_else(|| names.port(text, protocol), |port| u16::try_from(port).ok())
+    };
     if let Some(rest) = text.strip_prefix('[') {
-        let (host, port) = rest.split_once("]:")?;
-        return Some((
-            host.parse::<Ipv6Addr>().ok()?.into(),
-            Some(names.port(port, protocol)?),
-        ));
+        let (host, rest) = rest.split_once("]:")?;
+        return match host.parse::<Ipv6Addr>() {
+            Ok(address) => Some((address.into(), Some(port(rest)?))),
+            Err(_) => Some((names.ipv4_host(host)?.into(), None)),
+        };
     }
     if let Ok(address) = text.parse::<Ipv6Addr>() {
         return Some((address.into(), None));
     }
     match text.split_once(':') {
-        Some((host, port)) => Some((names.ipv4_host(host)?, Some(names.port(port, protocol)?))),
-        None => Some((names.ipv4_host(text)?, None)),
+        Some((host, rest)) => Some((names.ipv4_host(host)?.into(), Some(port(rest)?))),
+        None if text.bytes().all(|byte| byte.is_ascii_digit()) => None,
+        None => Some((names.ipv4_host(text)?.into(), None)),
+    }
+}
+
+/// Whether the daemon of `--start-daemon` or `--stop-daemon` is one.
+pub(super) fn is_daemon(text: Option<&str>) -> bool {
+    matches!(text, Some("master" | "backup"))
+}
+
+/// Looks at a number of the daemons that synchronise connections.
+pub(super) fn daemon_number(text: &str, kind: Kind) -> Result<(), Failure> {
+    let range = match kind {
+        Kind::SyncId => 0..=255,
+        // What fits a UDP datagram.
+        Kind::SyncMaxLength => 1..=65_507,
+        Kind::MulticastPort => 1..=u16::MAX.into(),
+        _ => 1..=255,
+    };
+    match number(text, range) {
+        Some(_) => Ok(()),
+        None => Err(Failure::usage(format!("illegal {} specified", kind.name()))),
+    }
+}
+
+/// Looks at `--mcast-group`.
+pub(super) fn multicast_group(text: &str) -> Result<(), Failure> {
+    let family = if text.contains(':') { "IPv6" } else { "IPv4" };
+    match text.parse::<IpAddr>() {
+        Ok(address) if address.is_multicast() => Ok(()),
+        _ => Err(Failure::usage(format!("invalid {family} mcast-group `{text}'"))),
     }
 }
 
@@ -144,14 +183,19 @@ fn number(text: &str, range: RangeInclusive<u32>) -> Option<u32> {
 
 /// `-M`: the prefix length of an IPv6 service, and a netmask before or after any other, in all the forms in which
 /// an address may be written.
-pub(super) fn client_mask(text: &str, service: Option<ServiceKey>) -> Result<ClientMask, Failure> {
+pub(super) fn client_mask(
+    text: &str,
+    service: Option<ServiceKey>,
+    names: &Names,
+) -> Result<ClientMask, Failure> {
     if service.is_some_and(|service| service.is_ipv6()) {
         return number(text, 1..=128)
             .and_then(|length| u8::try_from(length).ok())
             .map(ClientMask::V6)
             .ok_or_else(|| Failure::usage("illegal ipv6 netmask specified"));
     }
-    inet_aton(text)
+    names
+        .ipv4_host(text)
         .map(ClientMask::V4)
         .ok_or_else(|| Failure::usage("illegal virtual server persistent mask specified"))
 }

@@ -67,6 +67,50 @@ fn counters_and_the_schedulers_order_are_listed() {
     );
 }
 
+#[test]
+fn hosts_have_names_without_n() {
+    let named = Names::new(
+        || "http 80/tcp\n".into(),
+        |_| None,
+        |address| (!address.is_multicast()).then(|| "a-host-with-a-long-name.example.net".to_owned()),
+    );
+    let mut director = Memory::default();
+    for line in [
+        "-A -t 10.0.0.1:80 -s rr",
+        "-a -t 10.0.0.1:80 -r 10.0.0.2",
+        "-A -t [fd00::1]:80 -s rr",
+        "-A -t 224.0.0.1:80 -s rr",
+    ] {
+        stdout_of(&mut director, line);
+    }
+    let mut text = Vec::new();
+    let words = ["-L".to_owned()];
+    let status = run(
+        Face::Ipvsadm,
+        &words,
+        &mut io::empty(),
+        &mut director,
+        &named,
+        &mut text,
+        &mut Vec::new(),
+    );
+    assert_eq!(status, 0);
+    // 33 characters of a service and 28 of a real server, of IPv4 only.
+    assert_eq!(
+        String::from_utf8(text)
+            .unwrap()
+            .lines()
+            .skip(3)
+            .collect::<Vec<_>>(),
+        [
+            "TCP  224.0.0.1:http rr",
+            "TCP  a-host-with-a-long-name.exam rr",
+            "  -> a-host-with-a-long-name.exam Route   1      0          0         ",
+            "TCP  [a-host-with-a-long-name.example.net]:http rr",
+        ]
+    );
+}
+
 /// A director with a service of everything that a line can show, and connections.
 fn busy() -> Memory {
     let mut director = Memory::default();

@@ -33,6 +33,36 @@ fn wlc_is_the_default_and_every_scheduler_has_its_name() {
 }
 
 #[test]
+fn addresses_are_read_as_by_ipvsadm() {
+    for (text, address, port) in [
+        ("10.0.0.1:http", "10.0.0.1", 80),
+        ("10.0.0.1: +80", "10.0.0.1", 80),
+        ("10.0.0.1:080", "10.0.0.1", 80),
+        ("rs1:80", "10.0.0.2", 80),
+        ("1:80", "0.0.0.1", 80),
+        ("10.1:80", "10.0.0.1", 80),
+        ("0x0a000001:80", "10.0.0.1", 80),
+        ("10.0.0.1 x:80", "10.0.0.1", 80),
+        ("[fd00::1]:www", "fd00::1", 80),
+        ("fd00::1", "fd00::1", 0),
+        // Brackets are IPv6's: with anything else in them the port is forgotten.
+        ("[10.0.0.1]:80", "10.0.0.1", 0),
+        ("[rs1]:nonsense", "10.0.0.2", 0),
+        ("10.0.0.1:-0", "10.0.0.1", 0),
+    ] {
+        let mut director = Memory::default();
+        let words = ["-A", "-p", "-t", text].map(str::to_owned);
+        let step = run_words(&mut director, words.into());
+        assert_eq!((step.status, step.stderr.as_str()), (0, ""), "{text:?}");
+        assert_eq!(
+            director.services[0].spec.key,
+            key(Protocol::Tcp, address, port),
+            "{text:?}"
+        );
+    }
+}
+
+#[test]
 fn flags_are_three_bits_by_any_name() {
     use SchedulerFlag::{Fallback, Port, Third};
     for (line, flags) in [
@@ -58,6 +88,7 @@ fn persistence_has_ipvsadms_defaults() {
         ("-t 10.0.0.1:0 -p 2678400", Some((2_678_400, None))),
         ("-t 10.0.0.1 --persistent=60", Some((60, None))),
         ("-M 255.0.255.0 -p 9 -u 10.0.0.1:53", Some((9, v4("255.0.255.0")))),
+        ("-t 10.0.0.1:80 -p 9 -M rs1", Some((9, v4("10.0.0.2")))),
         ("-t 10.0.0.1:80 -p 9 -M 255.255", Some((9, v4("255.0.0.255")))),
         ("-t 10.0.0.1:80 -p 9 -M 24", Some((9, v4("0.0.0.24")))),
         ("-t [fd00::1]:80 -p 9 -M 64", Some((9, Some(ClientMask::V6(64))))),
