@@ -303,6 +303,11 @@ impl Agent {
         &self.pins
     }
 
+    /// The host that it is on.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
     /// The binary that is run.
     pub fn binary(&self) -> &Path {
         &self.binary

@@ -22,9 +22,19 @@ pub const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 ///
 /// When it cannot be started, or has not ended within `limit` (it is killed then).
 pub fn output(command: Command, limit: Duration) -> Result<Output> {
+    output_fed(command, "", limit)
+}
+
+/// As [`output`], with this on the command's standard input.
+///
+/// # Errors
+///
+/// As [`output`].
+pub fn output_fed(command: Command, input: &str, limit: Duration) -> Result<Output> {
     let shown = show(&command);
     let started = Instant::now();
     let output = assert_cmd::Command::from_std(command)
+        .write_stdin(input)
         .timeout(limit)
         .output()
         .map_err(|error| explain_start(error, &shown))?;

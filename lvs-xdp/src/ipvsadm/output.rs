@@ -11,8 +11,7 @@ use super::{
     order, values,
 };
 use crate::api::types::{
-    Connection, Persistence, Protocol, Rates, Server, ServerSpec, ServerState, Service, ServiceKey,
-    ServiceSpec, Stats,
+    Connection, Persistence, Protocol, Rates, Server, ServerSpec, Service, ServiceKey, ServiceSpec, Stats,
 };
 
 /// The first line of a full list: the version of IPVS that is spoken, and the number of its hash rows,
@@ -140,11 +139,9 @@ fn scheduling(spec: &ServiceSpec) -> String {
     text
 }
 
-/// How packets get to a real server.
+/// How packets get to a real server, as it is configured: one that is the director itself is no other.
 fn forward(server: &Server) -> &'static str {
-    if server.state == ServerState::Local {
-        "Local"
-    } else if server.spec.method.tunnel().is_some() {
+    if server.spec.method.tunnel().is_some() {
         "Tunnel"
     } else {
         "Route"

@@ -63,6 +63,11 @@ pub(super) const LAB: &[Tool] = &[
         command: "nsenter",
         packages: &["util-linux"],
     },
+    // Debian's own scripts around ipvsadm, which are run with the drop-in in its place.
+    Tool {
+        command: "ipvsadm-restore",
+        packages: &["ipvsadm"],
+    },
     // To check the units in README.md; it needs no systemd that runs.
     Tool {
         command: "systemd-analyze",
