@@ -2,6 +2,7 @@
 
 mod lists;
 mod restore;
+mod roundtrip;
 mod scenarios;
 mod services;
 
