@@ -8,7 +8,7 @@ fn main() -> ExitCode {
     let mut words = env::args_os();
     let called_as = words.next().unwrap_or_default();
     match ipvsadm::Face::of(&called_as) {
-        Some(face) => ipvsadm::main(face, words, None),
+        Some(face) => ipvsadm::main(face, &called_as, words, None),
         None => cli::main(words),
     }
 }

@@ -67,7 +67,12 @@ pub fn main(words: impl Iterator<Item = OsString>) -> ExitCode {
     };
     if let Verb::Ipvsadm(args) = cli.verb {
         drop(out);
-        return ipvsadm::main(ipvsadm::Face::Ipvsadm, args.words.into_iter(), cli.socket);
+        return ipvsadm::main(
+            ipvsadm::Face::Ipvsadm,
+            "ipvsadm".as_ref(),
+            args.words.into_iter(),
+            cli.socket,
+        );
     }
     let failure = match run(cli, &mut out).and_then(|()| Ok(out.flush()?)) {
         Ok(()) => return ExitCode::SUCCESS,

@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use super::{
-    Failure, Names,
+    Failure, Names, TRY_HELP,
     options::{Kind, Kinds, OPTIONS, Opt, Rule, Verb},
     popt::Scanner,
     values,
@@ -174,7 +174,7 @@ pub(super) fn parse(words: &[String], names: &Names) -> Result<Request, Failure>
 
 /// What is said of a line that does not begin with a command.
 pub(super) fn no_command() -> Failure {
-    Failure::refused("Try `ipvsadm -h' or 'ipvsadm --help' for more information.")
+    Failure::refused(TRY_HELP)
 }
 
 /// The options of a line, as far as they have values.

@@ -11,15 +11,17 @@ pub(super) fn text() -> String {
 ipvsadm of lvs-xdp: the virtual services of the director, as ipvsadm 1.31 has them
 
 Usage:
-  ipvsadm -A|E SERVICE [-s SCHEDULER] [-b FLAG,...] [-p [SECONDS] [-M MASK]] [-o]
+  ipvsadm -A|E SERVICE [-s SCHEDULER] [-b FLAG,...] [-p [SECONDS]] [-M MASK] [-o]
   ipvsadm -D SERVICE
   ipvsadm -C
   ipvsadm -a|e SERVICE -r RIP [-g|-i] [-w WEIGHT] [-x UPPER] [-y LOWER]
   ipvsadm -d SERVICE -r RIP
-  ipvsadm -L|l [-n] [SERVICE] [--stats [-X] | --thresholds | --persistent-conn] [--nosort]
+  ipvsadm -L|l [-n] [SERVICE] [--stats | --rate | --thresholds | --persistent-conn | --tun-info] [-X] [--nosort]
   ipvsadm -L|l -c [-n]
   ipvsadm -L|l --timeout
-  ipvsadm -S [-n]
+  ipvsadm -S [-n] [--full]
+  ipvsadm -R
+  ipvsadm -Z [SERVICE]
   ipvsadm --set TCP TCPFIN UDP
   ipvsadm -h | -v
 
@@ -32,7 +34,11 @@ Commands:
   -e, --edit-server      replace a real server's settings
   -d, --delete-server    remove a real server from a virtual service
   -L, -l, --list         show the virtual services (also without any command)
-  -S, --save             show the commands that make them; without thresholds
+  -S, --save             show the commands that make them; with --full the thresholds, too, and what else
+                         ipvsadm leaves out
+  -R, --restore          do what such lines from standard input say: all or nothing; lines that begin
+                         with # are comments, and every bad line is named
+  -Z, --zero             set counters to 0, those of one service or all
       --set                  set the time-outs in seconds, 0 for one that stays
   -h, --help             show this text
   -v, --version          show the version of ipvsadm that is spoken
@@ -62,14 +68,22 @@ Options:
   -w, --weight WEIGHT           0 to 2147483647, 1 where none is given; 0 takes no new connections
   -x, --u-threshold UPPER       with so many connections it takes no new ones; 0, the default, is no limit
   -y, --l-threshold LOWER       below so many it takes new ones again; 0, the default, is three quarters of -x
-  -n, --numeric                 ports as numbers
+  -n, --numeric                 addresses and ports as numbers
   -c, --connection              connections and persistence templates
       --stats                   connections, packets and bytes
+      --rate                    the same in a second
   -X, --exact                   numbers in full
       --thresholds              -x and -y of the real servers
       --persistent-conn         persistence templates of the real servers
+      --tun-info                tunnels of the real servers
       --timeout                 the time-outs
       --nosort                  in the schedulers' order, the real server added last first
+
+What services and real servers have beyond ipvsadm (--full writes it, -A -E -a -e take it):
+      --removal POLICY          what becomes of a removed real server's connections: drop, reschedule or reset
+      --slow-start SECONDS      in which a real server comes up to its weight
+      --settings NAME=N,...     in place of the director's, such as sloppy_tcp=1
+      --drain [SECONDS]         a real server is being drained, until so many seconds after 1970 at the latest
 
 The agent is found by its socket: LVS_XDP_SOCKET, else /run/lvs-xdp/agent.sock.
 

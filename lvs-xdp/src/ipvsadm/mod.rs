@@ -40,6 +40,14 @@ use crate::{
 /// What `-v` prints: scripts look at the version before they use an option.
 const VERSION: &str = "ipvsadm v1.31 2019/12/24 (compiled with popt and IPVS v1.2.1)";
 
+/// What is said of a line that does not begin with a command.
+const TRY_HELP: &str = "Try `ipvsadm -h' or 'ipvsadm --help' for more information.";
+
+/// The same, of a program of another name.
+fn try_help(program: &str) -> String {
+    format!("Try `{program} -h' or '{program} --help' for more information.")
+}
+
 /// What the kernel says where it has no scheduler or persistence engine of a name.
 const NO_SCHEDULER: &str = "Scheduler or persistence engine not found";
 
@@ -161,13 +169,19 @@ impl Face {
     }
 }
 
-/// Runs as ipvsadm on this process's standard input, output and error. `words` are those after the program's
-/// name. ipvsadm has no option for the socket; `socket` is what `lvs-xdp --socket` had.
-pub fn main(face: Face, words: impl Iterator<Item = OsString>, socket: Option<PathBuf>) -> ExitCode {
+/// Runs as ipvsadm on this process's standard input, output and error. `program` is the name that it was called by,
+/// `words` are those after it. ipvsadm has no option for the socket; `socket` is what `lvs-xdp --socket` had.
+pub fn main(
+    face: Face,
+    program: &OsStr,
+    words: impl Iterator<Item = OsString>,
+    socket: Option<PathBuf>,
+) -> ExitCode {
     // A word that is no text can be no address, scheduler or number: what replaces its bytes is none either.
     let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
     let mut director = BlockingClient::new(client::socket_path(socket));
     let mut out = BufWriter::new(io::stdout().lock());
+    let mut errors = Vec::new();
     let status = run(
         face,
         &words,
@@ -175,8 +189,11 @@ pub fn main(face: Face, words: impl Iterator<Item = OsString>, socket: Option<Pa
         &mut director,
         &Names::of_this_host(),
         &mut out,
-        &mut io::stderr(),
+        &mut errors,
     );
+    // The real one names itself in this message as it was called.
+    let errors = String::from_utf8_lossy(&errors).replace(TRY_HELP, &try_help(&program.to_string_lossy()));
+    drop(io::stderr().write_all(errors.as_bytes()));
     ExitCode::from(status)
 }
 

@@ -94,8 +94,9 @@ fn write_service(
             address,
             port,
         } => format!("{protocol:<4} {}", endpoint(address, port, Some(protocol), names)),
-        ServiceKey::Mark { mark, ipv6: false } => format!("FWM  {mark}"),
-        ServiceKey::Mark { mark, ipv6: true } => format!("FWM  {mark} IPv6"),
+        // As a signed number, as the real one writes it.
+        ServiceKey::Mark { mark, ipv6: false } => format!("FWM  {}", mark.cast_signed()),
+        ServiceKey::Mark { mark, ipv6: true } => format!("FWM  {} IPv6", mark.cast_signed()),
     };
     let name = cut(&name, key.is_ipv6(), SERVICE_WIDTH);
     match view {

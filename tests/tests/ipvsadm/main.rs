@@ -3,6 +3,7 @@
 
 mod replay;
 mod scripts;
+mod speed;
 mod traffic;
 
 use std::{
@@ -125,6 +126,20 @@ fn links_are_made_once_and_take_nobodys_place() -> Result<()> {
         assert!(said.contains(&link.display().to_string()), "{said}");
     }
     run(install())?;
+
+    // It names itself as it was called.
+    let link = prefix.path().join("sbin/ipvsadm");
+    let mut command = Command::new(&link);
+    command.arg("--nonsense");
+    let ended = output(command, LIMIT)?;
+    let link = link.display();
+    assert_eq!(
+        (ended.status.code(), String::from_utf8(ended.stderr)?),
+        (
+            Some(255),
+            format!("Try `{link} -h' or '{link} --help' for more information.\n")
+        )
+    );
 
     // One that is another's, and none is made.
     let sbin = prefix.path().join("sbin");

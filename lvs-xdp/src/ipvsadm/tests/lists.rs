@@ -216,6 +216,24 @@ fn other_columns_take_the_place_of_the_weight() {
     assert_eq!(of_web("--thresholds --rate --stats"), of_web("--stats"));
 }
 
+/// As seen of the real one; but what `-S` writes is taken back here.
+#[test]
+fn marks_are_signed_numbers_in_lists() {
+    let mut director = Memory::default();
+    stdout_of(&mut director, "-A -f 7 -s rr");
+    stdout_of(&mut director, "-A -f 4294967295 -6 -s rr");
+    stdout_of(&mut director, "-a -f 7 -r 10.0.0.2:80 -w 2147483647");
+    assert_eq!(
+        stdout_of(&mut director, "-L").lines().skip(3).collect::<Vec<_>>(),
+        [
+            "FWM  -1 IPv6 rr",
+            "FWM  7 rr",
+            "  -> 10.0.0.2:80                  Route   2147483647 0          0         ",
+        ]
+    );
+    assert!(stdout_of(&mut director, "-S").starts_with("-A -f 4294967295 -6 -s rr\n"));
+}
+
 /// As recorded of the real one (the session `forwarding-methods`, without its masqueraded server).
 #[test]
 fn tunnels_are_listed_and_saved_as_by_ipvsadm() {
