@@ -30,19 +30,22 @@ fn services() -> Value {
         "persistence": { "timeout": 600, "mask": "255.255.255.0" }, "removal": "reset", "slow_start": 60,
         "settings": { "sloppy_tcp": 1 },
         "stats": { "connections": 4, "packets": 40, "bytes": 4000 },
+        "rates": { "connections": 2, "packets": 20, "bytes": 2000 },
         "servers": [
             {
                 "address": "192.168.2.210", "port": 80, "weight": 10, "method": "dr", "upper_threshold": 100,
                 "lower_threshold": 80, "state": "ready",
                 "mac": "02:00:00:00:00:01", "interface": "eth0", "active": 2, "inactive": 1, "persistent": 5,
                 "effective_weight": 4,
-                "stats": { "connections": 3, "packets": 30, "bytes": 3000 }
+                "stats": { "connections": 3, "packets": 30, "bytes": 3000 },
+                "rates": { "connections": 2, "packets": 20, "bytes": 2000 }
             },
             {
                 "address": "192.168.2.220", "port": 80, "weight": 0, "method": "dr", "drain": {},
                 "state": "not-on-link",
                 "mac": null, "interface": null, "active": 0, "inactive": 0, "persistent": 0, "effective_weight": 0,
-                "stats": { "connections": 1, "packets": 10, "bytes": 1000 }
+                "stats": { "connections": 1, "packets": 10, "bytes": 1000 },
+                "rates": { "connections": 0, "packets": 0, "bytes": 0 }
             }
         ]
     }])
@@ -382,6 +385,7 @@ fn edited(changes: &Value) -> Value {
     let mut service = services()[0].clone();
     let spec = service.as_object_mut().unwrap();
     spec.remove("stats");
+    spec.remove("rates");
     spec.remove("servers");
     for (name, value) in changes.as_object().unwrap() {
         spec.insert(name.clone(), value.clone());
