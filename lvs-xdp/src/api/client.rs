@@ -160,9 +160,31 @@ impl Client {
         self.get("/v1/marks").await
     }
 
-    /// `GET /v1/connections`: every connection entry.
-    pub async fn connections(&self) -> Result<Vec<Connection>, ClientError> {
-        self.get("/v1/connections").await
+    /// `GET /v1/connections`: hands every connection entry on as it comes.
+    pub async fn each_connection(&self, mut take: impl FnMut(Connection)) -> Result<(), ClientError> {
+        let mut unread = Vec::new();
+        let lines = |piece: &[u8]| {
+            unread.extend_from_slice(piece);
+            let mut rest = unread.as_slice();
+            while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
+                // One entry a line, the brackets on lines of their own.
+                let line = rest[..end].strip_suffix(b",").unwrap_or(&rest[..end]);
+                if !matches!(line, b"[" | b"]" | b"") {
+                    take(serde_json::from_slice(line)?);
+                }
+                rest = &rest[end + 1..];
+            }
+            let length = unread.len() - rest.len();
+            unread.drain(..length);
+            Ok(())
+        };
+        let everything = ConnectionFilter::default();
+        let listed = self.list_connections(&everything, ListForm::Json, lines).await?;
+        listed.map_err(|error| {
+            self.protocol(&format!(
+                "/v1/connections: {error}; are agent and command of one version?"
+            ))
+        })
     }
 
     /// `GET /v1/connections`: the list of those that `filter` means, in one of its forms, handed on as it comes.
@@ -390,9 +412,9 @@ impl BlockingClient {
         self.wait(async |client| client.marks().await)
     }
 
-    /// [`Client::connections`].
-    pub fn connections(&mut self) -> Result<Vec<Connection>, ClientError> {
-        self.wait(async |client| client.connections().await)
+    /// [`Client::each_connection`].
+    pub fn each_connection(&mut self, take: impl FnMut(Connection)) -> Result<(), ClientError> {
+        self.wait(async |client| client.each_connection(take).await)
     }
 
     /// [`Client::list_connections`].

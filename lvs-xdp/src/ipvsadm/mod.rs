@@ -62,8 +62,8 @@ pub trait Director {
     /// The time-outs of connections.
     fn timeouts(&mut self) -> Result<Timeouts, ClientError>;
 
-    /// Every connection entry, persistence templates among them.
-    fn connections(&mut self) -> Result<Vec<Connection>, ClientError>;
+    /// Hands on every connection entry, persistence templates among them.
+    fn connections(&mut self, take: &mut dyn FnMut(Connection)) -> Result<(), ClientError>;
 
     /// Sets the counters of one service or of all to 0.
     fn zero(&mut self, service: Option<ServiceKey>) -> Result<(), ClientError>;
@@ -88,8 +88,8 @@ impl Director for BlockingClient {
         self.status().map(|status| status.timeouts)
     }
 
-    fn connections(&mut self) -> Result<Vec<Connection>, ClientError> {
-        Self::connections(self)
+    fn connections(&mut self, take: &mut dyn FnMut(Connection)) -> Result<(), ClientError> {
+        self.each_connection(take)
     }
 
     fn zero(&mut self, service: Option<ServiceKey>) -> Result<(), ClientError> {
@@ -253,9 +253,13 @@ fn answer(request: Request, director: &mut dyn Director, names: &Names) -> Resul
         // Without an agent there is nobody to have daemons or none.
         Request::ListDaemons => director.timeouts().map(|_| Vec::new()).map_err(unanswered),
         Request::ListConnections { numeric, engines } => {
-            let connections = director.connections().map_err(unanswered)?;
             let names = (!numeric).then_some(names);
-            formatted(|out| output::connections(out, &connections, engines, names))
+            let mut text = output::connection_titles(engines);
+            // There may be millions of them.
+            director
+                .connections(&mut |connection| text += &output::connection(&connection, names))
+                .map_err(unanswered)?;
+            Ok(text.into())
         }
         Request::Save { numeric, full } => {
             let services = director.services().map_err(unanswered)?;

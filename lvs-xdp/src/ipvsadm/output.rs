@@ -178,48 +178,35 @@ fn columns(server: &Server, view: View, exact: bool) -> String {
     }
 }
 
-/// Writes the connection entries of `-L -c`, in the agent's order.
-pub(super) fn connections(
-    out: &mut dyn Write,
-    connections: &[Connection],
-    engines: bool,
-    names: Option<&Names>,
-) -> io::Result<()> {
-    writeln!(out, "IPVS connection entries")?;
-    writeln!(
-        out,
-        "pro expire {:<11} {:<18} {:<18} {}",
-        "state",
-        "source",
-        "virtual",
-        // No entry has data of an engine, and so its row is the usual one.
-        if engines {
-            "destination        pe name          pe_data"
-        } else {
-            "destination"
-        }
-    )?;
-    for connection in connections {
-        let Connection {
-            protocol,
-            expires,
-            ref state,
-            ..
-        } = *connection;
-        let name = protocol.map_or_else(|| "IP".to_owned(), |protocol| protocol.to_string());
-        let expires = format!("{:02}:{:02}", expires / 60, expires % 60);
-        let [source, service, destination] = [
-            connection.client,
-            connection.virtual_address,
-            connection.destination,
-        ]
-        .map(|at| endpoint(at.ip(), at.port(), protocol, names));
-        writeln!(
-            out,
-            "{name:<3} {expires:<6} {state:<11} {source:<18} {service:<18} {destination}"
-        )?;
-    }
-    Ok(())
+/// The lines above the entries of `-L -c`; with `engines` there are titles for what persistence engines go by, which
+/// no entry here has.
+pub(super) fn connection_titles(engines: bool) -> String {
+    let engines = if engines {
+        "        pe name          pe_data"
+    } else {
+        ""
+    };
+    format!(
+        "IPVS connection entries\npro expire {:<11} {:<18} {:<18} destination{engines}\n",
+        "state", "source", "virtual"
+    )
+}
+
+/// A connection entry's line.
+pub(super) fn connection(connection: &Connection, names: Option<&Names>) -> String {
+    let Connection {
+        protocol,
+        expires,
+        ref state,
+        client,
+        virtual_address,
+        destination,
+    } = *connection;
+    let name = protocol.map_or_else(|| "IP".to_owned(), |protocol| protocol.to_string());
+    let expires = format!("{:02}:{:02}", expires / 60, expires % 60);
+    let [source, service, destination] =
+        [client, virtual_address, destination].map(|at| endpoint(at.ip(), at.port(), protocol, names));
+    format!("{name:<3} {expires:<6} {state:<11} {source:<18} {service:<18} {destination}\n")
 }
 
 /// `address:port`, where `names` is given with the names that both have.

@@ -171,8 +171,9 @@ impl Director for Memory {
         Ok(self.timeouts)
     }
 
-    fn connections(&mut self) -> Result<Vec<Connection>, ClientError> {
-        Ok(self.connections.clone())
+    fn connections(&mut self, take: &mut dyn FnMut(Connection)) -> Result<(), ClientError> {
+        self.connections.iter().cloned().for_each(take);
+        Ok(())
     }
 
     fn zero(&mut self, service: Option<ServiceKey>) -> Result<(), ClientError> {
@@ -216,7 +217,7 @@ impl Director for Deaf {
         Err(self.0())
     }
 
-    fn connections(&mut self) -> Result<Vec<Connection>, ClientError> {
+    fn connections(&mut self, _take: &mut dyn FnMut(Connection)) -> Result<(), ClientError> {
         Err(self.0())
     }
 

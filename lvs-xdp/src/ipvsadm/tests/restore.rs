@@ -110,8 +110,8 @@ fn restoring_replaces_in_one_step() {
         fn timeouts(&mut self) -> Result<Timeouts, ClientError> {
             self.0.timeouts()
         }
-        fn connections(&mut self) -> Result<Vec<Connection>, ClientError> {
-            self.0.connections()
+        fn connections(&mut self, take: &mut dyn FnMut(Connection)) -> Result<(), ClientError> {
+            self.0.connections(take)
         }
         fn zero(&mut self, service: Option<ServiceKey>) -> Result<(), ClientError> {
             self.0.zero(service)

@@ -45,8 +45,8 @@ impl Director for Desired {
         Ok(self.0.timeouts())
     }
 
-    fn connections(&mut self) -> Result<Vec<Connection>, ClientError> {
-        Ok(Vec::new())
+    fn connections(&mut self, _take: &mut dyn FnMut(Connection)) -> Result<(), ClientError> {
+        Ok(())
     }
 
     fn zero(&mut self, _service: Option<ServiceKey>) -> Result<(), ClientError> {
