@@ -447,6 +447,45 @@ fn draining_sets_the_weight_to_0_until_an_edit() {
 }
 
 #[test]
+fn every_change_that_makes_no_sense_is_named() {
+    use ErrorCode::{Invalid, NoSuchService, ServiceExists};
+    let (mut model, key) = with_service();
+    let before = model.clone();
+    let delete = Change::DeleteService {
+        service: service_key(VIP, 443),
+    };
+    let changes = [
+        add(VIP, 81),
+        add(VIP, 80),
+        add_server(key, server("198.51.100.1", 80, 1)),
+        delete.clone(),
+        add(VIP, 81),
+        add_server(service_key(VIP, 81), server("198.51.100.1", 82, 1)),
+    ];
+    let error = model.apply(&changes).unwrap_err();
+    assert_eq!(model, before);
+    let faults: Vec<_> = error
+        .faults
+        .iter()
+        .map(|fault| (fault.index, fault.code))
+        .collect();
+    assert_eq!(
+        faults,
+        [
+            (1, ServiceExists),
+            (3, NoSuchService),
+            (4, ServiceExists),
+            (5, Invalid)
+        ]
+    );
+    assert_eq!(
+        (error.code, &error.message),
+        (ServiceExists, &error.faults[0].message)
+    );
+    assert!(model.apply(&[delete]).unwrap_err().faults.is_empty());
+}
+
+#[test]
 fn a_table_made_anew_tells_no_scheduler() {
     let model = Model::default();
     assert!(model.touched(&[Change::ClearMarks]).is_empty());

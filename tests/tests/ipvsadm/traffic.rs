@@ -14,6 +14,8 @@ use lvs_xdp_tests::{
     netns::Netns,
 };
 
+use super::{fed, stdout};
+
 /// Connections that are held open.
 const OPEN: usize = 6;
 
@@ -181,11 +183,27 @@ fn lists_say_what_the_traffic_made() -> Result<()> {
     let stats = columns(&list("-L -n --stats -X")?)?;
     let expected = [0, after[0] - before[0], 0, after[1] - before[1], 0];
     assert_eq!(stats["192.168.2.100:80"], expected);
-    assert_eq!(
-        list("-L -n")?.matches(" 3          0 ").count(),
-        2,
-        "connections stay"
-    );
+    let holds = |list: &str| assert_eq!(list.matches(" 3          0 ").count(), 2, "{list}");
+    holds(&list("-L -n")?);
+
+    // The table is replaced by itself: nobody notices, neither connections nor counters.
+    let links = tempfile::tempdir()?;
+    lab.cli([
+        "install-ipvsadm".as_ref(),
+        "--prefix".as_ref(),
+        links.path().as_os_str(),
+    ])?;
+    let mut restore = lab.director().command(links.path().join("sbin/ipvsadm-restore"));
+    restore.env("LVS_XDP_SOCKET", lab.agent()?.socket());
+    let rules = list("-S -n --full")?;
+    assert_eq!(stdout(fed(restore, &rules)?)?, "");
+    assert_eq!(list("-S -n --full")?, rules);
+    for (stream, name) in &mut open {
+        assert_eq!(ask(stream, vip)?, *name);
+    }
+    holds(&list("-L -n")?);
+    let stats = columns(&list("-L -n --stats -X")?)?;
+    assert!(stats["192.168.2.100:80"][1] > expected[1], "{stats:?}");
     Ok(())
 }
 
