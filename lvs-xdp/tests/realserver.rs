@@ -412,11 +412,12 @@ fn the_end_of_a_tunnel_is_told_before_it_is_made() {
         .filter_map(|line| Some(line.split_once('#')?.0.trim_end()))
         .collect();
     assert_eq!(
-        commands[..4],
+        commands[..5],
         [
             "modprobe ipip",
             "ip link set tunl0 up",
             "sysctl -w net.ipv4.conf.tunl0.rp_filter=2",
+            "ip address add 192.168.2.100/32 dev tunl0",
             "ip fou add port 6080 gue",
         ]
     );

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    api::types::{Scheduler, ServerKey, ServerSpec, ServiceSpec, Stats},
+    api::types::{Rates, Scheduler, ServerKey, ServerSpec, ServiceSpec, Stats},
     doctor::wire::Reply::{Answered, Closed, Rejected, Silence},
 };
 
@@ -15,6 +15,7 @@ fn service() -> Service {
     Service {
         spec: ServiceSpec::new(key, Scheduler::Rr),
         stats: Stats::default(),
+        rates: Rates::default(),
         servers: Vec::new(),
     }
 }
@@ -34,6 +35,7 @@ fn server(state: ServerState) -> Server {
         persistent: 0,
         effective_weight: 1,
         stats: Stats::default(),
+        rates: Rates::default(),
     }
 }
 
