@@ -3,6 +3,7 @@
 //! Pure: no I/O and no clock. What is compiled into the maps, what the journal keeps and what is listed
 //! all come from here, and the rules for a change (those of IPVS, narrowed to direct routing and tunnels) are here only.
 
+mod checks;
 mod marks;
 
 use std::{
@@ -196,7 +197,7 @@ impl Model {
                         ),
                     ));
                 }
-                let spec = checked_service(service)?;
+                let spec = checked_service(service, &[])?;
                 undo.entry(spec.key).or_insert(None);
                 self.services.insert(
                     spec.key,
@@ -209,7 +210,7 @@ impl Model {
             Change::SetTimeouts { timeouts } => self.set_timeouts(*timeouts)?,
             Change::EditService { service } => {
                 let entry = self.existing(&service.key)?;
-                let spec = checked_service(service)?;
+                let spec = checked_service(service, &entry.servers)?;
                 change_entry(entry, undo).spec = spec;
             }
             Change::DeleteService { service } => {
@@ -236,6 +237,7 @@ impl Model {
                     ));
                 }
                 check_server(service, server)?;
+                checks::check_added(entry, server)?;
                 if entry.servers.len() >= MAX_SERVERS {
                     return Err(ApiError::new(
                         ErrorCode::Full,
@@ -252,6 +254,7 @@ impl Model {
                 check_ranges(server)?;
                 let position = entry.existing(&server.key)?;
                 check_server(service, server)?;
+                checks::check_added(entry, server)?;
                 change_entry(entry, undo).servers[position] = undrained(server);
             }
             Change::DrainServer {
@@ -374,7 +377,7 @@ fn undrained(spec: &ServerSpec) -> ServerSpec {
 }
 
 /// The settings as they are kept: valid, with their flags in order, and without a mask that masks nothing.
-fn checked_service(spec: &ServiceSpec) -> Result<ServiceSpec, ApiError> {
+fn checked_service(spec: &ServiceSpec, servers: &[ServerSpec]) -> Result<ServiceSpec, ApiError> {
     let ServiceSpec {
         key,
         scheduler,
@@ -384,6 +387,7 @@ fn checked_service(spec: &ServiceSpec) -> Result<ServiceSpec, ApiError> {
         removal: _,
         slow_start,
         settings,
+        check,
     } = spec;
     match *key {
         ServiceKey::Endpoint { address, .. } => check_address("virtual", address)?,
@@ -410,6 +414,7 @@ fn checked_service(spec: &ServiceSpec) -> Result<ServiceSpec, ApiError> {
             "service {key}: a slow start of {slow_start} s is too long: {MAX_SLOW_START} s (a day) are the most"
         )));
     }
+    checks::check_service(key, check.as_deref(), servers)?;
     let mut settings = *settings;
     for setting in Setting::ALL {
         if let Some(value) = *setting.of_service(&mut settings) {

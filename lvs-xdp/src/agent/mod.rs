@@ -2,11 +2,13 @@
 //!
 //! One task owns everything and takes one thing at a time from a queue: requests, news of neighbours,
 //! the second's tick. [`state`] is what it owns; [`crate::api::server`] puts requests into the queue.
-//! [`crate::nic`] says what the program cannot be attached to, and why. [`slow_start`] is the rule by which servers rise to their weight. [`connections`] lists and removes
+//! [`crate::nic`] says what the program cannot be attached to, and why. [`effective`] is the one place that says
+//! which servers get new connections; [`slow_start`] is the rule by which they rise to their weight. [`connections`] lists and removes
 //! connection entries beside the task: their tables may change under whoever reads them.
 //! Forwarding needs none of it: an agent may be killed at any moment, and the next one goes on.
 
 pub(crate) mod connections;
+mod effective;
 mod slow_start;
 mod state;
 
@@ -35,8 +37,9 @@ pub(crate) use self::state::State;
 use crate::{
     api::{
         server,
-        types::{ApiError, Change, MarkRule, Service, Status},
+        types::{ApiError, Change, CheckStatus, MarkRule, Service, Status},
     },
+    checks::{Checks, Runner},
     dataplane::{self, Dataplane, Mode, Options, Tables},
     journal::{Journal, Opened},
     model::Model,
@@ -103,6 +106,8 @@ pub(crate) enum Request {
     Status(oneshot::Sender<Status>),
     /// `GET /v1/services`
     Services(oneshot::Sender<Vec<Service>>),
+    /// `GET /v1/checks`
+    Checks(oneshot::Sender<Vec<CheckStatus>>),
     /// `GET /v1/marks`
     Marks(oneshot::Sender<Arc<Vec<MarkRule>>>),
     /// `GET` and `DELETE /v1/connections`: the tables, with their clock set.
@@ -174,8 +179,10 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     }
     attach(&mut dataplane, config)?;
 
+    let (runner, mut reports) = Runner::start()?;
     let mut state = State::new(
         dataplane,
+        Checks::new(runner),
         journal,
         model,
         Arc::clone(&neighbours),
@@ -207,6 +214,15 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
                 None => bail!("the kernel's messages about neighbours have ended: start the agent again"),
             },
             () = state.settled() => {}
+            report = reports.recv() => match report {
+                Some(report) => {
+                    state.hear_check(report);
+                    while let Ok(report) = reports.try_recv() {
+                        state.hear_check(report);
+                    }
+                }
+                None => bail!("the thread of the health checks has ended: start the agent again"),
+            },
             request = requests.recv() => match request {
                 Some(request) => {
                     if state.take(request).is_break() {

@@ -21,9 +21,10 @@ use tracing::{error, info, warn};
 
 use self::announcements::Announcements;
 use self::tunnels::{reach, tunnelled};
-use super::{Config, Request, slow_start::SlowStart};
+use super::{Config, Request, effective::Effective, slow_start::SlowStart};
 use crate::{
-    api::types::{ApiError, Change, ErrorCode, ServerSpec, ServiceKey},
+    api::types::{ApiError, Change, CheckState, ErrorCode, ServerSpec, ServiceKey},
+    checks::{Checks, Report},
     dataplane::{self, Dataplane, compile::Compiler},
     journal::Journal,
     model::Model,
@@ -85,6 +86,7 @@ pub(crate) struct State {
     waiting: Vec<Waiting>,
     /// Services to be compiled anew for other reasons: a server came or went, or its slow start goes on.
     stale: BTreeSet<ServiceKey>,
+    checks: Checks,
     slow_start: SlowStart,
     faults: Faults,
     /// The wait for the last packet that saw the configuration before.
@@ -108,6 +110,7 @@ pub(crate) struct State {
 impl State {
     pub(super) fn new(
         dataplane: Dataplane,
+        checks: Checks,
         journal: Journal,
         model: Model,
         neighbours: Arc<Neighbours>,
@@ -125,6 +128,7 @@ impl State {
             warnings,
             waiting: Vec::new(),
             stale: BTreeSet::new(),
+            checks,
             slow_start: SlowStart::default(),
             faults: Faults::default(),
             grace: None,
@@ -177,6 +181,9 @@ impl State {
             }
             Request::Services(answer) => {
                 let _ = answer.send(self.services());
+            }
+            Request::Checks(answer) => {
+                let _ = answer.send(self.checks.statuses());
             }
             Request::Marks(answer) => {
                 let _ = answer.send(Arc::clone(self.model.marks()));
@@ -382,14 +389,18 @@ impl State {
             neighbours,
             held_back,
             slow_start,
+            checks,
             ..
         } = self;
-        let is_usable = |server: &ServerSpec| {
+        let effective = Effective::new(&wanted, touched, |entry, server| {
+            let weight = compiler.effective_weight(&entry.spec.key, &server.key);
             is_usable(reach(neighbours, server).as_ref(), held_back, server.key.address)
-        };
+                && checks.state(entry, server, weight) != Some(CheckState::Down)
+        });
+        let is_usable = |service: &ServiceKey, server: &ServerSpec| effective.is_usable(service, &server.key);
         let risen = slow_start.next(&wanted, touched, is_usable, Instant::now());
         let plan = compiler.plan(&wanted, touched, &Model::told(changes), |service, server| {
-            if is_usable(server) {
+            if is_usable(service, server) {
                 risen.weight(service, server)
             } else {
                 0
@@ -413,6 +424,9 @@ impl State {
         let mut vips = self.vips(&self.model);
         vips.extend(self.vips(&wanted));
         self.follow_vips(vips);
+        (self.checks).follow(&wanted, touched, |service, server| {
+            self.compiler.effective_weight(service, server)
+        });
         self.compiler.apply(plan);
         self.slow_start.adopt(risen);
         self.model = wanted;
@@ -493,6 +507,11 @@ impl State {
             }
         }
         self.stale.extend(concerned);
+    }
+
+    /// Takes in the result of a health check.
+    pub(super) fn hear_check(&mut self, report: Report) {
+        self.stale.extend(self.checks.hear(report));
     }
 
     /// The second's work: expired entries, drained servers, slow starts, ids that nothing names any more, the

@@ -25,7 +25,9 @@ use tokio::{
 
 use super::{
     filter::ConnectionFilter,
-    types::{Announcement, ApiError, Change, Changes, Connection, Flushed, MarkRule, Service, Status},
+    types::{
+        Announcement, ApiError, Change, Changes, CheckStatus, Connection, Flushed, MarkRule, Service, Status,
+    },
 };
 
 /// The environment variable that names the agent's socket.
@@ -134,6 +136,11 @@ impl Client {
     /// `GET /v1/services`: every virtual service with its real servers.
     pub async fn services(&self) -> Result<Vec<Service>, ClientError> {
         self.get("/v1/services").await
+    }
+
+    /// `GET /v1/checks`: the health check of every real server that has one.
+    pub async fn checks(&self) -> Result<Vec<CheckStatus>, ClientError> {
+        self.get("/v1/checks").await
     }
 
     /// `GET /v1/marks`: the rules that give packets firewall marks.
@@ -347,6 +354,11 @@ impl BlockingClient {
     /// [`Client::services`].
     pub fn services(&mut self) -> Result<Vec<Service>, ClientError> {
         self.wait(async |client| client.services().await)
+    }
+
+    /// [`Client::checks`].
+    pub fn checks(&mut self) -> Result<Vec<CheckStatus>, ClientError> {
+        self.wait(async |client| client.checks().await)
     }
 
     /// [`Client::marks`].

@@ -26,8 +26,8 @@ use utoipa::OpenApi;
 use super::{
     filter::ConnectionFilter,
     types::{
-        Announcement, ApiError, Change, Changes, Connection, ErrorCode, Flushed, ForwardingMethod, MarkRule,
-        ServerSpec, Service, Status,
+        Announcement, ApiError, Change, Changes, CheckStatus, Connection, ErrorCode, Flushed,
+        ForwardingMethod, MarkRule, ServerSpec, Service, Status,
     },
 };
 use crate::{
@@ -54,6 +54,7 @@ pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, 
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/services", get(services))
+        .route("/v1/checks", get(checks))
         .route("/v1/marks", get(marks))
         .route("/v1/connections", get(list).delete(flush))
         .route("/v1/changes", post(changes))
@@ -77,7 +78,7 @@ pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, 
 #[derive(OpenApi)]
 #[openapi(
     info(title = "lvs-xdp agent", description = "The agent's API on its Unix socket."),
-    paths(status, services, marks, list, flush, changes, announce, unload)
+    paths(status, services, checks, marks, list, flush, changes, announce, unload)
 )]
 struct Document;
 
@@ -104,6 +105,16 @@ async fn status(State(api): State<Api>) -> Response {
 )]
 async fn services(State(api): State<Api>) -> Response {
     answer(api.ask(Request::Services).await)
+}
+
+/// The health check of every real server that has one, with its last result.
+#[utoipa::path(
+    get,
+    path = "/v1/checks",
+    responses((status = 200, body = Vec<CheckStatus>), (status = 500, body = ApiError))
+)]
+async fn checks(State(api): State<Api>) -> Response {
+    answer(api.ask(Request::Checks).await)
 }
 
 /// The rules that give packets firewall marks, in the order in which they are tried.
@@ -392,6 +403,7 @@ mod tests {
         for (path, method, expected) in [
             ("/v1/status", "get", &["200", "500"][..]),
             ("/v1/services", "get", &["200", "500"]),
+            ("/v1/checks", "get", &["200", "500"]),
             ("/v1/marks", "get", &["200", "500"]),
             ("/v1/connections", "get", &["200", "400", "404", "500"]),
             ("/v1/connections", "delete", &["200", "400", "404", "500"]),

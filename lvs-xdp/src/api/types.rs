@@ -3,6 +3,7 @@
 //! The same types are the model of the desired state, so that what the API takes, what is kept on
 //! disk and what is listed cannot drift apart.
 
+mod check;
 mod marks;
 mod method;
 mod seen;
@@ -18,11 +19,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use self::{
+    check::{Check, CheckTarget, HttpProbe, InitialState, OnFailure, Probe, ServerCheck, Span, Statuses},
     marks::{MarkRule, Ports},
     method::{ForwardingMethod, Tunnel, TunnelChecksum, TunnelKind},
     seen::{
-        Announcement, Connection, Flushed, InterfaceStatus, ReasonCount, Server, ServerState, Service, Stats,
-        Status, VipState, VipStatus,
+        Announcement, CheckResult, CheckState, CheckStatus, Connection, Flushed, InterfaceStatus,
+        ReasonCount, Server, ServerState, Service, Stats, Status, VipState, VipStatus,
     },
     settings::{ClientMask, Persistence, Removal, ServiceSettings, Setting, Settings, Timeouts},
 };
@@ -313,6 +315,9 @@ pub struct ServiceSpec {
     /// Settings of this service that take the place of the director's.
     #[serde(default, skip_serializing_if = "is_default")]
     pub settings: ServiceSettings,
+    /// How its real servers are checked; without it they count as up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<Box<Check>>,
 }
 
 impl ServiceSpec {
@@ -327,6 +332,7 @@ impl ServiceSpec {
             removal: None,
             slow_start: 0,
             settings: ServiceSettings::default(),
+            check: None,
         }
     }
 }
@@ -363,6 +369,9 @@ pub struct ServerSpec {
     /// Set while it is drained: it takes nothing new, and is removed when its last connection has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<Drain>,
+    /// What is another one for it than in its service's check.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<Box<ServerCheck>>,
 }
 
 impl ServerSpec {
@@ -375,6 +384,7 @@ impl ServerSpec {
             upper_threshold: 0,
             lower_threshold: 0,
             drain: None,
+            check: None,
         }
     }
 }

@@ -92,6 +92,9 @@ pub(super) enum Verb {
     /// Show the counters of every virtual service and real server
     #[command(after_help = "Examples:\n  lvs-xdp stats\n  lvs-xdp stats --json")]
     Stats(ListArgs),
+    /// Show the health check of every real server: its state, since when, and the last result
+    #[command(after_help = "Examples:\n  lvs-xdp checks\n  lvs-xdp checks --json")]
+    Checks(ListArgs),
     /// Tell everybody where virtual addresses are: gratuitous ARP, unsolicited neighbour advertisements
     #[command(
         after_help = "Told are those that the agent answers for (--announce) and those that an interface of the \

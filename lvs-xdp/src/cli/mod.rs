@@ -5,6 +5,7 @@
 
 mod agent;
 mod args;
+mod checks;
 mod connections;
 mod documents;
 mod drain;
@@ -97,6 +98,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
         Verb::Connections(args) => connections::run(args, &mut client, out),
         Verb::Settings { name, value, list } => settings::run(name, value, &list, &mut client, out),
         Verb::Stats(list) => status::stats(&client.services()?, &list, out),
+        Verb::Checks(list) => checks::print(&client.checks()?, &list, out),
         Verb::Announce { addresses, list } => announce(addresses, &list, &mut client, out),
         Verb::Doctor { all, list } => examine(all, &list, &mut client, out),
         Verb::Unload { pin_dir } => unload(&mut client, pin_dir.as_deref()),

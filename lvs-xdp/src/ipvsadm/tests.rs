@@ -71,6 +71,7 @@ impl Memory {
                     inactive: 0,
                     persistent: 0,
                     effective_weight: 1,
+                    health: None,
                     stats,
                 };
                 service.servers.insert(0, server);

@@ -62,6 +62,7 @@ impl State {
             inactive,
             persistent: id.map_or(0, |id| self.compiler.templates(id)),
             effective_weight: self.compiler.effective_weight(service, &spec.key).unwrap_or(0),
+            health: self.checks.known(service, &spec.key),
             stats: id.map(|id| self.dataplane.stats(id)).unwrap_or_default(),
         }
     }
@@ -99,10 +100,19 @@ impl State {
                 attached.name
             ))
         });
-        let faults: BTreeSet<_> = (self.model.services().values())
-            .flat_map(|entry| &entry.servers)
-            .filter_map(|server| self.fault(server))
+        let servers = (self.model.services().values())
+            .flat_map(|entry| entry.servers.iter().map(|server| (&entry.spec.key, server)));
+        let faults: BTreeSet<_> = servers
+            .clone()
+            .filter_map(|(_, server)| self.fault(server))
             .collect();
+        let unhealthy = servers.filter_map(|(service, server)| {
+            let why = self.checks.complaint(service, &server.key)?;
+            Some(format!(
+                "real server {} of service {service} is down: {why}",
+                server.key
+            ))
+        });
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -128,6 +138,7 @@ impl State {
                 .cloned()
                 .chain(generic)
                 .chain(faults)
+                .chain(unhealthy)
                 .collect(),
         }
     }

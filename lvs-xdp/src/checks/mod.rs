@@ -1,0 +1,267 @@
+//! Health checks: what is asked of real servers, and which of them are up.
+//!
+//! [`Checks`] belongs to the agent's task: it knows every check with its state ([`health`]). [`runner`] asks, on a
+//! thread of its own for all checks together, each when its turn comes ([`schedule`]), by one of the ways to ask
+//! ([`probe`]); it reports results and decides nothing.
+//!
+//! What is kept on disk knows nothing of results: the agent makes an effective weight of them, which only the data
+//! plane sees, and an agent that starts learns from the weights in the maps who was down.
+
+mod health;
+mod probe;
+mod runner;
+mod schedule;
+mod socket;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, SocketAddr},
+    time::SystemTime,
+};
+
+use tracing::{info, warn};
+
+use self::health::{Health, millis};
+pub(crate) use self::runner::{Report, Runner};
+use crate::{
+    api::types::{
+        Check, CheckState, CheckStatus, CheckTarget, InitialState, ServerKey, ServerSpec, ServiceKey,
+    },
+    model::{Model, ServiceEntry},
+};
+
+/// A real server of a service.
+type Name = (ServiceKey, ServerKey);
+
+/// Whom a check asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// The real server's own address.
+    rip: IpAddr,
+    /// The address that is asked, and the port.
+    asked: SocketAddr,
+}
+
+/// A check with all that it takes to make it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Job {
+    check: Check,
+    /// Why there is none is said in words.
+    target: Result<Target, String>,
+}
+
+impl Job {
+    /// The check of a real server, where it has one.
+    pub(crate) fn new(entry: &ServiceEntry, server: &ServerSpec) -> Option<Self> {
+        let service = entry.spec.check.as_deref();
+        let check = match &server.check {
+            Some(own) => own.over(service)?,
+            None => service?.clone(),
+        };
+        let target = target(&entry.spec.key, server.key, &check);
+        Some(Self { check, target })
+    }
+}
+
+/// Whom a check asks, or why there is nobody to ask.
+fn target(service: &ServiceKey, server: ServerKey, check: &Check) -> Result<Target, String> {
+    let rip = server.address;
+    let (vip, port) = match *service {
+        ServiceKey::Endpoint { address, port, .. } => (Some(address), port),
+        ServiceKey::Mark { .. } => (None, server.port),
+    };
+    let address = match check.target {
+        CheckTarget::Rip => rip,
+        CheckTarget::Vip => check
+            .address
+            .or(vip)
+            .ok_or("a mark's service has no one virtual address: name it in the check")?,
+    };
+    let port = match check.port.unwrap_or(port) {
+        0 => return Err("the service has no one port: name it in the check".to_owned()),
+        port => port,
+    };
+    Ok(Target {
+        rip,
+        asked: SocketAddr::new(address, port),
+    })
+}
+
+#[derive(Debug)]
+struct Entry {
+    id: u64,
+    job: Job,
+    health: Health,
+}
+
+/// Every check of the director.
+#[derive(Debug)]
+pub(crate) struct Checks {
+    runner: Runner,
+    entries: BTreeMap<Name, Entry>,
+    /// Who it is that the runner's reports are about.
+    names: HashMap<u64, Name>,
+    last_id: u64,
+}
+
+impl Checks {
+    pub(crate) fn new(runner: Runner) -> Self {
+        Self {
+            runner,
+            entries: BTreeMap::new(),
+            names: HashMap::new(),
+            last_id: 0,
+        }
+    }
+
+    /// What is known of a real server; of one that is not checked yet, what it counts as. `weight` is the one that
+    /// the scheduler goes by now, where it goes by any. Nothing, where a real server has no check.
+    pub(crate) fn state(
+        &self,
+        entry: &ServiceEntry,
+        server: &ServerSpec,
+        weight: Option<u32>,
+    ) -> Option<CheckState> {
+        let job = Job::new(entry, server)?;
+        let known = self.entries.get(&(entry.spec.key, server.key));
+        Some(known.map_or_else(
+            || first_state(job.check.initial, server.weight, weight),
+            |known| known.health.state,
+        ))
+    }
+
+    /// The same of what is checked already.
+    pub(crate) fn known(&self, service: &ServiceKey, server: &ServerKey) -> Option<CheckState> {
+        Some(self.entries.get(&(*service, *server))?.health.state)
+    }
+
+    /// Begins the checks that the touched services of a model have by now, and ends those that they have no more.
+    /// `weight` is as in [`Checks::state`].
+    pub(crate) fn follow(
+        &mut self,
+        model: &Model,
+        touched: &BTreeSet<ServiceKey>,
+        weight: impl Fn(&ServiceKey, &ServerKey) -> Option<u32>,
+    ) {
+        for service in touched {
+            let entry = model.services().get(service);
+            let mut wanted: BTreeMap<ServerKey, (Job, u32)> = (entry.iter())
+                .flat_map(|entry| entry.servers.iter().map(move |server| (entry, server)))
+                .filter_map(|(entry, server)| Some((server.key, (Job::new(entry, server)?, server.weight))))
+                .collect();
+            for name in self.names_of(service) {
+                if !wanted.contains_key(&name.1) {
+                    self.end(&name);
+                }
+            }
+            while let Some((server, (job, configured))) = wanted.pop_first() {
+                let state = first_state(job.check.initial, configured, weight(service, &server));
+                self.begin((*service, server), job, state);
+            }
+        }
+    }
+
+    fn names_of(&self, service: &ServiceKey) -> Vec<Name> {
+        let lowest = ServerKey {
+            address: IpAddr::from([0; 4]),
+            port: 0,
+        };
+        let names = self.entries.range((*service, lowest)..).map(|(name, _)| *name);
+        names.take_while(|name| name.0 == *service).collect()
+    }
+
+    /// Begins a check, or goes on with one; what is known of the real server stays.
+    fn begin(&mut self, name: Name, job: Job, state: CheckState) {
+        let before = self.entries.get_mut(&name);
+        if before.as_ref().is_some_and(|before| before.job == job) {
+            return;
+        }
+        self.last_id += 1;
+        let id = self.last_id;
+        let mut health = match before {
+            Some(before) => {
+                self.runner.end(before.id);
+                self.names.remove(&before.id);
+                before.health.clone()
+            }
+            None => Health::new(state, SystemTime::now()),
+        };
+        health.fault = job.target.as_ref().err().cloned();
+        self.runner.begin(id, job.clone());
+        self.names.insert(id, name);
+        self.entries.insert(name, Entry { id, job, health });
+    }
+
+    fn end(&mut self, name: &Name) {
+        if let Some(entry) = self.entries.remove(name) {
+            self.runner.end(entry.id);
+            self.names.remove(&entry.id);
+        }
+    }
+
+    /// Takes in a result. The service whose real servers are to be looked at anew, where one has changed its state.
+    pub(crate) fn hear(&mut self, report: Report) -> Option<ServiceKey> {
+        let name = *self.names.get(&report.id)?;
+        let Entry { job, health, .. } = self.entries.get_mut(&name)?;
+        let fault = health.fault.clone();
+        let has_changed = health.note(report.outcome, report.took, &job.check, SystemTime::now());
+        let (service, server) = name;
+        if health.fault != fault
+            && let Some(fault) = &health.fault
+        {
+            warn!("real server {server} of service {service} cannot be checked: {fault}");
+        }
+        if !has_changed {
+            return None;
+        }
+        let why = health.last.as_ref().map_or("", |last| last.why.as_str());
+        match health.state {
+            CheckState::Up => info!("real server {server} of service {service} is up: {why}"),
+            CheckState::Down => warn!("real server {server} of service {service} is down: {why}"),
+        }
+        Some(service)
+    }
+
+    /// Why a real server is down, where it is.
+    pub(crate) fn complaint(&self, service: &ServiceKey, server: &ServerKey) -> Option<String> {
+        let health = &self.entries.get(&(*service, *server))?.health;
+        let why = match (&health.fault, &health.last) {
+            (Some(fault), _) => format!("it cannot be checked: {fault}"),
+            (None, Some(last)) => last.why.clone(),
+            (None, None) => "there is no result of its check yet".to_owned(),
+        };
+        (health.state == CheckState::Down || health.fault.is_some()).then_some(why)
+    }
+
+    /// Every check with its last result.
+    pub(crate) fn statuses(&self) -> Vec<CheckStatus> {
+        let statuses = self.entries.iter().map(|(&(service, server), entry)| {
+            let Entry { job, health, .. } = entry;
+            CheckStatus {
+                service,
+                server,
+                probe: job.check.probe.name().to_owned(),
+                target: job.check.target,
+                asked: job.target.as_ref().ok().map(|target| target.asked),
+                state: health.state,
+                since: millis(health.since),
+                in_a_row: health.in_a_row,
+                last: health.last.clone(),
+                fault: health.fault.clone(),
+            }
+        });
+        statuses.collect()
+    }
+}
+
+/// What a real server counts as before the first result: as what the scheduler takes it for, where that is known; so
+/// a new check takes nobody out of service, and a new agent brings nobody back who was down. `weight` is the one that
+/// the scheduler goes by, where it goes by any.
+fn first_state(initial: InitialState, configured: u32, weight: Option<u32>) -> CheckState {
+    match (weight, initial) {
+        (Some(1..), _) => CheckState::Up,
+        (Some(0), _) if configured > 0 => CheckState::Down,
+        (_, InitialState::Up) => CheckState::Up,
+        (_, InitialState::Down) => CheckState::Down,
+    }
+}

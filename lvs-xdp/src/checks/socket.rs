@@ -1,0 +1,93 @@
+//! Sockets to the address that a check asks.
+
+use std::{future::Future, io, net::SocketAddr, time::Duration};
+
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time::{Instant, timeout_at},
+};
+
+use super::Target;
+
+/// Why there is no good result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The real server does not serve.
+    Bad(String),
+    /// The director could not ask.
+    Unknown(String),
+}
+
+impl Failure {
+    /// What an error of the kernel means: some say of the director only that it has no more room or may not.
+    pub(super) fn of(what: &str, error: &io::Error) -> Self {
+        let text = format!("{what}: {error}");
+        match error.raw_os_error() {
+            Some(
+                libc::EMFILE
+                | libc::ENFILE
+                | libc::ENOBUFS
+                | libc::ENOMEM
+                | libc::EACCES
+                | libc::EPERM
+                | libc::EADDRNOTAVAIL
+                | libc::EADDRINUSE
+                | libc::EAFNOSUPPORT,
+            ) => Self::Unknown(text),
+            _ => Self::Bad(text),
+        }
+    }
+}
+
+/// Until when a result is waited for, and how long that is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deadline {
+    at: Instant,
+    timeout: Duration,
+}
+
+impl Deadline {
+    pub(super) fn after(timeout: Duration) -> Self {
+        Self {
+            at: Instant::now() + timeout,
+            timeout,
+        }
+    }
+
+    /// Waits for something that has a name.
+    pub(super) async fn wait<T>(
+        self,
+        what: &str,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let timeout = humantime::format_duration(self.timeout);
+        timeout_at(self.at, work)
+            .await
+            .unwrap_or_else(|_| Err(Failure::Bad(format!("no {what} within {timeout}"))))
+    }
+}
+
+/// Connects to the target.
+pub(super) async fn connect(target: &Target, deadline: Deadline) -> Result<TcpStream, Failure> {
+    let asked = target.asked;
+    let socket = tcp_socket(asked).map_err(|error| Failure::of("no socket", &error))?;
+    deadline
+        .wait("connection", async {
+            let connected = socket.connect(asked).await;
+            connected.map_err(|error| Failure::of("no connection", &error))
+        })
+        .await
+}
+
+/// A socket whose connection ends with a reset: thousands that end otherwise would keep thousands of ports for a
+/// minute each.
+fn tcp_socket(asked: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if asked.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    socket.set_zero_linger()?;
+    socket.set_nodelay(true)?;
+    Ok(socket)
+}
