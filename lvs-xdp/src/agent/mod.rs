@@ -39,7 +39,7 @@ use crate::{
         server,
         types::{ApiError, Change, CheckStatus, MarkRule, Service, Status},
     },
-    checks::{Checks, Runner},
+    checks::{Checks, Host, Runner},
     dataplane::{self, Dataplane, Mode, Options, Tables},
     journal::{Journal, Opened},
     model::Model,
@@ -179,10 +179,11 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     }
     attach(&mut dataplane, config)?;
 
-    let (runner, mut reports) = Runner::start()?;
+    let host = Host::new(Arc::clone(&neighbours), dataplane.steering()?);
+    let (runner, mut reports) = Runner::start(host.clone())?;
     let mut state = State::new(
         dataplane,
-        Checks::new(runner),
+        Checks::new(runner, host),
         journal,
         model,
         Arc::clone(&neighbours),

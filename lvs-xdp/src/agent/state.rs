@@ -1,6 +1,7 @@
 //! What the agent owns: the desired state, the program's tables, and what is waiting to be carried over.
 
 mod announcements;
+mod checks;
 mod drain;
 mod interfaces;
 mod report;
@@ -24,7 +25,7 @@ use self::tunnels::{reach, tunnelled};
 use super::{Config, Request, effective::Effective, slow_start::SlowStart};
 use crate::{
     api::types::{ApiError, Change, CheckState, ErrorCode, ServerSpec, ServiceKey},
-    checks::{Checks, Report},
+    checks::Checks,
     dataplane::{self, Dataplane, compile::Compiler},
     journal::Journal,
     model::Model,
@@ -102,6 +103,8 @@ pub(crate) struct State {
     interfaces: BTreeSet<String>,
     /// The way to a server has changed since [`State::follow_peers`].
     are_peers_stale: bool,
+    /// What is checked, or the way there, has changed since [`State::follow_steered`].
+    is_steering_stale: bool,
     /// The host's own addresses have changed since [`State::follow_vips`].
     are_vips_stale: bool,
     announcements: Announcements,
@@ -137,6 +140,7 @@ impl State {
             tunnels_usable: BTreeMap::new(),
             connections: 0,
             are_peers_stale: true,
+            is_steering_stale: true,
             are_vips_stale: true,
             announcements: Announcements::new()?,
         })
@@ -249,6 +253,9 @@ impl State {
         }
         if std::mem::take(&mut self.are_vips_stale) {
             self.follow_announced();
+        }
+        if std::mem::take(&mut self.is_steering_stale) {
+            self.follow_steered();
         }
         if self.grace.is_some() || self.waiting.is_empty() && self.stale.is_empty() {
             return;
@@ -423,10 +430,12 @@ impl State {
         // The new ones before their services, the old ones until these are gone.
         let mut vips = self.vips(&self.model);
         vips.extend(self.vips(&wanted));
+        self.checks.host().set_vips(vips.keys().copied().collect());
         self.follow_vips(vips);
         (self.checks).follow(&wanted, touched, |service, server| {
             self.compiler.effective_weight(service, server)
         });
+        self.follow_steered();
         self.compiler.apply(plan);
         self.slow_start.adopt(risen);
         self.model = wanted;
@@ -465,12 +474,18 @@ impl State {
     pub(super) fn hear(&mut self, event: Event) {
         match event {
             Event::Resolution { address, resolution } => self.hear_resolution(address, &resolution),
-            Event::Path { address, .. } => self.hear_hop(address),
+            Event::Path { address, .. } => {
+                self.is_steering_stale = true;
+                self.hear_hop(address);
+            }
             Event::LocalAddresses(addresses) => {
                 self.compiler.set_local(addresses);
                 self.are_vips_stale = true;
             }
-            Event::Link { if_index, link } => self.hear_link(if_index, link),
+            Event::Link { if_index, link } => {
+                self.is_steering_stale = true;
+                self.hear_link(if_index, link);
+            }
         }
     }
 
@@ -507,11 +522,6 @@ impl State {
             }
         }
         self.stale.extend(concerned);
-    }
-
-    /// Takes in the result of a health check.
-    pub(super) fn hear_check(&mut self, report: Report) {
-        self.stale.extend(self.checks.hear(report));
     }
 
     /// The second's work: expired entries, drained servers, slow starts, ids that nothing names any more, the

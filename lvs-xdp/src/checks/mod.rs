@@ -8,6 +8,7 @@
 //! plane sees, and an agent that starts learns from the weights in the maps who was down.
 
 mod health;
+mod host;
 mod probe;
 mod runner;
 mod schedule;
@@ -22,7 +23,10 @@ use std::{
 use tracing::{info, warn};
 
 use self::health::{Health, millis};
-pub(crate) use self::runner::{Report, Runner};
+pub(crate) use self::{
+    host::Host,
+    runner::{Report, Runner},
+};
 use crate::{
     api::types::{
         Check, CheckState, CheckStatus, CheckTarget, InitialState, ServerKey, ServerSpec, ServiceKey,
@@ -58,20 +62,22 @@ impl Job {
             Some(own) => own.over(service)?,
             None => service?.clone(),
         };
-        let target = target(&entry.spec.key, server.key, &check);
+        let target = target(&entry.spec.key, server, &check);
         Some(Self { check, target })
     }
 }
 
 /// Whom a check asks, or why there is nobody to ask.
-fn target(service: &ServiceKey, server: ServerKey, check: &Check) -> Result<Target, String> {
-    let rip = server.address;
+fn target(service: &ServiceKey, server: &ServerSpec, check: &Check) -> Result<Target, String> {
+    let ServerKey { address: rip, port } = server.key;
     let (vip, port) = match *service {
         ServiceKey::Endpoint { address, port, .. } => (Some(address), port),
-        ServiceKey::Mark { .. } => (None, server.port),
+        ServiceKey::Mark { .. } => (None, port),
     };
     let address = match check.target {
         CheckTarget::Rip => rip,
+        // Only the program puts packets into the tunnel.
+        CheckTarget::Vip if server.method.tunnel().is_some() => rip,
         CheckTarget::Vip => check
             .address
             .or(vip)
@@ -98,6 +104,7 @@ struct Entry {
 #[derive(Debug)]
 pub(crate) struct Checks {
     runner: Runner,
+    host: Host,
     entries: BTreeMap<Name, Entry>,
     /// Who it is that the runner's reports are about.
     names: HashMap<u64, Name>,
@@ -105,9 +112,10 @@ pub(crate) struct Checks {
 }
 
 impl Checks {
-    pub(crate) fn new(runner: Runner) -> Self {
+    pub(crate) fn new(runner: Runner, host: Host) -> Self {
         Self {
             runner,
+            host,
             entries: BTreeMap::new(),
             names: HashMap::new(),
             last_id: 0,
@@ -231,6 +239,22 @@ impl Checks {
             (None, None) => "there is no result of its check yet".to_owned(),
         };
         (health.state == CheckState::Down || health.fault.is_some()).then_some(why)
+    }
+
+    /// The host that the checks leave from.
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// The real servers that are asked for a virtual address.
+    pub(crate) fn steered(&self) -> impl Iterator<Item = IpAddr> {
+        let targets = self
+            .entries
+            .values()
+            .filter_map(|entry| entry.job.target.as_ref().ok());
+        targets
+            .filter(|target| target.asked.ip() != target.rip)
+            .map(|target| target.rip)
     }
 
     /// Every check with its last result.

@@ -19,7 +19,7 @@ use tokio::{
     time::{sleep, sleep_until},
 };
 
-use super::{Job, health::Outcome, probe, schedule};
+use super::{Job, health::Outcome, host::Host, probe, schedule};
 
 /// So many are asked at once at the most; the others wait for their turn.
 const MOST_AT_ONCE: u64 = 4096;
@@ -56,7 +56,7 @@ impl Runner {
     /// # Errors
     ///
     /// Where there can be none.
-    pub(crate) fn start() -> anyhow::Result<(Self, Reports)> {
+    pub(crate) fn start(host: Host) -> anyhow::Result<(Self, Reports)> {
         let (commands, received) = mpsc::unbounded_channel();
         let (reports, results) = mpsc::unbounded_channel();
         let runtime = runtime::Builder::new_current_thread()
@@ -66,7 +66,7 @@ impl Runner {
         let permits = Arc::new(Semaphore::new(at_once()));
         thread::Builder::new()
             .name("checks".to_owned())
-            .spawn(move || runtime.block_on(run(received, reports, permits)))
+            .spawn(move || runtime.block_on(run(received, reports, host, permits)))
             .context("cannot start the thread of the health checks")?;
         Ok((Self { commands }, results))
     }
@@ -105,6 +105,7 @@ fn at_once() -> usize {
 async fn run(
     mut commands: mpsc::UnboundedReceiver<Command>,
     reports: mpsc::UnboundedSender<Report>,
+    host: Host,
     permits: Arc<Semaphore>,
 ) {
     let mut tasks = JoinSet::new();
@@ -113,7 +114,7 @@ async fn run(
         tokio::select! {
             command = commands.recv() => match command {
                 Some(Command::Begin(id, job)) => {
-                    let task = tasks.spawn(keep_asking(id, *job, reports.clone(), Arc::clone(&permits)));
+                    let task = tasks.spawn(keep_asking(id, *job, reports.clone(), host.clone(), Arc::clone(&permits)));
                     handles.insert(id, task);
                 }
                 Some(Command::End(id)) => {
@@ -135,6 +136,7 @@ async fn keep_asking(
     id: u64,
     job: Job,
     reports: mpsc::UnboundedSender<Report>,
+    host: Host,
     permits: Arc<Semaphore>,
 ) -> io::Result<()> {
     sleep(schedule::first(&job.check, fastrand::f64())).await;
@@ -142,7 +144,7 @@ async fn keep_asking(
         let started = Instant::now();
         let permit = permits.acquire().await.map_err(io::Error::other)?;
         let asked = Instant::now();
-        let outcome = probe::ask(&job).await;
+        let outcome = probe::ask(&job, &host).await;
         drop(permit);
         let report = Report {
             id,

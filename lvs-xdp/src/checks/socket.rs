@@ -7,7 +7,11 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::Target;
+use super::{
+    Target,
+    host::{Host, Way},
+};
+use crate::{api::types::Protocol, dataplane::steering::Lead};
 
 /// Why there is no good result.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,27 +71,38 @@ impl Deadline {
     }
 }
 
-/// Connects to the target.
-pub(super) async fn connect(target: &Target, deadline: Deadline) -> Result<TcpStream, Failure> {
-    let asked = target.asked;
-    let socket = tcp_socket(asked).map_err(|error| Failure::of("no socket", &error))?;
-    deadline
-        .wait("connection", async {
-            let connected = socket.connect(asked).await;
-            connected.map_err(|error| Failure::of("no connection", &error))
-        })
-        .await
+/// Connects to the target. The stream is to end before the lead: variables end in the order opposite to that in which
+/// they begin.
+pub(super) async fn connect(
+    target: &Target,
+    host: &Host,
+    deadline: Deadline,
+) -> Result<(Option<Lead>, TcpStream), Failure> {
+    let way = host.way(target)?;
+    let no_socket = |error: io::Error| Failure::of("no socket", &error);
+    let socket = tcp_socket(&way).map_err(no_socket)?;
+    let local = socket.local_addr().map_err(no_socket)?;
+    let lead = host.lead(&way, local, Protocol::Tcp)?;
+    let connected = deadline.wait("connection", async {
+        let connected = socket.connect(way.to).await;
+        connected.map_err(|error| Failure::of("no connection", &error))
+    });
+    let stream = connected.await?;
+    Ok((lead, stream))
 }
 
 /// A socket whose connection ends with a reset: thousands that end otherwise would keep thousands of ports for a
 /// minute each.
-fn tcp_socket(asked: SocketAddr) -> io::Result<TcpSocket> {
-    let socket = if asked.is_ipv4() {
+fn tcp_socket(way: &Way) -> io::Result<TcpSocket> {
+    let socket = if way.to.is_ipv4() {
         TcpSocket::new_v4()?
     } else {
         TcpSocket::new_v6()?
     };
     socket.set_zero_linger()?;
     socket.set_nodelay(true)?;
+    if let Some(from) = way.from {
+        socket.bind(SocketAddr::new(from, 0))?;
+    }
     Ok(socket)
 }

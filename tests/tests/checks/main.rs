@@ -42,9 +42,15 @@ pub(crate) fn http() -> Probe {
 
 /// A lab with two real servers and nothing configured.
 pub(crate) fn empty_lab(mode: XdpMode) -> Result<Lab> {
+    lab_with(mode, &[])
+}
+
+/// The same, with more arguments for the agent.
+pub(crate) fn lab_with(mode: XdpMode, arguments: &[&str]) -> Result<Lab> {
     Lab::start(LabConfig {
         agent: AgentConfig {
             xdp_mode: mode,
+            arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
             ..AgentConfig::default()
         },
         ..LabConfig::default()
@@ -116,7 +122,8 @@ pub(crate) fn wait_for_state(
         }
         ensure!(
             took < limit,
-            "after {took:?} the weight is {weight} and the check says {seen:?}"
+            "after {took:?} the weight is {weight} and the check says {seen:?}; the agent says:\n{}",
+            lab.agent()?.log_tail()
         );
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -11,6 +11,8 @@ use lvs_xdp::api::types::{CheckState, CheckTarget};
 use lvs_xdp_tests::{
     agent::XdpMode,
     ask::{LIMIT, server},
+    family::Family,
+    in_both_modes,
     lab::Lab,
     load::Load,
     web::WebServer,
@@ -20,7 +22,9 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{FALL, INTERVAL, TIMEOUT, check, empty_lab, http, serve, service, status, wait_for_state};
+use crate::{
+    FALL, INTERVAL, TIMEOUT, check, empty_lab, http, lab_with, serve, service, status, wait_for_state,
+};
 
 /// The longest time from a fault to a real server without new connections: the last result comes that late, and a
 /// busy machine takes its time.
@@ -99,10 +103,107 @@ fn signal(lab: &Lab, signal: Signal) -> Result<()> {
     Ok(kill(Pid::from_raw(pid), signal)?)
 }
 
+/// The VIP is taken off lo: the real server answers at its own address as before.
+fn vip_is_gone(lab: &mut Lab) -> Result<String> {
+    let vip = lab.vip();
+    let length = if vip.is_ipv4() { 32 } else { 128 };
+    let change = move |verb: &'static str| {
+        move |lab: &mut Lab| -> Result<()> {
+            let rs1 = lab.topology().host("rs1");
+            rs1.ip(&format!("address {verb} {vip}/{length} dev lo"))?;
+            Ok(())
+        }
+    };
+    outage(lab, "its VIP is taken off lo", change("del"), change("add"))
+}
+
+/// What the real server says from the VIP is thrown away on it, as a packet filter would.
+fn filter_is_set(lab: &mut Lab) -> Result<String> {
+    let vip = lab.vip();
+    let family = if vip.is_ipv4() { "-4" } else { "-6" };
+    let change = move |verb: &'static str| {
+        move |lab: &mut Lab| -> Result<()> {
+            let rs1 = lab.topology().host("rs1");
+            rs1.ip(&format!("{family} rule {verb} from {vip} blackhole"))?;
+            Ok(())
+        }
+    };
+    outage(lab, "a filter drops its answers", change("add"), change("del"))
+}
+
+fn cable_is_cut(lab: &mut Lab) -> Result<String> {
+    outage(
+        lab,
+        "its cable is cut",
+        |lab| lab.topology().set_plugged("rs1", "eth0", false),
+        |lab| lab.topology().set_plugged("rs1", "eth0", true),
+    )
+}
+
+fn process_hangs(lab: &mut Lab) -> Result<String> {
+    outage(
+        lab,
+        "its web server hangs",
+        |lab| signal(lab, Signal::SIGSTOP),
+        |lab| signal(lab, Signal::SIGCONT),
+    )
+}
+
+/// One after the other, as checks of the VIP see them.
+fn each_outage(lab: &mut Lab) -> Result<()> {
+    serve(lab, service(lab, check(http(), CheckTarget::Vip)))?;
+    assert_eq!(status(lab, 1)?.asked, Some(lab.service()));
+    for (outage, words) in [
+        (
+            vip_is_gone as fn(&mut Lab) -> Result<String>,
+            "no connection within 150ms",
+        ),
+        (filter_is_set, "no connection within 150ms"),
+        (process_hangs, "no answer within 150ms"),
+        (cable_is_cut, "no connection"),
+        (web_server_is_killed, "Connection refused"),
+    ] {
+        let why = outage(lab)?;
+        ensure!(why.contains(words), "{why}");
+    }
+    Ok(())
+}
+
+/// The director has the VIP itself: by its routes the checks would never leave it.
+fn where_the_director_has_the_vip(mode: XdpMode) -> Result<()> {
+    each_outage(&mut empty_lab(mode)?)
+}
+
+fn where_nobody_has_the_vip_but_the_real_servers(mode: XdpMode) -> Result<()> {
+    let mut lab = lab_with(mode, &["--announce"])?;
+    lab.director()
+        .ip(&format!("address del {}/32 dev eth0", lab.vip()))?;
+    each_outage(&mut lab)
+}
+
+fn over_ipv6(mode: XdpMode) -> Result<()> {
+    each_outage(&mut empty_lab(mode)?.over(Family::V6))
+}
+
+in_both_modes!(
+    where_the_director_has_the_vip,
+    where_nobody_has_the_vip_but_the_real_servers,
+    over_ipv6,
+);
+
+/// A check of the real server's own address sees less: the VIP is gone, and clients wait for nothing.
 #[test]
-fn the_web_server_dies() -> Result<()> {
+fn the_real_servers_own_address_is_another_matter() -> Result<()> {
     let mut lab = empty_lab(XdpMode::Native)?;
     serve(&lab, service(&lab, check(http(), CheckTarget::Rip)))?;
+    lab.topology()
+        .host("rs1")
+        .ip(&format!("address del {}/32 dev lo", lab.vip()))?;
+    thread::sleep(2 * SEEN_WITHIN);
+    assert_eq!(status(&lab, 1)?.state, CheckState::Up);
+    lab.topology()
+        .host("rs1")
+        .ip(&format!("address add {}/32 dev lo", lab.vip()))?;
     let why = web_server_is_killed(&mut lab)?;
     ensure!(why.contains("Connection refused"), "{why}");
     Ok(())

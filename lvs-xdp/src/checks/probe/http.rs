@@ -14,6 +14,7 @@ use crate::{
     api::types::{HttpProbe, Statuses},
     checks::{
         Target,
+        host::Host,
         socket::{Deadline, Failure, connect},
     },
 };
@@ -21,8 +22,14 @@ use crate::{
 /// So much of a body is looked at.
 const BODY_LIMIT: usize = 64 << 10;
 
-pub(super) async fn ask(probe: &HttpProbe, target: &Target, deadline: Deadline) -> Result<String, Failure> {
-    let stream = connect(target, deadline).await?;
+pub(super) async fn ask(
+    probe: &HttpProbe,
+    target: &Target,
+    host: &Host,
+    deadline: Deadline,
+) -> Result<String, Failure> {
+    // The lead outlives the stream, which ends with the exchange.
+    let (_lead, stream) = connect(target, host, deadline).await?;
     deadline.wait("answer", exchange(probe, target, stream)).await
 }
 
