@@ -1,4 +1,4 @@
-use alloc::{vec, vec::Vec};
+use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder, PacketBuilderStep, ip_number};
@@ -253,7 +253,7 @@ proptest! {
             *place = octet;
         }
         let [host, rip, vip] = [host, rip, vip].map(halves);
-        let known = vec![key(host, PORT, IpProto::TCP)];
+        let known = [key(host, PORT, IpProto::TCP)];
         let mut bytes = Bytes(frame);
         let direction = if is_out { Direction::Out } else { Direction::In };
         let length = bytes.0.len();

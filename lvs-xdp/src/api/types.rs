@@ -19,7 +19,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use self::{
-    check::{Check, CheckTarget, HttpProbe, InitialState, OnFailure, Probe, ServerCheck, Span, Statuses},
+    check::{
+        Check, CheckTarget, DnsProbe, DnsRecord, ExecProbe, HttpProbe, InitialState, OnFailure, Probe,
+        ServerCheck, Span, Statuses, TlsOptions, UdpProbe,
+    },
     marks::{MarkRule, Ports},
     method::{ForwardingMethod, Tunnel, TunnelChecksum, TunnelKind},
     seen::{

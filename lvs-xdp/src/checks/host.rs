@@ -63,7 +63,7 @@ impl Host {
 
     /// The way to a target.
     pub(super) fn way(&self, target: &Target) -> Result<Way, Failure> {
-        let Target { rip, asked } = *target;
+        let Target { rip, asked, .. } = *target;
         let is_local = matches!(self.neighbours.resolution(rip), Some(Resolution::Local));
         let to = SocketAddr::new(rip, asked.port());
         if is_local {

@@ -29,7 +29,8 @@ pub(crate) use self::{
 };
 use crate::{
     api::types::{
-        Check, CheckState, CheckStatus, CheckTarget, InitialState, ServerKey, ServerSpec, ServiceKey,
+        Check, CheckState, CheckStatus, CheckTarget, InitialState, Protocol, ServerKey, ServerSpec,
+        ServiceKey,
     },
     model::{Model, ServiceEntry},
 };
@@ -44,6 +45,10 @@ pub(crate) struct Target {
     rip: IpAddr,
     /// The address that is asked, and the port.
     asked: SocketAddr,
+    /// The virtual address, where the service has one or the check names one.
+    vip: Option<IpAddr>,
+    /// The service's protocol, where it has one.
+    protocol: Option<Protocol>,
 }
 
 /// A check with all that it takes to make it.
@@ -74,14 +79,12 @@ fn target(service: &ServiceKey, server: &ServerSpec, check: &Check) -> Result<Ta
         ServiceKey::Endpoint { address, port, .. } => (Some(address), port),
         ServiceKey::Mark { .. } => (None, port),
     };
+    let vip = check.address.or(vip);
     let address = match check.target {
         CheckTarget::Rip => rip,
         // Only the program puts packets into the tunnel.
         CheckTarget::Vip if server.method.tunnel().is_some() => rip,
-        CheckTarget::Vip => check
-            .address
-            .or(vip)
-            .ok_or("a mark's service has no one virtual address: name it in the check")?,
+        CheckTarget::Vip => vip.ok_or("a mark's service has no one virtual address: name it in the check")?,
     };
     let port = match check.port.unwrap_or(port) {
         0 => return Err("the service has no one port: name it in the check".to_owned()),
@@ -90,6 +93,8 @@ fn target(service: &ServiceKey, server: &ServerSpec, check: &Check) -> Result<Ta
     Ok(Target {
         rip,
         asked: SocketAddr::new(address, port),
+        vip,
+        protocol: service.protocol(),
     })
 }
 

@@ -140,11 +140,12 @@ async fn keep_asking(
     permits: Arc<Semaphore>,
 ) -> io::Result<()> {
     sleep(schedule::first(&job.check, fastrand::f64())).await;
+    let mut tls = None;
     loop {
         let started = Instant::now();
         let permit = permits.acquire().await.map_err(io::Error::other)?;
         let asked = Instant::now();
-        let outcome = probe::ask(&job, &host).await;
+        let outcome = probe::ask(&job, &host, &mut tls).await;
         drop(permit);
         let report = Report {
             id,

@@ -1,9 +1,14 @@
 //! Sockets to the address that a check asks.
 
-use std::{future::Future, io, net::SocketAddr, time::Duration};
+use std::{
+    future::Future,
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use tokio::{
-    net::{TcpSocket, TcpStream},
+    net::{TcpSocket, TcpStream, UdpSocket},
     time::{Instant, timeout_at},
 };
 
@@ -58,6 +63,11 @@ impl Deadline {
         }
     }
 
+    /// Whether the time is over.
+    pub(super) fn is_over(self) -> bool {
+        Instant::now() >= self.at
+    }
+
     /// Waits for something that has a name.
     pub(super) async fn wait<T>(
         self,
@@ -89,6 +99,22 @@ pub(super) async fn connect(
     });
     let stream = connected.await?;
     Ok((lead, stream))
+}
+
+/// A socket for datagrams to the target and from it, which is to end before the lead.
+pub(super) async fn datagrams(target: &Target, host: &Host) -> Result<(Option<Lead>, UdpSocket), Failure> {
+    let way = host.way(target)?;
+    let no_socket = |error: io::Error| Failure::of("no socket", &error);
+    let any = match way.to {
+        SocketAddr::V4(_) => IpAddr::from([0; 4]),
+        SocketAddr::V6(_) => IpAddr::from([0; 16]),
+    };
+    let from = SocketAddr::new(way.from.unwrap_or(any), 0);
+    let socket = UdpSocket::bind(from).await.map_err(no_socket)?;
+    let local = socket.local_addr().map_err(no_socket)?;
+    let lead = host.lead(&way, local, Protocol::Udp)?;
+    socket.connect(way.to).await.map_err(no_socket)?;
+    Ok((lead, socket))
 }
 
 /// A socket whose connection ends with a reset: thousands that end otherwise would keep thousands of ports for a

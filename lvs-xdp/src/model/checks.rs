@@ -1,7 +1,12 @@
 //! Which health checks make sense.
 
+use std::net::IpAddr;
+
 use super::{ServiceEntry, invalid};
-use crate::api::types::{ApiError, Check, HttpProbe, Probe, ServerSpec, ServiceKey, Span};
+use crate::api::types::{
+    ApiError, Check, DnsProbe, DnsRecord, ExecProbe, HttpProbe, Probe, ServerSpec, ServiceKey, Span,
+    TlsOptions, UdpProbe,
+};
 
 /// Refuses a service's check, or that of one of its servers, which goes by it.
 pub(super) fn check_service(
@@ -87,6 +92,16 @@ fn check_one(whose: &str, service: &ServiceKey, check: &Check) -> Result<(), Api
     match probe {
         Probe::Tcp {} => Ok(()),
         Probe::Http(http) => check_http(http).or_else(refuse),
+        Probe::Udp(udp) => check_udp(udp).or_else(refuse),
+        Probe::Dns(dns) => check_dns(dns).or_else(refuse),
+        Probe::Exec(ExecProbe { command }) => match command.first() {
+            Some(program) if program.starts_with('/') && !command.iter().any(|word| word.contains('\0')) => {
+                Ok(())
+            }
+            _ => refuse(
+                "a check's command begins with the program's whole path, such as /usr/bin/true".to_owned(),
+            ),
+        },
     }
 }
 
@@ -97,6 +112,7 @@ fn check_http(probe: &HttpProbe) -> Result<(), String> {
         host,
         status: _,
         contains,
+        tls,
     } = probe;
     let is_token = !method.is_empty() && method.bytes().all(|byte| byte.is_ascii_uppercase());
     if !is_token {
@@ -122,7 +138,60 @@ fn check_http(probe: &HttpProbe) -> Result<(), String> {
     if contains.is_some() && method == "HEAD" {
         return Err("an answer to HEAD has no body: use GET with `contains`".to_owned());
     }
+    match tls {
+        Some(TlsOptions {
+            verify: false,
+            ca: Some(_),
+            ..
+        }) => Err("no certificate is looked at without `verify`: leave `ca` out, or switch it on".to_owned()),
+        Some(TlsOptions {
+            server_name: Some(name),
+            ..
+        }) if name.is_empty() || !is_visible(name) => {
+            Err("the check's server_name is no name: write one such as www.example.org".to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_udp(probe: &UdpProbe) -> Result<(), String> {
+    // What goes through any segment in one piece.
+    const MOST: usize = 1_200;
+    let octets = probe.octets()?;
+    if octets.len() > MOST {
+        return Err(format!(
+            "a check's datagram of {} octets is too long: {MOST} are the most",
+            octets.len()
+        ));
+    }
+    if probe.contains.as_ref().is_some_and(String::is_empty) {
+        return Err("every answer contains the empty text: leave `contains` out, or use `answer`".to_owned());
+    }
     Ok(())
+}
+
+fn check_dns(probe: &DnsProbe) -> Result<(), String> {
+    let DnsProbe {
+        name,
+        record,
+        address,
+    } = probe;
+    let labels = name.strip_suffix('.').unwrap_or(name);
+    let is_label =
+        |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(|byte| byte.is_ascii_graphic());
+    let is_name = name == "." || labels.len() <= 253 && labels.split('.').all(is_label);
+    if !is_name {
+        return Err(format!(
+            "`{name}` is no name to ask for: write one such as www.example.org"
+        ));
+    }
+    match (address, record) {
+        (None, _) | (Some(IpAddr::V4(_)), DnsRecord::A) | (Some(IpAddr::V6(_)), DnsRecord::Aaaa) => Ok(()),
+        (Some(address), record) => Err(format!(
+            "{address} is not what records of type {record} have: ask for A with an IPv4 address, for AAAA with an \
+             IPv6 one"
+        )),
+    }
 }
 
 #[cfg(test)]
@@ -135,7 +204,7 @@ mod tests {
 
     const KEY: ServiceKey = ServiceKey::new(
         Protocol::Tcp,
-        std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)),
+        IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)),
         80,
     );
 

@@ -2,12 +2,12 @@
 //!
 //! Times are texts such as `"500ms"` or `"2s"`; everything that has a default may be left out.
 
-use std::{fmt, net::IpAddr, str::FromStr, time::Duration};
+use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{by_name, is_default};
+use super::{by_name, is_default, one_of};
 
 /// A time of whole milliseconds, written as humantime has it: `"500ms"`, `"2s"`, `"1m 30s"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -138,8 +138,14 @@ impl TryFrom<String> for Statuses {
 pub enum Probe {
     /// A TCP connection is accepted.
     Tcp {},
-    /// A page is served, by HTTP/1.1.
+    /// A page is served, by HTTP/1.1, with `tls` over TLS.
     Http(HttpProbe),
+    /// A datagram is answered, or at least not refused.
+    Udp(UdpProbe),
+    /// A name is known to a name server; in a TCP service it is asked over TCP.
+    Dns(DnsProbe),
+    /// A program on the director ends with status 0.
+    Exec(ExecProbe),
 }
 
 impl Probe {
@@ -147,7 +153,11 @@ impl Probe {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Tcp {} => "tcp",
-            Self::Http(_) => "http",
+            Self::Http(HttpProbe { tls: None, .. }) => "http",
+            Self::Http(HttpProbe { tls: Some(_), .. }) => "https",
+            Self::Udp(_) => "udp",
+            Self::Dns(_) => "dns",
+            Self::Exec(_) => "exec",
         }
     }
 }
@@ -172,6 +182,9 @@ pub struct HttpProbe {
     /// A text that has to be in the first 64 KiB of the body.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contains: Option<String>,
+    /// TLS; without it the connection is a plain one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsOptions>,
 }
 
 impl Default for HttpProbe {
@@ -182,8 +195,176 @@ impl Default for HttpProbe {
             host: None,
             status: Vec::new(),
             contains: None,
+            tls: None,
         }
     }
+}
+
+/// How a TLS session is made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TlsOptions {
+    /// Whether the certificate has to be valid, for the name and now.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub verify: bool,
+    /// The name that is asked for (SNI) and that the certificate has to have; without it the probe's host, else the
+    /// address that is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
+    /// A file of certificates (PEM) of those who may have issued it; without it those that the director trusts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub ca: Option<PathBuf>,
+}
+
+impl Default for TlsOptions {
+    fn default() -> Self {
+        Self {
+            verify: true,
+            server_name: None,
+            ca: None,
+        }
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_yes(value: &bool) -> bool {
+    *value
+}
+
+/// A datagram, and what has to come back.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct UdpProbe {
+    /// What is sent, as text.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub send: String,
+    /// What is sent, in hexadecimal digits, two an octet; in the place of `send`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub send_hex: String,
+    /// A text that has to be in the answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contains: Option<String>,
+    /// Whether there has to be an answer; else it is enough that no ICMP error comes within the timeout.
+    #[serde(skip_serializing_if = "is_default")]
+    pub answer: bool,
+}
+
+impl UdpProbe {
+    /// What is sent.
+    ///
+    /// # Errors
+    ///
+    /// Where `send_hex` is no octets, or there is `send` too.
+    pub fn octets(&self) -> Result<Vec<u8>, String> {
+        let Self { send, send_hex, .. } = self;
+        if send_hex.is_empty() {
+            return Ok(send.clone().into_bytes());
+        }
+        if !send.is_empty() {
+            return Err("both `send` and `send_hex` are given: use one of them".to_owned());
+        }
+        let digits = send_hex.as_bytes();
+        let octets = digits.chunks(2).map(|pair| {
+            let is_hex = pair.len() == 2 && pair.iter().all(u8::is_ascii_hexdigit);
+            let text = is_hex.then(|| std::str::from_utf8(pair).ok()).flatten()?;
+            u8::from_str_radix(text, 16).ok()
+        });
+        octets.collect::<Option<_>>().ok_or_else(|| {
+            format!("`{send_hex}` is no octets: use two hexadecimal digits for each, such as 00ff10")
+        })
+    }
+}
+
+/// A question to a name server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DnsProbe {
+    /// The name.
+    pub name: String,
+    /// What is asked of it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub record: DnsRecord,
+    /// An address that has to be among the answers; without it any answer without an error is a good one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub address: Option<IpAddr>,
+}
+
+/// A type of records (IANA "Resource Record (RR) TYPEs").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum DnsRecord {
+    /// An IPv4 address.
+    #[default]
+    A,
+    /// An IPv6 address.
+    Aaaa,
+    /// Another name.
+    Cname,
+    /// A mail server.
+    Mx,
+    /// A name server.
+    Ns,
+    /// The name of an address.
+    Ptr,
+    /// The beginning of a zone.
+    Soa,
+    /// Where a service is.
+    Srv,
+    /// Text.
+    Txt,
+}
+
+impl DnsRecord {
+    /// Every one.
+    pub const ALL: [Self; 9] = [
+        Self::A,
+        Self::Aaaa,
+        Self::Cname,
+        Self::Mx,
+        Self::Ns,
+        Self::Ptr,
+        Self::Soa,
+        Self::Srv,
+        Self::Txt,
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::A => "A",
+            Self::Aaaa => "AAAA",
+            Self::Cname => "CNAME",
+            Self::Mx => "MX",
+            Self::Ns => "NS",
+            Self::Ptr => "PTR",
+            Self::Soa => "SOA",
+            Self::Srv => "SRV",
+            Self::Txt => "TXT",
+        }
+    }
+}
+
+by_name!(
+    DnsRecord,
+    "type of records",
+    one_of(DnsRecord::ALL.map(DnsRecord::name))
+);
+
+/// A program, run by the agent as its own user. It gets `LVS_XDP_VIP`, `LVS_XDP_RIP`, `LVS_XDP_PORT` and
+/// `LVS_XDP_PROTOCOL` in its environment, and nothing else but `PATH`. What leads other checks to the virtual address
+/// does not lead it. Status 0 is good; else the first line that it writes says why. When the timeout is over it is
+/// killed with its process group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExecProbe {
+    /// The program's path, which begins with a slash, and its arguments.
+    pub command: Vec<String>,
 }
 
 fn get() -> String {

@@ -1,5 +1,7 @@
 //! Asking for a page.
 
+use std::net::SocketAddr;
+
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{
     Method, Request, Response,
@@ -10,6 +12,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::Tls;
 use crate::{
     api::types::{HttpProbe, Statuses},
     checks::{
@@ -26,11 +29,35 @@ pub(super) async fn ask(
     probe: &HttpProbe,
     target: &Target,
     host: &Host,
+    tls: &mut Option<Tls>,
     deadline: Deadline,
 ) -> Result<String, Failure> {
+    let tls = match (&probe.tls, &mut *tls) {
+        (None, _) => None,
+        (Some(_), Some(tls)) => Some(tls.clone()),
+        (Some(options), made) => Some(made.insert(Tls::new(options, &name(probe, target))?).clone()),
+    };
     // The lead outlives the stream, which ends with the exchange.
     let (_lead, stream) = connect(target, host, deadline).await?;
+    if let Some(tls) = tls {
+        let stream = tls.connect(stream, deadline).await?;
+        return deadline.wait("answer", exchange(probe, target, stream)).await;
+    }
     deadline.wait("answer", exchange(probe, target, stream)).await
+}
+
+/// The name that a certificate has to have: the header's, without its port.
+fn name(probe: &HttpProbe, target: &Target) -> String {
+    let Some(host) = &probe.host else {
+        return target.asked.ip().to_string();
+    };
+    if let Ok(address) = host.parse::<SocketAddr>() {
+        return address.ip().to_string();
+    }
+    let (name, port) = host.rsplit_once(':').unwrap_or((host, ""));
+    let is_port = port.bytes().all(|byte| byte.is_ascii_digit());
+    let name = if is_port { name } else { host };
+    name.trim_start_matches('[').trim_end_matches(']').to_owned()
 }
 
 /// Sends the request and judges the answer. The connection ends with it.
@@ -87,10 +114,7 @@ async fn judge(probe: &HttpProbe, response: Response<Incoming>) -> Result<String
     // A body that is longer, or breaks, has said what it has said.
     while let Some(Ok(frame)) = body.frame().await {
         seen.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
-        if seen
-            .windows(text.len().max(1))
-            .any(|part| part == text.as_bytes())
-        {
+        if super::contains(&seen, text) {
             return Ok(format!("status {status}, with the text"));
         }
     }
