@@ -7,6 +7,7 @@ mod checks;
 mod marks;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
@@ -61,6 +62,14 @@ impl Model {
     /// Every service by its identity.
     pub fn services(&self) -> &BTreeMap<ServiceKey, Arc<ServiceEntry>> {
         &self.services
+    }
+
+    /// The same with other entries in the place of some.
+    pub fn with_entries(&self, entries: impl IntoIterator<Item = ServiceEntry>) -> Self {
+        let mut model = self.clone();
+        let entries = entries.into_iter().map(|entry| (entry.spec.key, Arc::new(entry)));
+        model.services.extend(entries);
+        model
     }
 
     /// Applies `changes` in their order, all or none.
@@ -331,6 +340,25 @@ impl ServiceEntry {
         .chain(servers)
     }
 
+    /// The fallback as a destination of this service.
+    pub fn fallback(&self) -> Option<ServerSpec> {
+        let fallback = self.spec.fallback.as_ref()?;
+        let key = ServerKey {
+            address: fallback.address,
+            port: self.spec.key.port(),
+        };
+        Some(ServerSpec {
+            method: fallback.method,
+            ..ServerSpec::new(key, 1)
+        })
+    }
+
+    /// Every destination that there may be, the fallback last.
+    pub fn destinations(&self) -> impl Iterator<Item = Cow<'_, ServerSpec>> {
+        let servers = self.servers.iter().map(Cow::Borrowed);
+        servers.chain(self.fallback().map(Cow::Owned))
+    }
+
     fn position(&self, key: &ServerKey) -> Option<usize> {
         self.servers.iter().position(|server| server.key == *key)
     }
@@ -388,6 +416,8 @@ fn checked_service(spec: &ServiceSpec, servers: &[ServerSpec]) -> Result<Service
         slow_start,
         settings,
         check,
+        quorum: _,
+        fallback: _,
     } = spec;
     match *key {
         ServiceKey::Endpoint { address, .. } => check_address("virtual", address)?,
@@ -415,6 +445,7 @@ fn checked_service(spec: &ServiceSpec, servers: &[ServerSpec]) -> Result<Service
         )));
     }
     checks::check_service(key, check.as_deref(), servers)?;
+    checks::check_fallback(spec, servers)?;
     let mut settings = *settings;
     for setting in Setting::ALL {
         if let Some(value) = *setting.of_service(&mut settings) {

@@ -252,7 +252,11 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
 /// Refuses tables without room for what is to be restored, while the program that runs has it all.
 fn check_room(model: &Model, config: &Config) -> anyhow::Result<()> {
     let services = model.services().len();
-    let servers: usize = model.services().values().map(|entry| entry.servers.len()).sum();
+    let servers: usize = model
+        .services()
+        .values()
+        .map(|entry| entry.destinations().count())
+        .sum();
     for (held, room, what, option) in [
         (services, config.services, "services", "--services"),
         (servers, config.destinations, "real servers", "--destinations"),

@@ -22,9 +22,13 @@ use tracing::{error, info, warn};
 
 use self::announcements::Announcements;
 use self::tunnels::{reach, tunnelled};
-use super::{Config, Request, effective::Effective, slow_start::SlowStart};
+use super::{
+    Config, Request,
+    effective::{Effective, Standing},
+    slow_start::SlowStart,
+};
 use crate::{
-    api::types::{ApiError, Change, CheckState, ErrorCode, ServerSpec, ServiceKey},
+    api::types::{ApiError, Change, ErrorCode, ServerKey, ServerSpec, ServiceKey},
     checks::Checks,
     dataplane::{self, Dataplane, compile::Compiler},
     journal::Journal,
@@ -94,6 +98,8 @@ pub(crate) struct State {
     grace: Option<JoinHandle<std::io::Result<()>>>,
     /// Servers that got nothing new when the agent before this one ended, until more is known.
     held_back: HashSet<IpAddr>,
+    /// Servers that the agent before this one had left out of the list, until the first compilation.
+    left_out: HashSet<(ServiceKey, ServerKey)>,
     /// What was last heard of each address that is watched: servers', and routers' on the way to tunnels' ends.
     usable: BTreeMap<IpAddr, bool>,
     /// The same of servers behind tunnels.
@@ -136,6 +142,7 @@ impl State {
             faults: Faults::default(),
             grace: None,
             held_back: HashSet::new(),
+            left_out: HashSet::new(),
             usable: BTreeMap::new(),
             tunnels_usable: BTreeMap::new(),
             connections: 0,
@@ -149,10 +156,13 @@ impl State {
     /// Brings the maps to what the journal says, whatever an agent before has left in them.
     pub(super) async fn start(&mut self) -> anyhow::Result<()> {
         let servers = servers(&self.model);
+        let known = self.compiler.services();
         for (service, entry) in self.model.services() {
             for server in &entry.servers {
-                if self.compiler.effective_weight(service, &server.key) == Some(0) && server.weight > 0 {
-                    self.held_back.insert(server.key.address);
+                match self.compiler.effective_weight(service, &server.key) {
+                    Some(0) if server.weight > 0 => drop(self.held_back.insert(server.key.address)),
+                    None if known.contains(service) => drop(self.left_out.insert((*service, server.key))),
+                    _ => {}
                 }
             }
         }
@@ -173,6 +183,7 @@ impl State {
         self.stale = self.compiler.services();
         self.stale.extend(self.model.services().keys().copied());
         self.carry_out().await;
+        self.left_out.clear();
         Ok(())
     }
 
@@ -383,7 +394,7 @@ impl State {
         let addresses: BTreeSet<_> = touched
             .iter()
             .filter_map(|key| wanted.services().get(key))
-            .flat_map(|entry| entry.servers.iter().map(|server| server.key.address))
+            .flat_map(|entry| entry.destinations().map(|server| server.key.address))
             .collect();
         for address in addresses {
             self.note_way(address);
@@ -397,16 +408,29 @@ impl State {
             held_back,
             slow_start,
             checks,
+            left_out,
             ..
         } = self;
+        let weight = |service: &ServiceKey, server: &ServerKey| {
+            let is_left_out = left_out.contains(&(*service, *server));
+            compiler
+                .effective_weight(service, server)
+                .or(is_left_out.then_some(0))
+        };
+        let checked = checks.next(&wanted, touched, weight);
         let effective = Effective::new(&wanted, touched, |entry, server| {
-            let weight = compiler.effective_weight(&entry.spec.key, &server.key);
-            is_usable(reach(neighbours, server).as_ref(), held_back, server.key.address)
-                && checks.state(entry, server, weight) != Some(CheckState::Down)
+            if let Some(follows) = checked.down(&entry.spec.key, &server.key) {
+                Standing::Down(follows)
+            } else if is_usable(reach(neighbours, server).as_ref(), held_back, server.key.address) {
+                Standing::Usable
+            } else {
+                Standing::Unreachable
+            }
         });
         let is_usable = |service: &ServiceKey, server: &ServerSpec| effective.is_usable(service, &server.key);
         let risen = slow_start.next(&wanted, touched, is_usable, Instant::now());
-        let plan = compiler.plan(&wanted, touched, &Model::told(changes), |service, server| {
+        let seen = effective.seen(&wanted);
+        let plan = compiler.plan(&seen, touched, &Model::told(changes), |service, server| {
             if is_usable(service, server) {
                 risen.weight(service, server)
             } else {
@@ -432,9 +456,7 @@ impl State {
         vips.extend(self.vips(&wanted));
         self.checks.host().set_vips(vips.keys().copied().collect());
         self.follow_vips(vips);
-        (self.checks).follow(&wanted, touched, |service, server| {
-            self.compiler.effective_weight(service, server)
-        });
+        self.checks.adopt(checked);
         self.follow_steered();
         self.compiler.apply(plan);
         self.slow_start.adopt(risen);
@@ -563,7 +585,7 @@ fn a_second() -> std::io::Result<()> {
 fn servers(model: &Model) -> BTreeSet<IpAddr> {
     let entries = model.services().values();
     entries
-        .flat_map(|entry| entry.servers.iter().map(|server| server.key.address))
+        .flat_map(|entry| entry.destinations().map(|server| server.key.address))
         .collect()
 }
 

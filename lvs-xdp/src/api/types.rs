@@ -20,8 +20,8 @@ use utoipa::ToSchema;
 
 pub use self::{
     check::{
-        Check, CheckTarget, DnsProbe, DnsRecord, ExecProbe, HttpProbe, InitialState, OnFailure, Probe,
-        ServerCheck, Span, Statuses, TlsOptions, UdpProbe,
+        Check, CheckTarget, DnsProbe, DnsRecord, ExecProbe, Fallback, HttpProbe, InitialState, OnFailure,
+        Probe, ServerCheck, Span, Statuses, TlsOptions, UdpProbe,
     },
     marks::{MarkRule, Ports},
     method::{ForwardingMethod, Tunnel, TunnelChecksum, TunnelKind},
@@ -321,6 +321,13 @@ pub struct ServiceSpec {
     /// How its real servers are checked; without it they count as up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check: Option<Box<Check>>,
+    /// So many of its real servers have to be usable, with a weight above 0; while they are fewer, its fallback takes
+    /// all new connections.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub quorum: u32,
+    /// Who does so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<Fallback>,
 }
 
 impl ServiceSpec {
@@ -336,8 +343,19 @@ impl ServiceSpec {
             slow_start: 0,
             settings: ServiceSettings::default(),
             check: None,
+            quorum: 1,
+            fallback: None,
         }
     }
+}
+
+fn one() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_one(value: &u32) -> bool {
+    *value == 1
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

@@ -29,8 +29,8 @@ pub(crate) use self::{
 };
 use crate::{
     api::types::{
-        Check, CheckState, CheckStatus, CheckTarget, InitialState, Protocol, ServerKey, ServerSpec,
-        ServiceKey,
+        Check, CheckState, CheckStatus, CheckTarget, InitialState, OnFailure, Protocol, ServerKey,
+        ServerSpec, ServiceKey,
     },
     model::{Model, ServiceEntry},
 };
@@ -127,49 +127,46 @@ impl Checks {
         }
     }
 
-    /// What is known of a real server; of one that is not checked yet, what it counts as. `weight` is the one that
-    /// the scheduler goes by now, where it goes by any. Nothing, where a real server has no check.
-    pub(crate) fn state(
-        &self,
-        entry: &ServiceEntry,
-        server: &ServerSpec,
-        weight: Option<u32>,
-    ) -> Option<CheckState> {
-        let job = Job::new(entry, server)?;
-        let known = self.entries.get(&(entry.spec.key, server.key));
-        Some(known.map_or_else(
-            || first_state(job.check.initial, server.weight, weight),
-            |known| known.health.state,
-        ))
-    }
-
-    /// The same of what is checked already.
+    /// What is known of a real server; nothing, where it has no check.
     pub(crate) fn known(&self, service: &ServiceKey, server: &ServerKey) -> Option<CheckState> {
         Some(self.entries.get(&(*service, *server))?.health.state)
     }
 
-    /// Begins the checks that the touched services of a model have by now, and ends those that they have no more.
-    /// `weight` is as in [`Checks::state`].
-    pub(crate) fn follow(
-        &mut self,
+    /// What follows for the touched services of `model`. `weight` is the one that the scheduler goes by now for a real
+    /// server, where it goes by any.
+    pub(crate) fn next(
+        &self,
         model: &Model,
         touched: &BTreeSet<ServiceKey>,
         weight: impl Fn(&ServiceKey, &ServerKey) -> Option<u32>,
-    ) {
-        for service in touched {
+    ) -> Next {
+        let of = |service: &ServiceKey| {
             let entry = model.services().get(service);
-            let mut wanted: BTreeMap<ServerKey, (Job, u32)> = (entry.iter())
-                .flat_map(|entry| entry.servers.iter().map(move |server| (entry, server)))
-                .filter_map(|(entry, server)| Some((server.key, (Job::new(entry, server)?, server.weight))))
-                .collect();
-            for name in self.names_of(service) {
-                if !wanted.contains_key(&name.1) {
+            let servers = entry
+                .into_iter()
+                .flat_map(|entry| entry.servers.iter().map(move |server| (entry, server)));
+            let checked = servers.filter_map(|(entry, server)| {
+                let job = Job::new(entry, server)?;
+                let state = self.known(service, &server.key).unwrap_or_else(|| {
+                    first_state(job.check.initial, server.weight, weight(service, &server.key))
+                });
+                Some((server.key, (job, state)))
+            });
+            (*service, checked.collect())
+        };
+        Next(touched.iter().map(of).collect())
+    }
+
+    /// Begins the checks that there are to be, and ends those that there are not.
+    pub(crate) fn adopt(&mut self, next: Next) {
+        for (service, checked) in next.0 {
+            for name in self.names_of(&service) {
+                if !checked.contains_key(&name.1) {
                     self.end(&name);
                 }
             }
-            while let Some((server, (job, configured))) = wanted.pop_first() {
-                let state = first_state(job.check.initial, configured, weight(service, &server));
-                self.begin((*service, server), job, state);
+            for (server, (job, state)) in checked {
+                self.begin((service, server), job, state);
             }
         }
     }
@@ -280,6 +277,18 @@ impl Checks {
             }
         });
         statuses.collect()
+    }
+}
+
+/// What a change makes of the checks, to be made true by [`Checks::adopt`] once the change is live.
+#[derive(Debug)]
+pub(crate) struct Next(BTreeMap<ServiceKey, BTreeMap<ServerKey, (Job, CheckState)>>);
+
+impl Next {
+    /// What follows for a real server that is down.
+    pub(crate) fn down(&self, service: &ServiceKey, server: &ServerKey) -> Option<OnFailure> {
+        let (job, state) = self.0.get(service)?.get(server)?;
+        (*state == CheckState::Down).then_some(job.check.on_failure)
     }
 }
 

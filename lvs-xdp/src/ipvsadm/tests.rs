@@ -36,6 +36,7 @@ impl Memory {
                 self.services.push(Service {
                     spec,
                     stats: Stats::default(),
+                    has_fallen_back: false,
                     servers: Vec::new(),
                 });
             }

@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use super::{ServiceEntry, invalid};
+use super::{MAX_SERVERS, ServiceEntry, check_server as check_destination, invalid};
 use crate::api::types::{
-    ApiError, Check, DnsProbe, DnsRecord, ExecProbe, HttpProbe, Probe, ServerSpec, ServiceKey, Span,
-    TlsOptions, UdpProbe,
+    ApiError, Check, DnsProbe, DnsRecord, ExecProbe, HttpProbe, Probe, ServerSpec, ServiceKey, ServiceSpec,
+    Span, TlsOptions, UdpProbe,
 };
 
 /// Refuses a service's check, or that of one of its servers, which goes by it.
@@ -22,8 +22,49 @@ pub(super) fn check_service(
         .try_for_each(|server| check_server(service, check, server))
 }
 
+/// Refuses a quorum that nothing follows from, and a fallback that can be none.
+pub(super) fn check_fallback(spec: &ServiceSpec, servers: &[ServerSpec]) -> Result<(), ApiError> {
+    let ServiceSpec { key, quorum, .. } = spec;
+    if !(1..=MAX_SERVERS as u32).contains(quorum) {
+        return Err(invalid(format!(
+            "service {key}: a quorum of {quorum} is out of range: use one from 1 to {MAX_SERVERS}"
+        )));
+    }
+    let entry = ServiceEntry {
+        spec: spec.clone(),
+        servers: Vec::new(),
+    };
+    let Some(fallback) = entry.fallback() else {
+        if *quorum > 1 {
+            return Err(invalid(format!(
+                "service {key}: without a fallback nothing follows from a quorum of {quorum}: name a fallback, or leave \
+                 the quorum out"
+            )));
+        }
+        return Ok(());
+    };
+    check_destination(key, &fallback)?;
+    if servers
+        .iter()
+        .any(|server| server.key.address == fallback.key.address)
+    {
+        return Err(is_both(key, fallback.key.address));
+    }
+    Ok(())
+}
+
+fn is_both(service: &ServiceKey, address: IpAddr) -> ApiError {
+    invalid(format!(
+        "service {service}: {address} cannot be both a real server and the fallback: use another fallback"
+    ))
+}
+
 /// Refuses the check of a server of a service that is there.
 pub(super) fn check_added(entry: &ServiceEntry, server: &ServerSpec) -> Result<(), ApiError> {
+    let fallback = entry.spec.fallback.as_ref();
+    if fallback.is_some_and(|fallback| fallback.address == server.key.address) {
+        return Err(is_both(&entry.spec.key, server.key.address));
+    }
     check_server(&entry.spec.key, entry.spec.check.as_deref(), server)
 }
 

@@ -1,5 +1,6 @@
 //! Health checks: who is seen to be down, how soon, what clients notice, and what stays as it was configured.
 
+mod consequences;
 mod kinds;
 mod outages;
 

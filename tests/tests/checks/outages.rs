@@ -98,7 +98,7 @@ fn web_server_is_killed(lab: &mut Lab) -> Result<String> {
     )
 }
 
-fn signal(lab: &Lab, signal: Signal) -> Result<()> {
+pub(crate) fn signal(lab: &Lab, signal: Signal) -> Result<()> {
     let pid = lab.real_servers()[0].pid().try_into()?;
     Ok(kill(Pid::from_raw(pid), signal)?)
 }

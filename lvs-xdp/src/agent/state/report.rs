@@ -26,15 +26,19 @@ impl State {
             .iter()
             .map(|server| self.server(key, server))
             .collect();
-        let leftovers = self
-            .compiler
-            .leftovers(key)
-            .into_iter()
-            .map(|id| self.dataplane.stats(id));
-        let parts = servers.iter().map(|server| server.stats).chain(leftovers);
+        // A server that its check has taken out of the list is listed here all the same.
+        let destinations = entry.destinations();
+        let ids = destinations.filter_map(|server| self.compiler.destination(key, &server.key));
+        let ids: BTreeSet<_> = ids.chain(self.compiler.leftovers(key)).collect();
+        let parts = ids.into_iter().map(|id| self.dataplane.stats(id));
+        let has_fallen_back = entry
+            .fallback()
+            .and_then(|fallback| self.compiler.effective_weight(key, &fallback.key))
+            .is_some_and(|weight| weight > 0);
         Service {
             spec: entry.spec.clone(),
             stats: parts.fold(self.compiler.retired(key), sum),
+            has_fallen_back,
             servers,
         }
     }
@@ -102,9 +106,9 @@ impl State {
         });
         let servers = (self.model.services().values())
             .flat_map(|entry| entry.servers.iter().map(|server| (&entry.spec.key, server)));
-        let faults: BTreeSet<_> = servers
-            .clone()
-            .filter_map(|(_, server)| self.fault(server))
+        let faults: BTreeSet<_> = (self.model.services().values())
+            .flat_map(|entry| entry.destinations())
+            .filter_map(|server| self.fault(&server))
             .collect();
         let unhealthy = servers.filter_map(|(service, server)| {
             let why = self.checks.complaint(service, &server.key)?;

@@ -7,7 +7,7 @@ use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{by_name, is_default, one_of};
+use super::{ForwardingMethod, by_name, is_default, one_of};
 
 /// A time of whole milliseconds, written as humantime has it: `"500ms"`, `"2s"`, `"1m 30s"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -658,4 +658,17 @@ impl ServerCheck {
         check.on_failure = on_failure.unwrap_or(check.on_failure);
         Some(check)
     }
+}
+
+/// The destination that takes a service's new connections while fewer of its real servers than its quorum are usable
+/// (keepalived's `sorry_server`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Fallback {
+    /// Its own address; it has the virtual address as real servers have, and is none of them.
+    #[schema(value_type = String)]
+    pub address: IpAddr,
+    /// How packets reach it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub method: ForwardingMethod,
 }

@@ -119,6 +119,9 @@ pub struct Service {
     pub spec: ServiceSpec,
     /// Its counters, those of removed servers included.
     pub stats: Stats,
+    /// Whether its fallback takes its new connections.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_fallen_back: bool,
     /// Its real servers, the one added last first (the schedulers' order).
     pub servers: Vec<Server>,
 }
