@@ -5,6 +5,7 @@
 
 mod agent;
 mod args;
+mod check;
 mod checks;
 mod connections;
 mod documents;
@@ -354,6 +355,26 @@ mod tests {
             ),
             ("lvs-xdp server list tcp", "<VIP:PORT>"),
             ("lvs-xdp realserver setup --vip 10.0.0", "is no IP address"),
+            (
+                "lvs-xdp service add tcp 10.0.0.1:80 --check icmp",
+                "`icmp` is no check: write one such as tcp",
+            ),
+            (
+                "lvs-xdp service add tcp 10.0.0.1:80 --check tcp --check-interval 1",
+                "`1` is no time: write one such as 500ms or 2s",
+            ),
+            (
+                "lvs-xdp service add tcp 10.0.0.1:80 --check http --check-status 99",
+                "`99` is no status or range of statuses",
+            ),
+            (
+                "lvs-xdp service edit tcp 10.0.0.1:80 --no-check --check tcp",
+                "cannot be used with",
+            ),
+            (
+                "lvs-xdp server add tcp 10.0.0.1:80 10.0.0.2 --check maybe",
+                "is no check",
+            ),
         ] {
             let (status, text) = fault(line);
             assert_eq!(status, 2, "{line}");

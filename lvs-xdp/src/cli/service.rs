@@ -46,6 +46,7 @@ pub(super) fn run(
             no_flags,
             no_persistent,
             no_one_packet,
+            no_check,
         } => {
             let mut service = find(client.services()?, service.key()?)?.spec;
             service.scheduler = scheduler.unwrap_or(service.scheduler);
@@ -54,6 +55,9 @@ pub(super) fn run(
             }
             if no_persistent {
                 service.persistence = None;
+            }
+            if no_check {
+                service.check = None;
             }
             if no_one_packet {
                 service.one_packet = false;
@@ -96,6 +100,7 @@ impl ServiceOptions {
             removal,
             slow_start,
             settings,
+            check,
         } = self;
         if !flags.is_empty() {
             service.flags = normal(flags);
@@ -121,6 +126,7 @@ impl ServiceOptions {
         for SettingChange { setting, value } in settings {
             *setting.of_service(&mut service.settings) = value.0;
         }
+        check.apply_to(&mut service)?;
         Ok(service)
     }
 }
@@ -182,6 +188,16 @@ fn options(spec: &ServiceSpec) -> String {
     for setting in Setting::ALL {
         let value = setting.of_service(&mut settings);
         options.extend(value.map(|value| format!("{setting}={value}")));
+    }
+    if let Some(check) = &spec.check {
+        options.push(format!(
+            "check={} interval={}",
+            check.probe.name(),
+            check.interval
+        ));
+    }
+    if let Some(fallback) = &spec.fallback {
+        options.push(format!("fallback={} quorum={}", fallback.address, spec.quorum));
     }
     options.join(" ")
 }
