@@ -232,15 +232,20 @@ impl Checks {
         Some(service)
     }
 
-    /// Why a real server is down, where it is.
+    /// What needs attention about a real server: that it is down, or cannot be checked, and why.
     pub(crate) fn complaint(&self, service: &ServiceKey, server: &ServerKey) -> Option<String> {
-        let health = &self.entries.get(&(*service, *server))?.health;
-        let why = match (&health.fault, &health.last) {
-            (Some(fault), _) => format!("it cannot be checked: {fault}"),
-            (None, Some(last)) => last.why.clone(),
-            (None, None) => "there is no result of its check yet".to_owned(),
-        };
-        (health.state == CheckState::Down || health.fault.is_some()).then_some(why)
+        let Health {
+            state, last, fault, ..
+        } = &self.entries.get(&(*service, *server))?.health;
+        match (state, fault, last) {
+            (CheckState::Up, None, _) => None,
+            (CheckState::Up, Some(fault), _) => Some(format!("cannot be checked, and counts as up: {fault}")),
+            (CheckState::Down, Some(fault), _) => {
+                Some(format!("cannot be checked, and counts as down: {fault}"))
+            }
+            (CheckState::Down, None, Some(last)) => Some(format!("is down: {}", last.why)),
+            (CheckState::Down, None, None) => Some("counts as down until its first check".to_owned()),
+        }
     }
 
     /// The host that the checks leave from.
@@ -249,7 +254,7 @@ impl Checks {
     }
 
     /// The real servers that are asked for a virtual address.
-    pub(crate) fn steered(&self) -> impl Iterator<Item = IpAddr> {
+    pub(crate) fn steered(&self) -> BTreeSet<IpAddr> {
         let targets = self
             .entries
             .values()
@@ -257,6 +262,7 @@ impl Checks {
         targets
             .filter(|target| target.asked.ip() != target.rip)
             .map(|target| target.rip)
+            .collect()
     }
 
     /// Every check with its last result.

@@ -14,7 +14,7 @@ impl State {
     /// Makes the interfaces ready by which checks of virtual addresses leave, and no others.
     pub(super) fn follow_steered(&mut self) {
         let links = self.neighbours.links();
-        let interfaces: BTreeMap<u32, String> = (self.checks.steered())
+        let interfaces: BTreeMap<u32, String> = (self.checks.steered().into_iter())
             .filter_map(|rip| {
                 let if_index = self.neighbours.path(rip)?.if_index;
                 Some((if_index, links.get(if_index)?.name.clone()))

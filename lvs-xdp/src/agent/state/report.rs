@@ -111,9 +111,9 @@ impl State {
             .filter_map(|server| self.fault(&server))
             .collect();
         let unhealthy = servers.filter_map(|(service, server)| {
-            let why = self.checks.complaint(service, &server.key)?;
+            let complaint = self.checks.complaint(service, &server.key)?;
             Some(format!(
-                "real server {} of service {service} is down: {why}",
+                "real server {} of service {service} {complaint}",
                 server.key
             ))
         });
