@@ -30,6 +30,8 @@ pub(super) enum Standing {
 struct Service {
     /// Those who get new connections, as far as their weight lets them.
     usable: BTreeSet<ServerKey>,
+    /// Whether that is the fallback alone.
+    has_fallen_back: bool,
     /// What the data plane sees in the place of what is configured.
     seen: Option<ServiceEntry>,
 }
@@ -58,6 +60,11 @@ impl Effective {
         self.0
             .get(service)
             .is_some_and(|service| service.usable.contains(server))
+    }
+
+    /// Whether the fallback of each service takes all new connections.
+    pub(super) fn fallen_back(&self) -> impl Iterator<Item = (ServiceKey, bool)> {
+        (self.0.iter()).map(|(key, service)| (*key, service.has_fallen_back))
     }
 
     /// The model as the data plane sees it.
@@ -92,10 +99,11 @@ impl Service {
             Some(fallback) => BTreeSet::from([fallback.key]),
             None => usable.map(|(server, _)| server.key).collect(),
         };
+        let has_fallen_back = fallback.is_some();
         let has_down = standings
             .iter()
             .any(|(_, standing)| matches!(standing, Standing::Down(_)));
-        let seen = (has_down || fallback.is_some()).then(|| {
+        let seen = (has_down || has_fallen_back).then(|| {
             let mut seen = ServiceEntry {
                 spec: entry.spec.clone(),
                 servers: standings.into_iter().filter_map(seen_server).collect(),
@@ -111,7 +119,11 @@ impl Service {
             }
             seen
         });
-        Self { usable, seen }
+        Self {
+            usable,
+            has_fallen_back,
+            seen,
+        }
     }
 }
 

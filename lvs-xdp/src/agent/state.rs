@@ -100,6 +100,8 @@ pub(crate) struct State {
     held_back: HashSet<IpAddr>,
     /// Servers that the agent before this one had left out of the list, until the first compilation.
     left_out: HashSet<(ServiceKey, ServerKey)>,
+    /// The services whose fallback takes all new connections.
+    fallen_back: BTreeSet<ServiceKey>,
     /// What was last heard of each address that is watched: servers', and routers' on the way to tunnels' ends.
     usable: BTreeMap<IpAddr, bool>,
     /// The same of servers behind tunnels.
@@ -143,6 +145,7 @@ impl State {
             grace: None,
             held_back: HashSet::new(),
             left_out: HashSet::new(),
+            fallen_back: BTreeSet::new(),
             usable: BTreeMap::new(),
             tunnels_usable: BTreeMap::new(),
             connections: 0,
@@ -460,6 +463,7 @@ impl State {
         self.follow_steered();
         self.compiler.apply(plan);
         self.slow_start.adopt(risen);
+        self.note_fallen_back(&wanted, effective.fallen_back());
         self.model = wanted;
         self.follow_announced();
         Ok(())

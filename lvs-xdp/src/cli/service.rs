@@ -164,14 +164,15 @@ fn print(services: &[Service], list: &ListArgs, out: &mut dyn Write) -> Result<(
             spec.scheduler.to_string(),
             flags.join(","),
             service.servers.len().to_string(),
-            options(spec),
+            options(service),
         ]);
     }
     Ok(table.write(out)?)
 }
 
 /// What a service has that others have not, by the names of the options.
-fn options(spec: &ServiceSpec) -> String {
+fn options(service: &Service) -> String {
+    let spec = &service.spec;
     let mut options = Vec::new();
     if let Some(Persistence { timeout, mask }) = spec.persistence {
         options.push(format!("persistent={timeout}"));
@@ -197,7 +198,11 @@ fn options(spec: &ServiceSpec) -> String {
         ));
     }
     if let Some(fallback) = &spec.fallback {
-        options.push(format!("fallback={} quorum={}", fallback.address, spec.quorum));
+        let is_used = if service.has_fallen_back { " (in use)" } else { "" };
+        options.push(format!(
+            "quorum={} fallback={}{is_used}",
+            spec.quorum, fallback.address
+        ));
     }
     options.join(" ")
 }

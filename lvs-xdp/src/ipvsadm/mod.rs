@@ -170,7 +170,10 @@ fn perform(words: &[String], director: &mut dyn Director, names: &Names) -> Resu
             let service = edited_service(director, request)?;
             apply(director, &Change::EditService { service })
         }
-        Request::Change(change) => apply(director, &change),
+        Request::Change(change) => {
+            let change = with_check(director, change)?;
+            apply(director, &change)
+        }
     }
 }
 
@@ -232,6 +235,18 @@ fn with_request(mut spec: ServiceSpec, request: ServiceRequest) -> Result<Servic
     spec.persistence = persistence;
     spec.one_packet = one_packet;
     Ok(spec)
+}
+
+/// An edited server keeps its health check, which ipvsadm has no words for.
+fn with_check(director: &mut dyn Director, mut change: Change) -> Result<Change, Failure> {
+    if let Change::EditServer { service, server } = &mut change
+        && let Some(known) = find(services(director)?, *service)
+    {
+        let mut servers = known.servers.into_iter();
+        let before = servers.find(|known| known.spec.key == server.key);
+        server.check = before.and_then(|before| before.spec.check);
+    }
+    Ok(change)
 }
 
 fn find(services: Vec<Service>, key: ServiceKey) -> Option<Service> {

@@ -54,6 +54,11 @@ fn below_the_quorum_the_fallback_takes_all(mode: XdpMode) -> Result<()> {
     assert_eq!(answers(&lab, 4)?, ["rs2", "rs1", "rs2", "rs1"]);
     signal(&lab, Signal::SIGSTOP)?;
     wait_for("the fallback", || has_fallen_back(&lab))?;
+    let shown = lab.cli(["service", "list"])?;
+    ensure!(
+        shown.contains("quorum=2 fallback=192.168.2.221 (in use)"),
+        "{shown}"
+    );
     assert_eq!(answers(&lab, 3)?, ["rs3", "rs3", "rs3"]);
     // What is configured and saved knows nothing of it.
     let saved = lab.ipvsadm(["-S", "-n"])?;

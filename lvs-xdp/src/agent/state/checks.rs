@@ -2,13 +2,40 @@
 
 use std::collections::BTreeMap;
 
+use tracing::{info, warn};
+
 use super::State;
-use crate::checks::Report;
+use crate::{api::types::ServiceKey, checks::Report, model::Model};
 
 impl State {
     /// Takes in the result of a health check.
     pub(in crate::agent) fn hear_check(&mut self, report: Report) {
         self.stale.extend(self.checks.hear(report));
+    }
+
+    /// Says which services have fallen back, and which have their real servers again.
+    pub(super) fn note_fallen_back(
+        &mut self,
+        model: &Model,
+        services: impl Iterator<Item = (ServiceKey, bool)>,
+    ) {
+        for (key, has_fallen_back) in services {
+            let Some(entry) = model.services().get(&key) else {
+                continue;
+            };
+            let quorum = entry.spec.quorum;
+            if !has_fallen_back {
+                if self.fallen_back.remove(&key) && entry.spec.fallback.is_some() {
+                    info!("service {key} has {quorum} usable real servers again: they get new connections");
+                }
+            } else if let (Some(fallback), true) = (&entry.spec.fallback, self.fallen_back.insert(key)) {
+                let address = fallback.address;
+                warn!(
+                    "service {key} has fewer than {quorum} usable real servers: {address} gets all new connections"
+                );
+            }
+        }
+        self.fallen_back.retain(|key| model.services().contains_key(key));
     }
 
     /// Makes the interfaces ready by which checks of virtual addresses leave, and no others.

@@ -31,14 +31,10 @@ impl State {
         let ids = destinations.filter_map(|server| self.compiler.destination(key, &server.key));
         let ids: BTreeSet<_> = ids.chain(self.compiler.leftovers(key)).collect();
         let parts = ids.into_iter().map(|id| self.dataplane.stats(id));
-        let has_fallen_back = entry
-            .fallback()
-            .and_then(|fallback| self.compiler.effective_weight(key, &fallback.key))
-            .is_some_and(|weight| weight > 0);
         Service {
             spec: entry.spec.clone(),
             stats: parts.fold(self.compiler.retired(key), sum),
-            has_fallen_back,
+            has_fallen_back: self.fallen_back.contains(key),
             servers,
         }
     }
@@ -117,6 +113,9 @@ impl State {
                 server.key
             ))
         });
+        let fallen_back = (self.fallen_back.iter()).map(|key| {
+            format!("service {key} has fewer usable real servers than its quorum: its fallback is in use")
+        });
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -143,6 +142,7 @@ impl State {
                 .chain(generic)
                 .chain(faults)
                 .chain(unhealthy)
+                .chain(fallen_back)
                 .collect(),
         }
     }
