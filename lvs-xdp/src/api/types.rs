@@ -6,6 +6,7 @@
 mod check;
 mod marks;
 mod method;
+mod probe;
 mod seen;
 mod settings;
 
@@ -19,12 +20,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use self::{
-    check::{
-        Check, CheckTarget, DnsProbe, DnsRecord, ExecProbe, Fallback, HttpProbe, InitialState, OnFailure,
-        Probe, ServerCheck, Span, Statuses, TlsOptions, UdpProbe,
-    },
+    check::{Check, CheckTarget, Fallback, InitialState, OnFailure, ServerCheck, Span},
     marks::{MarkRule, Ports},
     method::{ForwardingMethod, Tunnel, TunnelChecksum, TunnelKind},
+    probe::{DnsProbe, DnsRecord, ExecProbe, HttpProbe, Probe, Statuses, TlsOptions, UdpProbe},
     seen::{
         Announcement, CheckResult, CheckState, CheckStatus, Connection, Flushed, InterfaceStatus,
         ReasonCount, Server, ServerState, Service, Stats, Status, VipState, VipStatus,
