@@ -3,8 +3,8 @@
 //! One task owns everything and takes one thing at a time from a queue: requests, news of neighbours,
 //! the second's tick. [`state`] is what it owns; [`crate::api::server`] puts requests into the queue.
 //! [`crate::nic`] says what the program cannot be attached to, and why. [`effective`] is the one place that says
-//! which servers get new connections; [`slow_start`] is the rule by which they rise to their weight. [`connections`] lists and removes
-//! connection entries beside the task: their tables may change under whoever reads them.
+//! which servers get new connections; [`slow_start`] is the rule by which they rise to their weight. [`connections`]
+//! lists and removes connection entries beside the task: their tables may change under whoever reads them.
 //! Forwarding needs none of it: an agent may be killed at any moment, and the next one goes on.
 
 pub(crate) mod connections;

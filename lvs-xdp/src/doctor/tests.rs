@@ -15,6 +15,7 @@ fn service() -> Service {
     Service {
         spec: ServiceSpec::new(key, Scheduler::Rr),
         stats: Stats::default(),
+        has_fallen_back: false,
         servers: Vec::new(),
     }
 }
@@ -32,6 +33,7 @@ fn server(state: ServerState) -> Server {
         active: 0,
         inactive: 0,
         persistent: 0,
+        health: None,
         effective_weight: 1,
         stats: Stats::default(),
     }
