@@ -63,6 +63,8 @@ pub mod name {
     pub const MARK_RULES: &str = "MARK_RULES";
     /// MAC addresses, as a word each, of other directors that send packets to this one's local server.
     pub const PEERS: &str = "PEERS";
+    /// Sockets of health checks: [`crate::steer::Row`] by [`crate::steer::Key`].
+    pub const STEERED: &str = "STEERED";
     /// jiffies64 and CLOCK_MONOTONIC nanoseconds, written by the program `clock`.
     pub const CLOCK: &str = "CLOCK";
 }

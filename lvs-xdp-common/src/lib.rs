@@ -13,6 +13,7 @@
 //! - [`scheduler`]: which destination a new connection gets
 //! - [`ring`]: how the agent fills the rings of the hash schedulers
 //! - [`hash`]: the flow hash, and IPVS's own hashes
+//! - [`steer`]: how the packets of health checks reach the virtual address on one real server
 //! - [`maps`], [`abi`], [`atomic`]: the tables' layout, shared with the agent
 //! - [`verifier`]: what only the kernel's verifier needs
 //! - [`reason`]: a name for everything that can become of a packet
@@ -49,6 +50,7 @@ pub mod rewrite;
 pub mod ring;
 pub mod scheduler;
 pub mod signal;
+pub mod steer;
 pub mod table;
 pub mod tunnel;
 pub mod unusual;

@@ -4,6 +4,7 @@
 
 mod frame;
 mod maps;
+mod steer;
 
 use aya_ebpf::{Global, bindings::xdp_action, helpers::bpf_ktime_get_ns, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::info;

@@ -24,7 +24,7 @@ use lvs_xdp_common::{
     marks,
     packet::{Address, Mac},
     reason::Reason,
-    scheduler,
+    scheduler, steer,
     table::{self, New},
     tunnel,
     unusual::{self, FragmentKey, Unusual},
@@ -79,6 +79,9 @@ static FRAGMENTS: LruHashMap<FragmentKey, u64, 8192> = LruHashMap::new();
 static UNUSUAL: PerCpuArray<Unusual, 1> = PerCpuArray::new();
 #[btf_map]
 static NOTES: PerCpuArray<New, { maps::NOTES as usize }> = PerCpuArray::new();
+#[btf_map]
+pub(crate) static STEERED: HashMap<steer::Key, steer::Row, 16_384, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 #[btf_map]
 static CLOCK: Array<[u64; 2], 1, SHARED> = Array::new();
 

@@ -28,7 +28,8 @@ use crate::{api::types::Change, model::Model};
 
 /// The version of the file's format; a change that older agents would misread needs a new one. Version 2 added
 /// draining, settings, and what services and servers have beside scheduler and weight; version 3 tunnels and
-/// firewall marks, version 4 the clearing of these.
+/// firewall marks; version 4 health checks and fallbacks, and the clearing of
+/// these rules.
 const VERSION: u32 = 4;
 
 /// The oldest version that is read. What it lacks has its default; the file is written anew when it is opened.

@@ -3,9 +3,11 @@
 //! Pure: no I/O and no clock. What is compiled into the maps, what the journal keeps and what is listed
 //! all come from here, and the rules for a change (those of IPVS, narrowed to direct routing and tunnels) are here only.
 
+mod checks;
 mod marks;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
@@ -60,6 +62,14 @@ impl Model {
     /// Every service by its identity.
     pub fn services(&self) -> &BTreeMap<ServiceKey, Arc<ServiceEntry>> {
         &self.services
+    }
+
+    /// The same with other entries in the place of some.
+    pub fn with_entries(&self, entries: impl IntoIterator<Item = ServiceEntry>) -> Self {
+        let mut model = self.clone();
+        let entries = entries.into_iter().map(|entry| (entry.spec.key, Arc::new(entry)));
+        model.services.extend(entries);
+        model
     }
 
     /// Applies `changes` in their order, all or none.
@@ -218,7 +228,7 @@ impl Model {
                         ),
                     ));
                 }
-                let spec = checked_service(service)?;
+                let spec = checked_service(service, &[])?;
                 undo.entry(spec.key).or_insert(None);
                 self.services.insert(
                     spec.key,
@@ -231,7 +241,7 @@ impl Model {
             Change::SetTimeouts { timeouts } => self.set_timeouts(*timeouts)?,
             Change::EditService { service } => {
                 let entry = self.existing(&service.key)?;
-                let spec = checked_service(service)?;
+                let spec = checked_service(service, &entry.servers)?;
                 change_entry(entry, undo).spec = spec;
             }
             Change::DeleteService { service } => {
@@ -258,6 +268,7 @@ impl Model {
                     ));
                 }
                 check_server(service, server)?;
+                checks::check_added(entry, server)?;
                 if entry.servers.len() >= MAX_SERVERS {
                     return Err(ApiError::new(
                         ErrorCode::Full,
@@ -274,6 +285,7 @@ impl Model {
                 check_ranges(server)?;
                 let position = entry.existing(&server.key)?;
                 check_server(service, server)?;
+                checks::check_added(entry, server)?;
                 change_entry(entry, undo).servers[position] = undrained(server);
             }
             Change::DrainServer {
@@ -351,6 +363,25 @@ impl ServiceEntry {
         .chain(servers)
     }
 
+    /// The fallback as a destination of this service.
+    pub fn fallback(&self) -> Option<ServerSpec> {
+        let fallback = self.spec.fallback.as_ref()?;
+        let key = ServerKey {
+            address: fallback.address,
+            port: self.spec.key.port(),
+        };
+        Some(ServerSpec {
+            method: fallback.method,
+            ..ServerSpec::new(key, 1)
+        })
+    }
+
+    /// Every destination that there may be, the fallback last.
+    pub fn destinations(&self) -> impl Iterator<Item = Cow<'_, ServerSpec>> {
+        let servers = self.servers.iter().map(Cow::Borrowed);
+        servers.chain(self.fallback().map(Cow::Owned))
+    }
+
     fn position(&self, key: &ServerKey) -> Option<usize> {
         self.servers.iter().position(|server| server.key == *key)
     }
@@ -398,7 +429,7 @@ fn undrained(spec: &ServerSpec) -> ServerSpec {
 }
 
 /// The settings as they are kept: valid, with their flags in order, and without a mask that masks nothing.
-fn checked_service(spec: &ServiceSpec) -> Result<ServiceSpec, ApiError> {
+fn checked_service(spec: &ServiceSpec, servers: &[ServerSpec]) -> Result<ServiceSpec, ApiError> {
     let ServiceSpec {
         key,
         scheduler: _,
@@ -408,6 +439,9 @@ fn checked_service(spec: &ServiceSpec) -> Result<ServiceSpec, ApiError> {
         removal: _,
         slow_start,
         settings,
+        check,
+        quorum: _,
+        fallback: _,
     } = spec;
     match *key {
         // As with IPVS, which addresses make sense is left to whoever asks: see `objection`.
@@ -430,6 +464,8 @@ fn checked_service(spec: &ServiceSpec) -> Result<ServiceSpec, ApiError> {
             "service {key}: a slow start of {slow_start} s is too long: {MAX_SLOW_START} s (a day) are the most"
         )));
     }
+    checks::check_service(key, check.as_deref(), servers)?;
+    checks::check_fallback(spec, servers)?;
     let mut settings = *settings;
     for setting in Setting::ALL {
         if let Some(value) = *setting.of_service(&mut settings) {

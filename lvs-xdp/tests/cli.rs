@@ -432,6 +432,32 @@ fn changes_arrive_as_they_were_typed() {
                 "slow_start": 120, "settings": { "conn_reuse_mode": 3, "sloppy_tcp": 1 } } }),
         ),
         (
+            "service add tcp 10.0.0.1:80 --check https://www.example.org:8443/up --check-interval 500ms \
+             --check-fall 2 --check-status 200,204-205 --check-contains fine --check-insecure --check-target rip \
+             --check-initial up --check-on-failure remove --fallback 10.0.0.9 --quorum 2",
+            json!({ "change": "add-service", "service": {
+                "protocol": "tcp", "address": "10.0.0.1", "port": 80, "scheduler": "wlc",
+                "check": {
+                    "target": "rip", "port": 8443, "interval": "500ms", "timeout": "500ms", "fall": 2,
+                    "initial": "up", "on_failure": "remove",
+                    "probe": { "type": "http", "path": "/up", "host": "www.example.org:8443",
+                        "status": ["200", "204-205"], "contains": "fine", "tls": { "verify": false } } },
+                "quorum": 2, "fallback": { "address": "10.0.0.9" } } }),
+        ),
+        (
+            "service edit tcp 192.168.2.100:80 --check tcp:81 --check-rise 1",
+            edited(&json!({ "check": { "port": 81, "rise": 1, "probe": { "type": "tcp" } } })),
+        ),
+        ("service edit tcp 192.168.2.100:80 --no-check", edited(&json!({}))),
+        (
+            "server add tcp 192.168.2.100:80 192.168.2.230 --check http:/own",
+            json!({ "change": "add-server", "service": {
+                    "protocol": "tcp", "address": "192.168.2.100", "port": 80 },
+                "server": { "address": "192.168.2.230", "port": 80, "weight": 1, "method": "dr",
+                    "check": { "probe": { "type": "http", "path": "/own" } } },
+                "require_on_link": true }),
+        ),
+        (
             "service edit tcp 192.168.2.100:80 --scheduler mh",
             edited(&json!({ "scheduler": "mh" })),
         ),

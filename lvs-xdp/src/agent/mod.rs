@@ -2,12 +2,13 @@
 //!
 //! One task owns everything and takes one thing at a time from a queue: requests, news of neighbours,
 //! the second's tick. [`state`] is what it owns; [`crate::api::server`] puts requests into the queue.
-//! [`crate::nic`] says what the program cannot be attached to, and why. [`slow_start`] is the
-//! rule by which servers rise to their weight, [`rates`] that by which rates follow counters. [`connections`] lists and removes
-//! connection entries beside the task: their tables may change under whoever reads them.
+//! [`crate::nic`] says what the program cannot be attached to, and why. [`effective`] is the one place that says
+//! which servers get new connections; [`slow_start`] is the rule by which they rise to their weight, [`rates`] that by which rates follow counters. [`connections`]
+//! lists and removes connection entries beside the task: their tables may change under whoever reads them.
 //! Forwarding needs none of it: an agent may be killed at any moment, and the next one goes on.
 
 pub(crate) mod connections;
+mod effective;
 mod rates;
 mod slow_start;
 mod state;
@@ -37,8 +38,9 @@ pub(crate) use self::state::State;
 use crate::{
     api::{
         server,
-        types::{ApiError, Change, MarkRule, Service, ServiceKey, Status},
+        types::{ApiError, Change, CheckStatus, MarkRule, Service, ServiceKey, Status},
     },
+    checks::{Checks, Host, Runner},
     dataplane::{self, Dataplane, Mode, Options, Tables},
     journal::{Journal, Opened},
     model::Model,
@@ -110,6 +112,8 @@ pub(crate) enum Request {
     ),
     /// `POST /v1/zero`: one service, or all.
     Zero(Option<ServiceKey>, oneshot::Sender<Result<(), ApiError>>),
+    /// `GET /v1/checks`
+    Checks(oneshot::Sender<Vec<CheckStatus>>),
     /// `GET /v1/marks`
     Marks(oneshot::Sender<Arc<Vec<MarkRule>>>),
     /// `GET` and `DELETE /v1/connections`: the tables, with their clock set.
@@ -183,8 +187,11 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     }
     attach(&mut dataplane, config)?;
 
+    let host = Host::new(Arc::clone(&neighbours), dataplane.steering()?);
+    let (runner, mut reports) = Runner::start(host.clone())?;
     let mut state = State::new(
         dataplane,
+        Checks::new(runner, host),
         journal,
         model,
         Arc::clone(&neighbours),
@@ -216,6 +223,15 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
                 None => bail!("the kernel's messages about neighbours have ended: start the agent again"),
             },
             () = state.settled() => {}
+            report = reports.recv() => match report {
+                Some(report) => {
+                    state.hear_check(report);
+                    while let Ok(report) = reports.try_recv() {
+                        state.hear_check(report);
+                    }
+                }
+                None => bail!("the thread of the health checks has ended: start the agent again"),
+            },
             request = requests.recv() => match request {
                 Some(request) => {
                     if state.take(request).is_break() {
@@ -244,7 +260,11 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
 /// Refuses tables without room for what is to be restored, while the program that runs has it all.
 fn check_room(model: &Model, config: &Config) -> anyhow::Result<()> {
     let services = model.services().len();
-    let servers: usize = model.services().values().map(|entry| entry.servers.len()).sum();
+    let servers: usize = model
+        .services()
+        .values()
+        .map(|entry| entry.destinations().count())
+        .sum();
     for (held, room, what, option) in [
         (services, config.services, "services", "--services"),
         (servers, config.destinations, "real servers", "--destinations"),

@@ -115,12 +115,13 @@ impl SlowStart {
         &self,
         model: &Model,
         touched: &BTreeSet<ServiceKey>,
-        is_usable: impl Fn(&ServerSpec) -> bool,
+        is_usable: impl Fn(&ServiceKey, &ServerSpec) -> bool,
         now: Instant,
     ) -> Next {
         let of = |key: &ServiceKey| {
             let entry = model.services().get(key)?;
-            Service::next(self.services.get(key), entry, &is_usable, now)
+            let is_usable = |server: &ServerSpec| is_usable(key, server);
+            Service::next(self.services.get(key), entry, is_usable, now)
         };
         Next(touched.iter().map(|key| (*key, of(key))).collect())
     }
@@ -226,7 +227,7 @@ mod tests {
             self.model.apply(changes).unwrap();
             let is_usable = |server: &ServerSpec| !self.silent.contains(&server.key.address);
             let now = self.start + Duration::from_secs(second);
-            let next = (self.slow_start).next(&self.model, &[KEY].into(), is_usable, now);
+            let next = (self.slow_start).next(&self.model, &[KEY].into(), |_, server| is_usable(server), now);
             let servers = self.model.services().get(&KEY).map(|entry| &entry.servers);
             let mut weights: Vec<_> = (servers.into_iter().flatten())
                 .filter(|server| is_usable(server))

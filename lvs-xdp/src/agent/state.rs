@@ -1,6 +1,7 @@
 //! What the agent owns: the desired state, the program's tables, and what is waiting to be carried over.
 
 mod announcements;
+mod checks;
 mod counters;
 mod drain;
 mod interfaces;
@@ -23,9 +24,14 @@ use tracing::{error, info, warn};
 use self::announcements::Announcements;
 use self::counters::Estimators;
 use self::tunnels::{reach, tunnelled};
-use super::{Config, Request, slow_start::SlowStart};
+use super::{
+    Config, Request,
+    effective::{Effective, Standing},
+    slow_start::SlowStart,
+};
 use crate::{
-    api::types::{ApiError, Change, ErrorCode, ServerSpec, ServiceKey},
+    api::types::{ApiError, Change, ErrorCode, ServerKey, ServerSpec, ServiceKey},
+    checks::Checks,
     dataplane::{self, Dataplane, compile::Compiler},
     journal::Journal,
     model::Model,
@@ -87,6 +93,7 @@ pub(crate) struct State {
     waiting: Vec<Waiting>,
     /// Services to be compiled anew for other reasons: a server came or went, or its slow start goes on.
     stale: BTreeSet<ServiceKey>,
+    checks: Checks,
     slow_start: SlowStart,
     estimators: Estimators,
     faults: Faults,
@@ -94,6 +101,10 @@ pub(crate) struct State {
     grace: Option<JoinHandle<std::io::Result<()>>>,
     /// Servers that got nothing new when the agent before this one ended, until more is known.
     held_back: HashSet<IpAddr>,
+    /// Servers that the agent before this one had left out of the list, until the first compilation.
+    left_out: HashSet<(ServiceKey, ServerKey)>,
+    /// The services whose fallback takes all new connections.
+    fallen_back: BTreeSet<ServiceKey>,
     /// What was last heard of each address that is watched: servers', and routers' on the way to tunnels' ends.
     usable: BTreeMap<IpAddr, bool>,
     /// The same of servers behind tunnels.
@@ -103,6 +114,8 @@ pub(crate) struct State {
     interfaces: BTreeSet<String>,
     /// The way to a server has changed since [`State::follow_peers`].
     are_peers_stale: bool,
+    /// What is checked, or the way there, has changed since [`State::follow_steered`].
+    is_steering_stale: bool,
     /// The host's own addresses have changed since [`State::follow_vips`].
     are_vips_stale: bool,
     announcements: Announcements,
@@ -111,6 +124,7 @@ pub(crate) struct State {
 impl State {
     pub(super) fn new(
         dataplane: Dataplane,
+        checks: Checks,
         journal: Journal,
         model: Model,
         neighbours: Arc<Neighbours>,
@@ -128,15 +142,19 @@ impl State {
             warnings,
             waiting: Vec::new(),
             stale: BTreeSet::new(),
+            checks,
             slow_start: SlowStart::default(),
             estimators: Estimators::default(),
             faults: Faults::default(),
             grace: None,
             held_back: HashSet::new(),
+            left_out: HashSet::new(),
+            fallen_back: BTreeSet::new(),
             usable: BTreeMap::new(),
             tunnels_usable: BTreeMap::new(),
             connections: 0,
             are_peers_stale: true,
+            is_steering_stale: true,
             are_vips_stale: true,
             announcements: Announcements::new()?,
         })
@@ -145,10 +163,13 @@ impl State {
     /// Brings the maps to what the journal says, whatever an agent before has left in them.
     pub(super) async fn start(&mut self) -> anyhow::Result<()> {
         let servers = servers(&self.model);
+        let known = self.compiler.services();
         for (service, entry) in self.model.services() {
             for server in &entry.servers {
-                if self.compiler.effective_weight(service, &server.key) == Some(0) && server.weight > 0 {
-                    self.held_back.insert(server.key.address);
+                match self.compiler.effective_weight(service, &server.key) {
+                    Some(0) if server.weight > 0 => drop(self.held_back.insert(server.key.address)),
+                    None if known.contains(service) => drop(self.left_out.insert((*service, server.key))),
+                    _ => {}
                 }
             }
         }
@@ -169,6 +190,7 @@ impl State {
         self.stale = self.compiler.services();
         self.stale.extend(self.model.services().keys().copied());
         self.carry_out().await;
+        self.left_out.clear();
         Ok(())
     }
 
@@ -184,6 +206,9 @@ impl State {
             }
             Request::Zero(service, answer) => {
                 let _ = answer.send(self.zero(service));
+            }
+            Request::Checks(answer) => {
+                let _ = answer.send(self.checks.statuses());
             }
             Request::Marks(answer) => {
                 let _ = answer.send(Arc::clone(self.model.marks()));
@@ -252,6 +277,9 @@ impl State {
         }
         if std::mem::take(&mut self.are_vips_stale) {
             self.follow_announced();
+        }
+        if std::mem::take(&mut self.is_steering_stale) {
+            self.follow_steered();
         }
         if self.grace.is_some() || self.waiting.is_empty() && self.stale.is_empty() {
             return;
@@ -379,7 +407,7 @@ impl State {
         let addresses: BTreeSet<_> = touched
             .iter()
             .filter_map(|key| wanted.services().get(key))
-            .flat_map(|entry| entry.servers.iter().map(|server| server.key.address))
+            .flat_map(|entry| entry.destinations().map(|server| server.key.address))
             .collect();
         for address in addresses {
             self.note_way(address);
@@ -392,14 +420,31 @@ impl State {
             neighbours,
             held_back,
             slow_start,
+            checks,
+            left_out,
             ..
         } = self;
-        let is_usable = |server: &ServerSpec| {
-            is_usable(reach(neighbours, server).as_ref(), held_back, server.key.address)
+        let weight = |service: &ServiceKey, server: &ServerKey| {
+            let is_left_out = left_out.contains(&(*service, *server));
+            compiler
+                .effective_weight(service, server)
+                .or(is_left_out.then_some(0))
         };
+        let checked = checks.next(&wanted, touched, weight);
+        let effective = Effective::new(&wanted, touched, |entry, server| {
+            if let Some(follows) = checked.down(&entry.spec.key, &server.key) {
+                Standing::Down(follows)
+            } else if is_usable(reach(neighbours, server).as_ref(), held_back, server.key.address) {
+                Standing::Usable
+            } else {
+                Standing::Unreachable
+            }
+        });
+        let is_usable = |service: &ServiceKey, server: &ServerSpec| effective.is_usable(service, &server.key);
         let risen = slow_start.next(&wanted, touched, is_usable, Instant::now());
-        let plan = compiler.plan(&wanted, touched, &Model::told(changes), |service, server| {
-            if is_usable(server) {
+        let seen = effective.seen(&wanted);
+        let plan = compiler.plan(&seen, touched, &Model::told(changes), |service, server| {
+            if is_usable(service, server) {
                 risen.weight(service, server)
             } else {
                 0
@@ -422,9 +467,13 @@ impl State {
         // The new ones before their services, the old ones until these are gone.
         let mut vips = self.vips(&self.model);
         vips.extend(self.vips(&wanted));
+        self.checks.host().set_vips(vips.keys().copied().collect());
         self.follow_vips(vips);
+        self.checks.adopt(checked);
+        self.follow_steered();
         self.compiler.apply(plan);
         self.slow_start.adopt(risen);
+        self.note_fallen_back(&wanted, effective.fallen_back());
         self.model = wanted;
         self.follow_announced();
         Ok(())
@@ -461,12 +510,18 @@ impl State {
     pub(super) fn hear(&mut self, event: Event) {
         match event {
             Event::Resolution { address, resolution } => self.hear_resolution(address, &resolution),
-            Event::Path { address, .. } => self.hear_hop(address),
+            Event::Path { address, .. } => {
+                self.is_steering_stale = true;
+                self.hear_hop(address);
+            }
             Event::LocalAddresses(addresses) => {
                 self.compiler.set_local(addresses);
                 self.are_vips_stale = true;
             }
-            Event::Link { if_index, link } => self.hear_link(if_index, link),
+            Event::Link { if_index, link } => {
+                self.is_steering_stale = true;
+                self.hear_link(if_index, link);
+            }
         }
     }
 
@@ -545,7 +600,7 @@ fn a_second() -> std::io::Result<()> {
 fn servers(model: &Model) -> BTreeSet<IpAddr> {
     let entries = model.services().values();
     entries
-        .flat_map(|entry| entry.servers.iter().map(|server| server.key.address))
+        .flat_map(|entry| entry.destinations().map(|server| server.key.address))
         .collect()
 }
 

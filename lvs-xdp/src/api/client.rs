@@ -26,8 +26,8 @@ use tokio::{
 use super::{
     filter::{ConnectionFilter, ServiceFilter, ServiceName},
     types::{
-        Announcement, ApiError, Change, Changes, Connection, Flushed, MarkRule, Service, ServiceKey, Status,
-        Zero,
+        Announcement, ApiError, Change, Changes, CheckStatus, Connection, Flushed, MarkRule, Service,
+        ServiceKey, Status, Zero,
     },
 };
 
@@ -153,6 +153,11 @@ impl Client {
     /// `POST /v1/zero`: sets the counters of a service and its real servers to 0, or those of all services.
     pub async fn zero(&self, service: Option<ServiceKey>) -> Result<(), ClientError> {
         self.post("/v1/zero", &Zero { service }).await
+    }
+
+    /// `GET /v1/checks`: the health check of every real server that has one.
+    pub async fn checks(&self) -> Result<Vec<CheckStatus>, ClientError> {
+        self.get("/v1/checks").await
     }
 
     /// `GET /v1/marks`: the rules that give packets firewall marks.
@@ -405,6 +410,11 @@ impl BlockingClient {
     /// [`Client::zero`].
     pub fn zero(&mut self, service: Option<ServiceKey>) -> Result<(), ClientError> {
         self.wait(async |client| client.zero(service).await)
+    }
+
+    /// [`Client::checks`].
+    pub fn checks(&mut self) -> Result<Vec<CheckStatus>, ClientError> {
+        self.wait(async |client| client.checks().await)
     }
 
     /// [`Client::marks`].

@@ -26,8 +26,8 @@ use utoipa::OpenApi;
 use super::{
     filter::{ConnectionFilter, ServiceFilter},
     types::{
-        Announcement, ApiError, Change, Changes, Connection, ErrorCode, Flushed, ForwardingMethod, MarkRule,
-        ServerSpec, Service, Status, Zero,
+        Announcement, ApiError, Change, Changes, CheckStatus, Connection, ErrorCode, Flushed,
+        ForwardingMethod, MarkRule, ServerSpec, Service, Status, Zero,
     },
 };
 use crate::{
@@ -55,6 +55,7 @@ pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, 
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/services", get(services))
+        .route("/v1/checks", get(checks))
         .route("/v1/marks", get(marks))
         .route("/v1/zero", post(zero))
         .route("/v1/connections", get(list).delete(flush))
@@ -79,7 +80,7 @@ pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, 
 #[derive(OpenApi)]
 #[openapi(
     info(title = "lvs-xdp agent", description = "The agent's API on its Unix socket."),
-    paths(status, services, marks, zero, list, flush, changes, announce, unload)
+    paths(status, services, checks, marks, zero, list, flush, changes, announce, unload)
 )]
 struct Document;
 
@@ -141,6 +142,16 @@ async fn zero(State(api): State<Api>, body: Result<Json<Zero>, JsonRejection>) -
         Ok(Ok(())) => Json(json!({})).into_response(),
         Ok(Err(error)) | Err(error) => refused(error),
     }
+}
+
+/// The health check of every real server that has one, with its last result.
+#[utoipa::path(
+    get,
+    path = "/v1/checks",
+    responses((status = 200, body = Vec<CheckStatus>), (status = 500, body = ApiError))
+)]
+async fn checks(State(api): State<Api>) -> Response {
+    answer(api.ask(Request::Checks).await)
 }
 
 /// The rules that give packets firewall marks, in the order in which they are tried.
@@ -436,6 +447,7 @@ mod tests {
             ("/v1/status", "get", &["200", "500"][..]),
             ("/v1/services", "get", &["200", "400", "404", "500"]),
             ("/v1/zero", "post", &["200", "400", "404", "500"]),
+            ("/v1/checks", "get", &["200", "500"]),
             ("/v1/marks", "get", &["200", "500"]),
             ("/v1/connections", "get", &["200", "400", "404", "500"]),
             ("/v1/connections", "delete", &["200", "400", "404", "500"]),

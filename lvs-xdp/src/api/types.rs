@@ -3,8 +3,10 @@
 //! The same types are the model of the desired state, so that what the API takes, what is kept on
 //! disk and what is listed cannot drift apart.
 
+mod check;
 mod marks;
 mod method;
+mod probe;
 mod seen;
 mod settings;
 
@@ -18,11 +20,13 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use self::{
+    check::{Check, CheckTarget, Fallback, InitialState, OnFailure, ServerCheck, Span},
     marks::{MarkRule, Ports},
     method::{ForwardingMethod, Tunnel, TunnelChecksum, TunnelKind},
+    probe::{DnsProbe, DnsRecord, ExecProbe, HttpProbe, Probe, Statuses, TlsOptions, UdpProbe},
     seen::{
-        Announcement, Connection, Flushed, InterfaceStatus, Rates, ReasonCount, Server, ServerState, Service,
-        Stats, Status, VipState, VipStatus, Zero,
+        Announcement, CheckResult, CheckState, CheckStatus, Connection, Flushed, InterfaceStatus, Rates,
+        ReasonCount, Server, ServerState, Service, Stats, Status, VipState, VipStatus, Zero,
     },
     settings::{ClientMask, Persistence, Removal, ServiceSettings, Setting, Settings, Timeouts},
 };
@@ -315,6 +319,16 @@ pub struct ServiceSpec {
     /// Settings of this service that take the place of the director's.
     #[serde(default, skip_serializing_if = "is_default")]
     pub settings: ServiceSettings,
+    /// How its real servers are checked; without it they count as up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<Box<Check>>,
+    /// So many of its real servers have to be usable, with a weight above 0; while they are fewer, its fallback takes
+    /// all new connections.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub quorum: u32,
+    /// Who does so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<Fallback>,
 }
 
 impl ServiceSpec {
@@ -329,8 +343,20 @@ impl ServiceSpec {
             removal: None,
             slow_start: 0,
             settings: ServiceSettings::default(),
+            check: None,
+            quorum: 1,
+            fallback: None,
         }
     }
+}
+
+fn one() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_one(value: &u32) -> bool {
+    *value == 1
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -365,6 +391,9 @@ pub struct ServerSpec {
     /// Set while it is drained: it takes nothing new, and is removed when its last connection has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<Drain>,
+    /// What is another one for it than in its service's check.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<Box<ServerCheck>>,
 }
 
 impl ServerSpec {
@@ -377,6 +406,7 @@ impl ServerSpec {
             upper_threshold: 0,
             lower_threshold: 0,
             drain: None,
+            check: None,
         }
     }
 }

@@ -10,6 +10,7 @@ use clap_complete::Shell;
 use ipnet::IpNet;
 
 use super::{
+    check::{CheckArgs, ServerCheckWord, server_check},
     mark::RuleProtocol,
     value::{self, RemovalChoice, ServiceKind, ServiceName as NamedService, SettingChange, SettingValue},
 };
@@ -92,6 +93,9 @@ pub(super) enum Verb {
     /// Show the counters of every virtual service and real server
     #[command(after_help = "Examples:\n  lvs-xdp stats\n  lvs-xdp stats --json")]
     Stats(ListArgs),
+    /// Show the health check of every real server: its state, since when, and the last result
+    #[command(after_help = "Examples:\n  lvs-xdp checks\n  lvs-xdp checks --json")]
+    Checks(ListArgs),
     /// Tell everybody where virtual addresses are: gratuitous ARP, unsolicited neighbour advertisements
     #[command(
         after_help = "Told are those that the agent answers for (--announce) and those that an interface of the \
@@ -323,6 +327,8 @@ pub(super) struct ServiceOptions {
     /// NAME=default for the director's. Repeat it for more
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = value::setting, group = "changes")]
     pub(super) settings: Vec<SettingChange>,
+    #[command(flatten)]
+    pub(super) check: CheckArgs,
 }
 
 #[derive(Debug, Args)]
@@ -381,7 +387,9 @@ pub(super) enum ServiceVerb {
         lvs-xdp service add tcp 192.168.2.100:443 --persistent=600 --netmask 255.255.255.0\n  \
         lvs-xdp service add tcp 192.168.2.100:0 --persistent\n  \
         lvs-xdp service add mark 1 --scheduler rr\n  \
-        lvs-xdp service add tcp 192.168.2.100:80 --removal reset --slow-start 60s --set sloppy_tcp=1")]
+        lvs-xdp service add tcp 192.168.2.100:80 --removal reset --slow-start 60s --set sloppy_tcp=1\n  \
+        lvs-xdp service add tcp 192.168.2.100:80 --check http://www.example.org/health --check-interval 1s\n  \
+        lvs-xdp service add udp 192.168.2.100:53 --check dns:www.example.org --fallback 192.168.2.230 --quorum 2")]
     #[command(group = ArgGroup::new("changes").multiple(true))]
     Add {
         #[command(flatten)]
@@ -396,7 +404,9 @@ pub(super) enum ServiceVerb {
     #[command(after_help = "Examples:\n  \
         lvs-xdp service edit tcp 192.168.2.100:80 --scheduler wrr\n  \
         lvs-xdp service edit tcp 192.168.2.100:80 --no-persistent --slow-start 0s\n  \
-        lvs-xdp service edit tcp 192.168.2.100:80 --removal default --set conn_reuse_mode=default")]
+        lvs-xdp service edit tcp 192.168.2.100:80 --removal default --set conn_reuse_mode=default\n  \
+        lvs-xdp service edit tcp 192.168.2.100:80 --check tcp --check-fall 2\n  \
+        lvs-xdp service edit tcp 192.168.2.100:80 --no-check --fallback none")]
     #[command(group = ArgGroup::new("changes").required(true).multiple(true))]
     Edit {
         #[command(flatten)]
@@ -415,6 +425,15 @@ pub(super) enum ServiceVerb {
         /// Let the packets of a UDP flow stay together
         #[arg(long, conflicts_with = "one_packet", group = "changes")]
         no_one_packet: bool,
+        /// Check its real servers no more: they count as up
+        #[arg(
+            long, group = "changes",
+            conflicts_with_all = [
+                "check", "check_interval", "check_timeout", "check_rise", "check_fall", "check_target",
+                "check_initial", "check_on_failure", "check_status", "check_contains", "check_insecure", "check_ca",
+            ]
+        )]
+        no_check: bool,
     },
     /// Delete a virtual service and its real servers
     #[command(after_help = "Example:\n  lvs-xdp service delete tcp 192.168.2.100:80")]
@@ -491,6 +510,9 @@ pub(super) enum ServerVerb {
         thresholds: ThresholdArgs,
         #[command(flatten)]
         tunnel: TunnelArgs,
+        /// Check it by something else than its service says (as with `service add --check`), or not at all (off)
+        #[arg(long, value_name = "CHECK", value_parser = server_check)]
+        check: Option<ServerCheckWord>,
         /// Add it even where it cannot be reached: by direct routing behind a router, or without a route
         #[arg(long)]
         force: bool,
@@ -518,6 +540,9 @@ pub(super) enum ServerVerb {
         /// Reach it by direct routing again
         #[arg(long, conflicts_with = "tunnel", group = "changes")]
         no_tunnel: bool,
+        /// Check it by something else than its service says, not at all (off), or as that says (default)
+        #[arg(long, value_name = "CHECK", value_parser = server_check, group = "changes")]
+        check: Option<ServerCheckWord>,
     },
     /// Take a real server out of service without breaking a connection
     #[command(

@@ -5,6 +5,8 @@
 
 mod agent;
 mod args;
+mod check;
+mod checks;
 mod connections;
 mod documents;
 mod drain;
@@ -103,6 +105,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
         Verb::Connections(args) => connections::run(args, &mut client, out),
         Verb::Settings { name, value, list } => settings::run(name, value, &list, &mut client, out),
         Verb::Stats(list) => status::stats(&client.services()?, &list, out),
+        Verb::Checks(list) => checks::print(&client.checks()?, &list, out),
         Verb::Announce { addresses, list } => announce(addresses, &list, &mut client, out),
         Verb::Doctor { all, list } => examine(all, &list, &mut client, out),
         Verb::Unload { pin_dir } => unload(&mut client, pin_dir.as_deref()),
@@ -359,6 +362,26 @@ mod tests {
             ),
             ("lvs-xdp server list tcp", "<VIP:PORT>"),
             ("lvs-xdp realserver setup --vip 10.0.0", "is no IP address"),
+            (
+                "lvs-xdp service add tcp 10.0.0.1:80 --check icmp",
+                "`icmp` is no check: write one such as tcp",
+            ),
+            (
+                "lvs-xdp service add tcp 10.0.0.1:80 --check tcp --check-interval 1",
+                "`1` is no time: write one such as 500ms or 2s",
+            ),
+            (
+                "lvs-xdp service add tcp 10.0.0.1:80 --check http --check-status 99",
+                "`99` is no status or range of statuses",
+            ),
+            (
+                "lvs-xdp service edit tcp 10.0.0.1:80 --no-check --check tcp",
+                "cannot be used with",
+            ),
+            (
+                "lvs-xdp server add tcp 10.0.0.1:80 10.0.0.2 --check maybe",
+                "is no check",
+            ),
         ] {
             let (status, text) = fault(line);
             assert_eq!(status, 2, "{line}");

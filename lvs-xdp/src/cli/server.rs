@@ -15,8 +15,8 @@ use super::{
 use crate::api::{
     client::BlockingClient,
     types::{
-        Change, Drain, ForwardingMethod, Server, ServerKey, ServerSpec, ServerState, Service, ServiceKey,
-        Tunnel, TunnelChecksum, TunnelKind,
+        Change, CheckState, Drain, ForwardingMethod, Server, ServerKey, ServerSpec, ServerState, Service,
+        ServiceKey, Tunnel, TunnelChecksum, TunnelKind,
     },
 };
 
@@ -36,6 +36,7 @@ pub(super) fn run(verb: ServerVerb, client: &mut BlockingClient, out: &mut dyn W
             weight,
             thresholds,
             tunnel,
+            check,
             force,
         } => {
             let service = service.key()?;
@@ -48,6 +49,9 @@ pub(super) fn run(verb: ServerVerb, client: &mut BlockingClient, out: &mut dyn W
             let mut server = ServerSpec::new(key, weight);
             thresholds.apply_to(&mut server);
             server.method = tunnel.method()?.unwrap_or_default();
+            if let Some(check) = check {
+                check.apply_to(&mut server);
+            }
             Change::AddServer {
                 service,
                 server,
@@ -61,6 +65,7 @@ pub(super) fn run(verb: ServerVerb, client: &mut BlockingClient, out: &mut dyn W
             thresholds,
             tunnel,
             no_tunnel,
+            check,
         } => {
             let service = service.key()?;
             let key = key(server, service)?;
@@ -81,6 +86,9 @@ pub(super) fn run(verb: ServerVerb, client: &mut BlockingClient, out: &mut dyn W
                 None if no_tunnel => ForwardingMethod::Dr,
                 None => server.method,
             };
+            if let Some(check) = check {
+                check.apply_to(&mut server);
+            }
             Change::EditServer { service, server }
         }
         ServerVerb::Drain {
@@ -213,7 +221,7 @@ fn print(services: &[Service], json: bool, out: &mut dyn Write) -> Result<(), Fa
             server.spec.method.to_string(),
             server.spec.weight.to_string(),
             effective(server),
-            state(server.state).to_owned(),
+            state(server).to_owned(),
             server.mac.clone().unwrap_or_default(),
             server.interface.clone().unwrap_or_default(),
             server.active.to_string(),
@@ -254,8 +262,10 @@ fn draining(drain: Option<Drain>, now: u64) -> String {
     }
 }
 
-fn state(state: ServerState) -> &'static str {
-    match state {
+/// What is known of the way to it; of one that can be reached, whether its check says that it is down.
+fn state(server: &Server) -> &'static str {
+    match server.state {
+        ServerState::Ready | ServerState::Local if server.health == Some(CheckState::Down) => "down",
         ServerState::Ready => "ready",
         ServerState::Local => "local",
         ServerState::Resolving => "resolving",

@@ -50,6 +50,7 @@ pub(super) fn run(
             no_flags,
             no_persistent,
             no_one_packet,
+            no_check,
         } => {
             let mut service = find(client.services()?, service.key()?)?.spec;
             service.scheduler = scheduler.unwrap_or(service.scheduler);
@@ -58,6 +59,9 @@ pub(super) fn run(
             }
             if no_persistent {
                 service.persistence = None;
+            }
+            if no_check {
+                service.check = None;
             }
             if no_one_packet {
                 service.one_packet = false;
@@ -101,6 +105,7 @@ impl ServiceOptions {
             removal,
             slow_start,
             settings,
+            check,
         } = self;
         if !flags.is_empty() {
             service.flags = normal(flags);
@@ -126,6 +131,7 @@ impl ServiceOptions {
         for SettingChange { setting, value } in settings {
             *setting.of_service(&mut service.settings) = value.0;
         }
+        check.apply_to(&mut service)?;
         Ok(service)
     }
 }
@@ -171,14 +177,15 @@ fn print(services: &[Service], list: &ListArgs, out: &mut dyn Write) -> Result<(
             spec.scheduler.to_string(),
             flags.join(","),
             service.servers.len().to_string(),
-            options(spec),
+            options(service),
         ]);
     }
     Ok(table.write(out)?)
 }
 
 /// What a service has that others have not, by the names of the options.
-fn options(spec: &ServiceSpec) -> String {
+fn options(service: &Service) -> String {
+    let spec = &service.spec;
     let mut options = Vec::new();
     if let Some(Persistence { timeout, mask }) = spec.persistence {
         options.push(format!("persistent={timeout}"));
@@ -195,6 +202,20 @@ fn options(spec: &ServiceSpec) -> String {
     for setting in Setting::ALL {
         let value = setting.of_service(&mut settings);
         options.extend(value.map(|value| format!("{setting}={value}")));
+    }
+    if let Some(check) = &spec.check {
+        options.push(format!(
+            "check={} interval={}",
+            check.probe.name(),
+            check.interval
+        ));
+    }
+    if let Some(fallback) = &spec.fallback {
+        let is_used = if service.has_fallen_back { " (in use)" } else { "" };
+        options.push(format!(
+            "quorum={} fallback={}{is_used}",
+            spec.quorum, fallback.address
+        ));
     }
     options.join(" ")
 }

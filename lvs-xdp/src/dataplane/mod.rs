@@ -4,7 +4,7 @@
 //! and [`Dataplane::attach`] puts it on an interface. From then on forwarding needs no agent.
 //! In reading order: [`tables`] (the maps in memory), `pins`, [`compile`] (from the desired state to
 //! [`rows`], in extents of `extents`), `peers`, [`sweep`] (expiry, lists of connections), `migrate` (to tables of
-//! another size).
+//! another size), [`steering`] (the way of health checks).
 
 pub mod compile;
 mod extents;
@@ -14,6 +14,7 @@ mod object;
 mod peers;
 mod pins;
 pub mod rows;
+pub mod steering;
 pub mod sweep;
 mod tables;
 pub mod trial;
@@ -124,6 +125,7 @@ pub struct Dataplane {
     reasons: PerCpuArray<MapData, u64>,
     redirect: DevMapHash<MapData>,
     attached: BTreeMap<u32, Attached>,
+    steered: steering::Steered,
 }
 
 impl fmt::Debug for Dataplane {
@@ -176,6 +178,7 @@ impl Dataplane {
             reasons: open_map(&directory, name::REASONS)?,
             redirect: open_map(&directory, name::REDIRECT)?,
             attached: BTreeMap::new(),
+            steered: BTreeMap::new(),
             capacity: options.capacity,
             generation: plan.generation,
             pins,

@@ -98,6 +98,8 @@ pub(super) fn options(spec: &ServiceSpec, director: Settings) -> Options {
     let own = &spec.settings;
     let is_set = |own: Option<u32>, director: u32| own.unwrap_or(director) != 0;
     let expires_nodest = is_set(own.expire_nodest_conn, director.expire_nodest_conn);
+    // A client that was never answered may come again from the same port: that is a new connection, too.
+    let starts_anew = spec.check.is_some() && own.expire_nodest_conn.is_none();
     let reuse = own.conn_reuse_mode.unwrap_or(director.conn_reuse_mode);
     let removal = spec.removal.unwrap_or(if expires_nodest {
         Removal::Reschedule
@@ -108,7 +110,7 @@ pub(super) fn options(spec: &ServiceSpec, director: Settings) -> Options {
         (spec.one_packet, Options::ONE_PACKET),
         (removal == Removal::Reschedule, Options::RESCHEDULE),
         (removal == Removal::Reset, Options::RESET),
-        (expires_nodest, Options::EXPIRE_NODEST),
+        (expires_nodest || starts_anew, Options::EXPIRE_NODEST),
         (
             is_set(own.expire_quiescent_template, director.expire_quiescent_template),
             Options::EXPIRE_QUIESCENT,

@@ -16,6 +16,7 @@ fn service() -> Service {
         spec: ServiceSpec::new(key, Scheduler::Rr),
         stats: Stats::default(),
         rates: Rates::default(),
+        has_fallen_back: false,
         servers: Vec::new(),
     }
 }
@@ -33,6 +34,7 @@ fn server(state: ServerState) -> Server {
         active: 0,
         inactive: 0,
         persistent: 0,
+        health: None,
         effective_weight: 1,
         stats: Stats::default(),
         rates: Rates::default(),

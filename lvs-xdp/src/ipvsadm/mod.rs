@@ -278,7 +278,10 @@ fn answer(request: Request, director: &mut dyn Director, names: &Names) -> Resul
             let service = edited_service(director, request)?;
             apply(director, vec![Change::EditService { service }])
         }
-        Request::Change(changes) => apply(director, changes),
+        Request::Change(changes) => {
+            let changes = with_checks(director, changes)?;
+            apply(director, changes)
+        }
         // The rules come from standard input, and that is taken already.
         Request::Restore => Err(args::no_command()),
     }
@@ -357,6 +360,23 @@ fn find(director: &mut dyn Director, key: ServiceKey) -> Result<Option<ServiceSp
         Err(ClientError::Refused(error)) if error.code == ErrorCode::NoSuchService => Ok(None),
         Err(error) => Err(unanswered(error)),
     }
+}
+
+/// An edited server keeps its health check, which ipvsadm has no words for.
+fn with_checks(director: &mut dyn Director, mut changes: Vec<Change>) -> Result<Vec<Change>, Failure> {
+    for change in &mut changes {
+        let Change::EditServer { service, server } = change else {
+            continue;
+        };
+        let known = match director.service(*service) {
+            Ok(service) => service.servers,
+            Err(ClientError::Refused(error)) if error.code == ErrorCode::NoSuchService => Vec::new(),
+            Err(error) => return Err(unanswered(error)),
+        };
+        let before = known.into_iter().find(|known| known.spec.key == server.key);
+        server.check = before.and_then(|before| before.spec.check);
+    }
+    Ok(changes)
 }
 
 /// A question that the agent did not answer.

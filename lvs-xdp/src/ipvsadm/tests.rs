@@ -35,6 +35,7 @@ impl Memory {
                     spec,
                     stats: Stats::default(),
                     rates: Rates::default(),
+                    has_fallen_back: false,
                     servers: Vec::new(),
                 });
             }
@@ -70,6 +71,7 @@ impl Memory {
                     inactive: 0,
                     persistent: 0,
                     effective_weight: 1,
+                    health: None,
                     stats,
                     rates: Rates::default(),
                 };

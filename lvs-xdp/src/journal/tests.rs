@@ -346,6 +346,22 @@ fn a_file_from_before_there_were_marks_is_read() {
     assert_eq!(fs::read(dir.path().join(FILE)).unwrap(), snapshot(&read).unwrap());
 }
 
+/// As the third version wrote it, which knew nothing of health checks.
+#[test]
+fn a_file_from_before_there_were_checks_is_read() {
+    let service =
+        "[{\"change\":\"add-service\",\"service\":{\"mark\":7,\"scheduler\":\"rr\",\"slow_start\":60}}]";
+    let before = [header(3), line(service.as_bytes())].concat();
+    let dir = directory(&before);
+    let read = reopen(dir.path());
+    let spec = &read.services()[&ServiceKey::Mark { mark: 7, ipv6: false }].spec;
+    assert_eq!(
+        (spec.slow_start, &spec.check, spec.quorum, &spec.fallback),
+        (60, &None, 1, &None)
+    );
+    assert_eq!(fs::read(dir.path().join(FILE)).unwrap(), snapshot(&read).unwrap());
+}
+
 #[test]
 fn marks_are_kept() {
     let dir = TempDir::new().unwrap();

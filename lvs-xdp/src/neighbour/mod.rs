@@ -268,6 +268,11 @@ impl Neighbours {
         self.view.borrow().local.contains(&address)
     }
 
+    /// The addresses of this host.
+    pub fn local(&self) -> BTreeSet<IpAddr> {
+        self.view.borrow().local.clone()
+    }
+
     /// The interfaces of this host, as of now.
     pub fn links(&self) -> Arc<Links> {
         Arc::clone(&self.view.borrow().links)

@@ -239,7 +239,7 @@ fn served(model: &Model, weight: impl Fn(&ServiceKey, &ServerKey) -> u32) -> BTr
     }
     let mut served = BTreeMap::new();
     for (key, entry) in model.services() {
-        let is_usable = entry.servers.iter().any(|server| weight(key, &server.key) > 0);
+        let is_usable = entry.destinations().any(|server| weight(key, &server.key) > 0);
         let mut note = |address| *served.entry(address).or_insert(false) |= is_usable;
         match key {
             ServiceKey::Endpoint { address, .. } => note(*address),

@@ -206,9 +206,12 @@ fn tags(exit: &Exit, has_vlans: bool) -> Option<Option<Tags>> {
 fn peers(model: &Model, way: impl Fn(IpAddr) -> Option<Way>) -> BTreeSet<[u8; 6]> {
     let mut peers = BTreeSet::new();
     for entry in model.services().values() {
-        let ways = entry.servers.iter().filter_map(|server| way(server.key.address));
-        if ways.clone().any(|way| way == Way::Local) {
-            peers.extend(ways.filter_map(|way| match way {
+        let ways: Vec<_> = entry
+            .destinations()
+            .filter_map(|server| way(server.key.address))
+            .collect();
+        if ways.contains(&Way::Local) {
+            peers.extend(ways.into_iter().filter_map(|way| match way {
                 Way::Neighbour { mac, .. } => Some(mac),
                 Way::Local => None,
             }));

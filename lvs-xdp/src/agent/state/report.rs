@@ -34,16 +34,16 @@ impl State {
             .iter()
             .map(|server| self.server(key, server))
             .collect();
-        let leftovers = self
-            .compiler
-            .leftovers(key)
-            .into_iter()
-            .map(|id| self.dataplane.stats(id));
-        let parts = servers.iter().map(|server| server.stats).chain(leftovers);
+        // A server that its check has taken out of the list is listed here all the same.
+        let destinations = entry.destinations();
+        let ids = destinations.filter_map(|server| self.compiler.destination(key, &server.key));
+        let ids: BTreeSet<_> = ids.chain(self.compiler.leftovers(key)).collect();
+        let parts = ids.into_iter().map(|id| self.dataplane.stats(id));
         Service {
             spec: entry.spec.clone(),
             stats: parts.fold(self.compiler.retired(key), sum),
             rates: self.service_rates(key),
+            has_fallen_back: self.fallen_back.contains(key),
             servers,
         }
     }
@@ -71,6 +71,7 @@ impl State {
             inactive,
             persistent: id.map_or(0, |id| self.compiler.templates(id)),
             effective_weight: self.compiler.effective_weight(service, &spec.key).unwrap_or(0),
+            health: self.checks.known(service, &spec.key),
             stats: id.map(|id| self.dataplane.stats(id)).unwrap_or_default(),
             rates: id.map(|id| self.destination_rates(id)).unwrap_or_default(),
         }
@@ -109,10 +110,22 @@ impl State {
                 attached.name
             ))
         });
+        let servers = (self.model.services().values())
+            .flat_map(|entry| entry.servers.iter().map(|server| (&entry.spec.key, server)));
         let faults: BTreeSet<_> = (self.model.services().values())
-            .flat_map(|entry| &entry.servers)
-            .filter_map(|server| self.fault(server))
+            .flat_map(|entry| entry.destinations())
+            .filter_map(|server| self.fault(&server))
             .collect();
+        let unhealthy = servers.filter_map(|(service, server)| {
+            let complaint = self.checks.complaint(service, &server.key)?;
+            Some(format!(
+                "real server {} of service {service} {complaint}",
+                server.key
+            ))
+        });
+        let fallen_back = (self.fallen_back.iter()).map(|key| {
+            format!("service {key} has fewer usable real servers than its quorum: its fallback is in use")
+        });
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -138,6 +151,8 @@ impl State {
                 .cloned()
                 .chain(generic)
                 .chain(faults)
+                .chain(unhealthy)
+                .chain(fallen_back)
                 .collect(),
         }
     }

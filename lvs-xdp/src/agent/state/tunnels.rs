@@ -32,10 +32,10 @@ pub(super) fn reach(neighbours: &Neighbours, server: &ServerSpec) -> Option<Reso
 
 /// The servers behind tunnels, each address once.
 pub(super) fn tunnelled(model: &Model) -> BTreeMap<IpAddr, ServerSpec> {
-    let servers = model.services().values().flat_map(|entry| &entry.servers);
+    let servers = model.services().values().flat_map(|entry| entry.destinations());
     let tunnelled = servers.filter(|server| server.method.tunnel().is_some());
     tunnelled
-        .map(|server| (server.key.address, server.clone()))
+        .map(|server| (server.key.address, server.into_owned()))
         .collect()
 }
 
@@ -134,7 +134,7 @@ impl State {
     /// The services that have such a server.
     pub(super) fn services_with(&self, is_such: impl Fn(&ServerSpec) -> bool) -> BTreeSet<ServiceKey> {
         let services = self.model.services().iter();
-        let concerned = services.filter(|(_, entry)| entry.servers.iter().any(&is_such));
+        let concerned = services.filter(|(_, entry)| entry.destinations().any(|server| is_such(&server)));
         concerned.map(|(key, _)| *key).collect()
     }
 }

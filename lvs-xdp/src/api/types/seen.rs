@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Protocol, ServerSpec, ServiceKey, ServiceSpec, Settings, Timeouts};
+use super::{CheckTarget, Protocol, ServerKey, ServerSpec, ServiceKey, ServiceSpec, Settings, Timeouts};
 
 /// Counters since the service or server was added, or since they were set to 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
@@ -72,14 +72,66 @@ pub struct Server {
     pub inactive: u64,
     /// Persistence templates that name it (PersistConn of ipvsadm).
     pub persistent: u64,
-    /// The weight that the scheduler goes by: the configured one, or less while it does not answer or
-    /// starts slowly.
+    /// The weight that the scheduler goes by: the configured one, or less while it does not answer, is down by
+    /// its check, or starts slowly.
     pub effective_weight: u32,
+    /// What its check says; nothing where it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<CheckState>,
     /// Its counters.
     pub stats: Stats,
     /// Their rates.
     #[serde(default)]
     pub rates: Rates,
+}
+
+/// What a check says of a real server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckState {
+    /// It gets connections.
+    Up,
+    /// It gets no new ones.
+    Down,
+}
+
+/// One result of a check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CheckResult {
+    /// When it was known, in milliseconds since 1970 (UTC).
+    pub at: u64,
+    /// How long it took, in milliseconds.
+    pub took: u64,
+    /// Whether it was good.
+    pub is_good: bool,
+    /// What was seen, in words.
+    pub why: String,
+}
+
+/// The check of one real server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CheckStatus {
+    /// The service.
+    pub service: ServiceKey,
+    /// The real server.
+    pub server: ServerKey,
+    /// What is asked: `tcp`, `http`.
+    pub probe: String,
+    /// Which address is asked.
+    pub target: CheckTarget,
+    /// That address and the port; nothing where there is no one to ask.
+    #[schema(value_type = Option<String>)]
+    pub asked: Option<SocketAddr>,
+    /// What follows for the real server.
+    pub state: CheckState,
+    /// Since when, in milliseconds since 1970 (UTC).
+    pub since: u64,
+    /// So many results in a row were as the last one.
+    pub in_a_row: u32,
+    /// The last result that says something of the real server; nothing before the first one.
+    pub last: Option<CheckResult>,
+    /// Why there is no result for now, where that is not the real server's doing.
+    pub fault: Option<String>,
 }
 
 /// A virtual service as configured and as seen.
@@ -93,6 +145,9 @@ pub struct Service {
     /// Their rates.
     #[serde(default)]
     pub rates: Rates,
+    /// Whether its fallback takes its new connections.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_fallen_back: bool,
     /// Its real servers, the one added last first (the schedulers' order).
     pub servers: Vec<Server>,
 }

@@ -25,6 +25,7 @@ struct Desired(Model);
 impl Director for Desired {
     fn services(&mut self) -> Result<Vec<Service>, ClientError> {
         let services = self.0.services().values().map(|entry| Service {
+            has_fallen_back: false,
             spec: entry.spec.clone(),
             stats: Stats::default(),
             rates: Rates::default(),
@@ -64,6 +65,7 @@ impl Director for Desired {
 
 fn seen(spec: ServerSpec) -> Server {
     Server {
+        health: None,
         spec,
         state: ServerState::Ready,
         mac: None,
@@ -142,7 +144,11 @@ fn any_service() -> impl Strategy<Value = ServiceSpec> {
                 };
                 let is_for_all_ports = matches!(key, ServiceKey::Endpoint { port: 0, .. });
                 let persistence = persistence.or(is_for_all_ports.then_some((360, None)));
+                // ipvsadm has no words for health checks.
                 ServiceSpec {
+                    check: None,
+                    quorum: 1,
+                    fallback: None,
                     key,
                     scheduler,
                     flags: flags.into_iter().collect(),

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::api::types::{
-    ClientMask, Drain, Persistence, Protocol, Removal, SchedulerFlag, ServerKey, ServiceSettings,
+    ClientMask, Drain, Persistence, Protocol, Removal, SchedulerFlag, ServerCheck, ServerKey, ServiceSettings,
 };
 
 /// The service that a line makes.
@@ -126,6 +126,21 @@ fn an_edited_service_keeps_what_ipvsadm_has_no_words_for() {
         ..before
     };
     assert_eq!(director.services[0].spec, expected);
+}
+
+#[test]
+fn an_edited_server_keeps_its_check() {
+    let mut director = Memory::default();
+    stdout_of(&mut director, "-A -t 10.0.0.1:80");
+    stdout_of(&mut director, "-a -t 10.0.0.1:80 -r 10.0.0.2 -w 5");
+    let check = Some(Box::new(ServerCheck {
+        off: true,
+        ..ServerCheck::default()
+    }));
+    director.services[0].servers[0].spec.check.clone_from(&check);
+    stdout_of(&mut director, "-e -t 10.0.0.1:80 -r 10.0.0.2 -w 7");
+    let spec = &director.services[0].servers[0].spec;
+    assert_eq!((spec.weight, &spec.check), (7, &check));
 }
 
 #[test]
