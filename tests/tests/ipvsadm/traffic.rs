@@ -148,11 +148,11 @@ fn lists_say_what_the_traffic_made() -> Result<()> {
         );
     }
 
-    // In two samples at the most, and a quarter of the way.
+    // In two samples at the most, a quarter of the way; a sample may be some milliseconds early or late.
     let rates = rates(|| Ok(columns(&list("-L -n --rate")?)?["192.168.2.100:80"].clone()))?;
     let most = rates.iter().map(|rate| rate[3]).max().unwrap_or_default();
     assert!(
-        (bytes / 8 / 2..=bytes / 8 + 1).contains(&most),
+        (bytes / 8 / 2..=bytes / 8 + bytes / 40).contains(&most),
         "{bytes} bytes: {rates:?}"
     );
     let falling: Vec<_> = rates
