@@ -4,7 +4,7 @@ use std::{fs, io, path::Path};
 
 use super::finding::{Finding, Level};
 use crate::{
-    api::types::{InterfaceStatus, Status},
+    api::types::{InterfaceStatus, ServerState, Service, Status},
     nic,
 };
 
@@ -13,17 +13,17 @@ const OLDEST: (u32, u32) = (6, 1);
 /// From this part of the connection table on, in percent, new connections may find no room in their bucket.
 const FULL: u64 = 75;
 
-/// How the agent's warnings about real servers begin.
-const SERVER: &str = "real server ";
-
 /// The kernel, and what the agent warns of.
-pub(super) fn host(status: &Status) -> Vec<Finding> {
+pub(super) fn host(status: &Status, services: &[Service]) -> Vec<Finding> {
     let mut findings = vec![kernel(), jit(), table(status)];
-    // What the agent says of a real server is found by the way to it.
-    let warnings = status
-        .warnings
-        .iter()
-        .filter(|warning| !warning.starts_with(SERVER));
+    // That a real server cannot be reached is found by the way to it.
+    let servers = services.iter().flat_map(|service| &service.servers);
+    let unreached: Vec<_> = servers
+        .filter(|server| server.state != ServerState::Ready)
+        .map(|server| format!("real server {}: ", server.spec.key.address))
+        .collect();
+    let is_found = |warning: &str| unreached.iter().any(|beginning| warning.starts_with(beginning));
+    let warnings = status.warnings.iter().filter(|warning| !is_found(warning));
     findings.extend(warnings.map(|warning| {
         Finding::new(Level::Warning, "agent-warning", "agent", warning.clone())
             .because("the agent asks for attention")

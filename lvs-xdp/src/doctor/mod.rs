@@ -37,7 +37,7 @@ const AT_ONCE: usize = 512;
 pub fn examine(status: &Status, services: &[Service]) -> anyhow::Result<Report> {
     let wire = Wire::open()?;
     let own = Own::read()?;
-    let mut findings = host::host(status);
+    let mut findings = host::host(status, services);
     findings.extend(status.interfaces.iter().flat_map(host::interface));
     findings.extend(vips(&wire, &own, status, services)?);
     findings.extend(servers(&wire, &own, status, services)?);

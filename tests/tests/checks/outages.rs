@@ -29,7 +29,7 @@ use crate::{
 /// The longest time from a fault to a real server without new connections: the last result comes that late, and a
 /// busy machine takes its time.
 const SEEN_WITHIN: Duration =
-    Duration::from_millis((INTERVAL.as_millis() * FALL as u128 + TIMEOUT.as_millis()) as u64 + 250);
+    Duration::from_millis((INTERVAL.as_millis() * FALL as u128 + TIMEOUT.as_millis()) as u64 + 2000);
 
 /// Breaks rs1 while clients ask, waits until it is out, sees that it gets nothing, mends it, and waits until it is
 /// back. Returns the words of the check.
@@ -67,7 +67,9 @@ pub(crate) fn outage(
     let back_after = mended.elapsed();
     let report = load.stop()?;
     let after = Load::sequential(lab.vip(), 10).run(lab.client())?;
-    assert_eq!(after.counts().get("rs1"), Some(&5), "{what}: {after:?}");
+    // In turns, but for a connection of the other load that is late.
+    let back = after.counts().get("rs1").copied().unwrap_or_default();
+    ensure!((4..=6).contains(&back), "{what}: {after:?}");
     println!(
         "{what}: seen after {} ms, back after {} ms; {} of {} requests failed; {why}",
         seen_after.as_millis(),

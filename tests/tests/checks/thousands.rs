@@ -85,7 +85,7 @@ fn two_thousand_checks_are_made_in_time() -> Result<()> {
     std::thread::sleep(Duration::from_secs(seconds));
     let (after, memory) = used(pid)?;
     let late: Vec<_> = (client_checks(&lab)?.into_iter())
-        .filter(|age| *age > Duration::from_millis(3_500))
+        .filter(|age| *age > Duration::from_secs(10))
         .collect();
     assert!(
         late.is_empty(),
