@@ -138,10 +138,7 @@ async fn zero(State(api): State<Api>, body: Result<Json<Zero>, JsonRejection>) -
         Ok(body) => body,
         Err(error) => return refuse(error.status(), ErrorCode::Invalid, &error.body_text()),
     };
-    match api.ask(|reply| Request::Zero(service, reply)).await {
-        Ok(Ok(())) => Json(json!({})).into_response(),
-        Ok(Err(error)) | Err(error) => refused(error),
-    }
+    done(api.ask(|reply| Request::Zero(service, reply)).await)
 }
 
 /// The health check of every real server that has one, with its last result.
@@ -279,18 +276,12 @@ async fn changes(State(api): State<Api>, body: Result<Json<Changes>, JsonRejecti
         Err(error) => return refuse(error.status(), ErrorCode::Invalid, &error.body_text()),
     };
     if check {
-        return match api.ask(|reply| Request::Check(changes, reply)).await {
-            Ok(Ok(())) => Json(json!({})).into_response(),
-            Ok(Err(error)) | Err(error) => refused(error),
-        };
+        return done(api.ask(|reply| Request::Check(changes, reply)).await);
     }
     if let Err(error) = api.resolve(&changes).await {
         return refused(error);
     }
-    match api.ask(|reply| Request::Change(changes, reply)).await {
-        Ok(Ok(())) => Json(json!({})).into_response(),
-        Ok(Err(error)) | Err(error) => refused(error),
-    }
+    done(api.ask(|reply| Request::Change(changes, reply)).await)
 }
 
 /// Tells everybody where virtual addresses are, some times a second apart: by gratuitous ARP, by unsolicited
@@ -324,10 +315,7 @@ async fn announce(State(api): State<Api>, body: Result<Json<Announcement>, JsonR
     responses((status = 200, description = "Nothing is forwarded any more."), (status = 500, body = ApiError))
 )]
 async fn unload(State(api): State<Api>) -> Response {
-    match api.ask(Request::Unload).await {
-        Ok(Ok(())) => Json(json!({})).into_response(),
-        Ok(Err(error)) | Err(error) => refused(error),
-    }
+    done(api.ask(Request::Unload).await)
 }
 
 impl Api {
@@ -387,6 +375,11 @@ fn answer<T: serde::Serialize>(result: Result<T, ApiError>) -> Response {
         Ok(value) => Json(value).into_response(),
         Err(error) => refused(error),
     }
+}
+
+/// The answer to what was done, or not.
+fn done(result: Result<Result<(), ApiError>, ApiError>) -> Response {
+    answer(result.and_then(|done| done).map(|()| json!({})))
 }
 
 fn refused(error: ApiError) -> Response {
