@@ -1,5 +1,8 @@
 //! Set-up, build, run and test of lvs-xdp: `cargo xtask --help`.
 
+mod bench;
+#[path = "../../bench/src/args.rs"]
+mod bench_args;
 mod command;
 #[expect(dead_code, reason = "shared with lvs-xdp/build.rs, which uses the rest")]
 mod ebpf;
@@ -17,6 +20,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand, builder::PossibleValuesParser};
 
 use crate::{
+    bench_args::BenchArgs,
     fuzz::Task,
     setup::{Needs, setup},
     workspace::{Profile, Workspace},
@@ -71,11 +75,11 @@ enum Command {
         #[arg(value_parser = PossibleValuesParser::new(kernels::versions()))]
         version: Option<String>,
     },
-    /// Measure what a packet costs and how much memory a small director's agent takes; needs root
+    /// Measure what lvs-xdp costs, beside floors and other designs; needs root
     ///
     /// Figures are medians of interleaved rounds in one run: compare them with each other, not with those of
-    /// another machine or another hour.
-    Bench,
+    /// another machine or another hour. docs/performance.md has the method.
+    Bench(BenchArgs),
     /// Check the formatting, and run clippy on every crate
     Lint,
 }
@@ -159,7 +163,8 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             fuzz::run(&workspace, &task)
         }
         Command::Kernels { version } => kernels::run(&workspace, version.as_deref()),
-        Command::Bench => run::bench(&workspace),
+        // Its words go on to the benchmark as they are.
+        Command::Bench(_) => bench::run(&workspace),
         Command::Lint => lint::run(&workspace),
     }
 }
