@@ -68,7 +68,7 @@ pub(super) const LAB: &[Tool] = &[
         command: "ipvsadm-restore",
         packages: &["ipvsadm"],
     },
-    // To check the units in README.md; it needs no systemd that runs.
+    // To check the units in packaging/; it needs no systemd that runs.
     Tool {
         command: "systemd-analyze",
         packages: &["systemd"],
