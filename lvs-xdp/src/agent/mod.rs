@@ -3,12 +3,13 @@
 //! One task owns everything and takes one thing at a time from a queue: requests, news of neighbours,
 //! the second's tick. [`state`] is what it owns; [`crate::api::server`] puts requests into the queue.
 //! [`crate::nic`] says what the program cannot be attached to, and why. [`effective`] is the one place that says
-//! which servers get new connections; [`slow_start`] is the rule by which they rise to their weight, [`rates`] that by which rates follow counters. [`connections`]
+//! which servers get new connections; [`slow_start`] is the rule by which they rise to their weight, [`rates`] that by which rates follow counters. [`privileges`] says what it may do once it is set up. [`connections`]
 //! lists and removes connection entries beside the task: their tables may change under whoever reads them.
 //! Forwarding needs none of it: an agent may be killed at any moment, and the next one goes on.
 
 pub(crate) mod connections;
 mod effective;
+mod privileges;
 mod rates;
 mod slow_start;
 mod state;
@@ -157,6 +158,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
 async fn serve(config: &Config) -> anyhow::Result<()> {
     // What needs nothing but a look comes first: an agent that is refused leaves nothing behind.
     dataplane::require_root()?;
+    privileges::require()?;
     for name in &config.interfaces {
         dataplane::interface_index(name)?;
     }
@@ -193,6 +195,8 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     }
     attach(&mut dataplane, config)?;
 
+    // Before the thread of the health checks, which inherits what is left.
+    privileges::drop_unneeded()?;
     let host = Host::new(Arc::clone(&neighbours), dataplane.steering()?);
     let (runner, mut reports) = Runner::start(host.clone())?;
     let mut state = State::new(
