@@ -4,6 +4,7 @@ mod bench;
 #[path = "../../bench/src/args.rs"]
 mod bench_args;
 mod command;
+mod dist;
 #[expect(dead_code, reason = "shared with lvs-xdp/build.rs, which uses the rest")]
 mod ebpf;
 mod fuzz;
@@ -80,6 +81,14 @@ enum Command {
     /// Figures are medians of interleaved rounds in one run: compare them with each other, not with those of
     /// another machine or another hour. docs/performance.md has the method.
     Bench(BenchArgs),
+    /// Make what is given to others: a static program, a Debian package, and the list of what they contain
+    ///
+    /// It is left in target/dist. The list is a software bill of materials in CycloneDX's JSON.
+    Dist {
+        /// Install the package in a clean Debian, start the agent there, upgrade and purge it; needs root
+        #[arg(long)]
+        check: bool,
+    },
     /// Check the formatting, and run clippy on every crate
     Lint,
 }
@@ -165,6 +174,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Kernels { version } => kernels::run(&workspace, version.as_deref()),
         // Its words go on to the benchmark as they are.
         Command::Bench(_) => bench::run(&workspace),
+        Command::Dist { check } => dist::run(&workspace, check),
         Command::Lint => lint::run(&workspace),
     }
 }
