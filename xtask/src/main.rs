@@ -1,5 +1,6 @@
 //! Set-up, build, run and test of lvs-xdp: `cargo xtask --help`.
 
+mod audit;
 mod bench;
 #[path = "../../bench/src/args.rs"]
 mod bench_args;
@@ -91,6 +92,12 @@ enum Command {
     },
     /// Check the formatting, and run clippy on every crate
     Lint,
+    /// Check the licences, sources and known faults of every crate that is used, by deny.toml
+    Audit {
+        /// Leave out the known faults, the list of which is fetched from GitHub
+        #[arg(long)]
+        local: bool,
+    },
 }
 
 #[derive(Args)]
@@ -175,6 +182,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         // Its words go on to the benchmark as they are.
         Command::Bench(_) => bench::run(&workspace),
         Command::Dist { check } => dist::run(&workspace, check),
+        Command::Audit { local } => audit::run(&workspace, local),
         Command::Lint => lint::run(&workspace),
     }
 }
