@@ -3,12 +3,13 @@
 //! One task owns everything and takes one thing at a time from a queue: requests, news of neighbours,
 //! the second's tick. [`state`] is what it owns; [`crate::api::server`] puts requests into the queue.
 //! [`crate::nic`] says what the program cannot be attached to, and why. [`effective`] is the one place that says
-//! which servers get new connections; [`slow_start`] is the rule by which they rise to their weight, [`rates`] that by which rates follow counters. [`connections`]
+//! which servers get new connections; [`slow_start`] is the rule by which they rise to their weight, [`rates`] that by which rates follow counters. [`privileges`] says what it may do once it is set up. [`connections`]
 //! lists and removes connection entries beside the task: their tables may change under whoever reads them.
 //! Forwarding needs none of it: an agent may be killed at any moment, and the next one goes on.
 
 pub(crate) mod connections;
 mod effective;
+mod privileges;
 mod rates;
 mod slow_start;
 mod state;
@@ -25,6 +26,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use ipnet::IpNet;
+use nix::unistd::{Gid, Group};
 use tokio::{
     io::unix::AsyncFd,
     net::{UnixListener, UnixStream},
@@ -37,7 +39,7 @@ use tracing::{Level, info, warn};
 pub(crate) use self::state::State;
 use crate::{
     api::{
-        server,
+        listener, server,
         types::{ApiError, Change, CheckStatus, MarkRule, Service, ServiceKey, Status},
     },
     checks::{Checks, Host, Runner},
@@ -75,6 +77,10 @@ pub struct Config {
     pub interfaces: Vec<String>,
     /// Where it listens for clients.
     pub socket: PathBuf,
+    /// The socket's mode: who may write to it may configure the director.
+    pub socket_mode: u32,
+    /// The socket's group, by name or number; the agent's own where there is none.
+    pub socket_group: Option<String>,
     /// The directory of the desired state.
     pub state_dir: PathBuf,
     /// The directory, on a BPF file system, of program and maps.
@@ -152,10 +158,12 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
 async fn serve(config: &Config) -> anyhow::Result<()> {
     // What needs nothing but a look comes first: an agent that is refused leaves nothing behind.
     dataplane::require_root()?;
+    privileges::require()?;
     for name in &config.interfaces {
         dataplane::interface_index(name)?;
     }
     dataplane::require_bpf(&config.pin_dir)?;
+    let group = config.socket_group.as_deref().map(find_group).transpose()?;
     let (neighbours, mut news) = Neighbours::start().await?;
     let neighbours = Arc::new(neighbours);
     check_interfaces(&neighbours.links(), config)?;
@@ -168,7 +176,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         warn!("{line}");
     }
     check_room(&model, config)?;
-    let listener = listen(&config.socket).await?;
+    let listener = listen(config, group).await?;
     let socket = SocketFile(&config.socket);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -187,6 +195,8 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     }
     attach(&mut dataplane, config)?;
 
+    // Before the thread of the health checks, which inherits what is left.
+    privileges::drop_unneeded()?;
     let host = Host::new(Arc::clone(&neighbours), dataplane.steering()?);
     let (runner, mut reports) = Runner::start(host.clone())?;
     let mut state = State::new(
@@ -328,7 +338,8 @@ fn attach(dataplane: &mut Dataplane, config: &Config) -> anyhow::Result<()> {
 }
 
 /// Listens at the socket, in the place of an agent that has died, but not of one that lives.
-async fn listen(path: &Path) -> anyhow::Result<UnixListener> {
+async fn listen(config: &Config, group: Option<Gid>) -> anyhow::Result<UnixListener> {
+    let path = config.socket.as_path();
     if UnixStream::connect(path).await.is_ok() {
         bail!(
             "another agent serves {}: end it first, or name another --socket, --state-dir and --pin-dir",
@@ -347,11 +358,25 @@ async fn listen(path: &Path) -> anyhow::Result<UnixListener> {
         }
         std::fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
-    // Before anybody can connect: mode 0660.
-    let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o117));
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen at {}", path.display()));
-    nix::sys::stat::umask(mask);
-    listener
+    if config.socket_mode & 0o006 != 0 {
+        warn!(
+            "--socket-mode {:04o}: every user of this host may configure the director",
+            config.socket_mode
+        );
+    }
+    listener::bind(path, config.socket_mode, group)
+        .with_context(|| format!("cannot listen at {}", path.display()))
+}
+
+/// The group of that name or number.
+fn find_group(name: &str) -> anyhow::Result<Gid> {
+    if let Ok(number) = name.parse() {
+        return Ok(Gid::from_raw(number));
+    }
+    let group = Group::from_name(name).with_context(|| format!("cannot look for the group `{name}`"))?;
+    let group =
+        group.with_context(|| format!("there is no group `{name}`: `groupadd --system {name}` makes one"))?;
+    Ok(group.gid)
 }
 
 /// Brings what the program logs to the agent's log.

@@ -6,7 +6,7 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{
-        DefaultBodyLimit, Query, State,
+        Query, State,
         rejection::{JsonRejection, QueryRejection},
     },
     http::{
@@ -25,6 +25,7 @@ use utoipa::OpenApi;
 
 use super::{
     filter::{ConnectionFilter, ServiceFilter},
+    listener::{self, Limits},
     types::{
         Announcement, ApiError, Change, Changes, CheckStatus, Connection, ErrorCode, Flushed,
         ForwardingMethod, MarkRule, ServerSpec, Service, Status, Zero,
@@ -40,9 +41,6 @@ use crate::{
 
 /// How long an added server's neighbour is waited for, so that the first connection finds it resolved.
 const RESOLUTION: Duration = Duration::from_millis(200);
-/// The largest body that is read: some 400,000 changes, enough to replace a table of 10,000 services with 20 real
-/// servers each.
-const BODY_LIMIT: usize = 64 << 20;
 
 #[derive(Clone)]
 struct Api {
@@ -50,7 +48,7 @@ struct Api {
     neighbours: Arc<Neighbours>,
 }
 
-/// Serves until the listener fails.
+/// Serves until it is dropped.
 pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, neighbours: Arc<Neighbours>) {
     let router = Router::new()
         .route("/v1/status", get(status))
@@ -70,11 +68,8 @@ pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, 
                 "no such page: see /openapi.json",
             )
         })
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(Api { agent, neighbours });
-    if let Err(error) = axum::serve(listener, router).await {
-        tracing::error!("the API has ended: {error}");
-    }
+    listener::serve(listener, router, Limits::AGENT).await;
 }
 
 #[derive(OpenApi)]
@@ -399,7 +394,7 @@ fn refused(error: ApiError) -> Response {
     (status, Json(error)).into_response()
 }
 
-fn refuse(status: StatusCode, code: ErrorCode, message: &str) -> Response {
+pub(super) fn refuse(status: StatusCode, code: ErrorCode, message: &str) -> Response {
     (status, Json(ApiError::new(code, message))).into_response()
 }
 
