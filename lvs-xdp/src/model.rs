@@ -344,19 +344,11 @@ impl ServiceEntry {
     pub fn changes(&self) -> impl Iterator<Item = Change> {
         let service = self.spec.key;
         // Each added server goes to the head, so the tail must be added first.
-        let servers = self.servers.iter().rev().flat_map(move |server| {
-            let add = Change::AddServer {
-                service,
-                server: undrained(server),
-                require_on_link: false,
-            };
-            let drain = server.drain.map(|drain| Change::DrainServer {
-                service,
-                server: server.key,
-                drain,
-            });
-            std::iter::once(add).chain(drain)
-        });
+        let servers = self
+            .servers
+            .iter()
+            .rev()
+            .flat_map(move |server| server.added(service));
         std::iter::once(Change::AddService {
             service: self.spec.clone(),
         })
@@ -396,6 +388,24 @@ impl ServiceEntry {
                 ),
             )
         })
+    }
+}
+
+impl ServerSpec {
+    /// The changes that make this real server where it does not exist.
+    pub fn added(&self, service: ServiceKey) -> impl Iterator<Item = Change> + use<> {
+        let add = Change::AddServer {
+            service,
+            server: undrained(self),
+            require_on_link: false,
+        };
+        let server = self.key;
+        let drain = self.drain.map(|drain| Change::DrainServer {
+            service,
+            server,
+            drain,
+        });
+        std::iter::once(add).chain(drain)
     }
 }
 

@@ -4,6 +4,7 @@
 //! disk and what is listed cannot drift apart.
 
 mod check;
+mod configuration;
 mod marks;
 mod method;
 mod probe;
@@ -21,6 +22,7 @@ use utoipa::ToSchema;
 
 pub use self::{
     check::{Check, CheckTarget, Fallback, InitialState, OnFailure, ServerCheck, Span},
+    configuration::{Action, Configuration, ConfiguredService, Plan, Rollback, Step, Version},
     marks::{MarkRule, Ports},
     method::{ForwardingMethod, Tunnel, TunnelChecksum, TunnelKind},
     probe::{DnsProbe, DnsRecord, ExecProbe, HttpProbe, Probe, Statuses, TlsOptions, UdpProbe},
