@@ -142,13 +142,23 @@ impl Model {
         touched
     }
 
+    /// The same model with no services but these.
+    pub fn part(&self, services: &BTreeSet<ServiceKey>) -> Self {
+        let entry = |key: &ServiceKey| Some((*key, Arc::clone(self.services.get(key)?)));
+        Self {
+            services: services.iter().filter_map(entry).collect(),
+            marks: Arc::clone(&self.marks),
+            ..*self
+        }
+    }
+
     /// The services of whose real servers `changes` add, edit or delete one. IPVS tells the scheduler of
     /// each such change, also of one that leaves everything as it was.
     ///
     /// What is made anew behind a [`Change::Clear`] is not among them: such a list replaces the table, and a service
     /// that is the same before and after it does not notice.
-    pub fn told(changes: &[Change]) -> BTreeSet<ServiceKey> {
-        let kept = changes.iter().take_while(|change| **change != Change::Clear);
+    pub fn told<'a>(changes: impl IntoIterator<Item = &'a Change>) -> BTreeSet<ServiceKey> {
+        let kept = changes.into_iter().take_while(|change| **change != Change::Clear);
         let told = kept.filter_map(|change| match change {
             Change::AddServer { service, .. }
             | Change::EditServer { service, .. }

@@ -525,6 +525,8 @@ pub enum ErrorCode {
     MarkExists,
     /// There is no such rule.
     NoSuchMark,
+    /// The history does not reach back so far.
+    NoSuchVersion,
     /// The request's values make no sense together; the message says which.
     Invalid,
     /// A weight or threshold is out of range, where IPVS answers ERANGE; the message says which.

@@ -25,6 +25,7 @@ fn options(args: AgentArgs, socket: PathBuf) -> Result<Config, Failure> {
         interfaces,
         state_dir,
         pin_dir,
+        config,
         xdp_mode,
         connections,
         services,
@@ -65,6 +66,7 @@ fn options(args: AgentArgs, socket: PathBuf) -> Result<Config, Failure> {
         socket,
         state_dir,
         pin_dir,
+        config,
         xdp_mode,
         connections,
         services,
@@ -104,6 +106,7 @@ mod tests {
                 socket: "/s".into(),
                 state_dir: "/var/lib/lvs-xdp".into(),
                 pin_dir: "/sys/fs/bpf/lvs-xdp".into(),
+                config: None,
                 xdp_mode: XdpMode::Auto,
                 connections: 1 << 20,
                 services: 4096,
@@ -121,7 +124,7 @@ mod tests {
     fn every_option_arrives() {
         assert_eq!(
             parse(
-                "lvs-xdp --socket /s agent --interface eth0 --interface eth1 --state-dir /d --pin-dir /p \
+                "lvs-xdp --socket /s agent --interface eth0 --interface eth1 --state-dir /d --pin-dir /p --config /c.toml \
                  --xdp-mode generic --connections 2048 --services 5 --destinations 6 --announce --withdraw --tunnel-source 172.16.3.4/16 --log-packets \
                  --log-level debug"
             )
@@ -131,6 +134,7 @@ mod tests {
                 socket: "/s".into(),
                 state_dir: "/d".into(),
                 pin_dir: "/p".into(),
+                config: Some("/c.toml".into()),
                 xdp_mode: XdpMode::Generic,
                 connections: 2048,
                 services: 5,

@@ -90,6 +90,42 @@ pub(super) enum Verb {
         #[command(flatten)]
         list: ListArgs,
     },
+    /// Make the whole table what a file says, in one step
+    #[command(
+        after_help = "The file has everything: what is not in it is deleted. What stays keeps its connections, and \
+        nothing is changed where anything in the file is wrong. `lvs-xdp export` writes such a file.\n\nExamples:\n  \
+        lvs-xdp apply --dry-run /etc/lvs-xdp.toml\n  lvs-xdp apply /etc/lvs-xdp.toml"
+    )]
+    Apply {
+        /// The configuration file, in TOML; `-` for standard input
+        file: PathBuf,
+        /// Only show what would change, and how many connections it would touch
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        list: ListArgs,
+    },
+    /// Print the whole table as a configuration file
+    #[command(after_help = "Examples:\n  lvs-xdp export > /etc/lvs-xdp.toml\n  lvs-xdp export --json")]
+    Export(ListArgs),
+    /// Go back to the table of before the last change, or the last changes
+    #[command(
+        after_help = "Going back is a change as well: going back by one undoes it. `lvs-xdp history` lists the changes.\n\n\
+        Examples:\n  lvs-xdp rollback --dry-run\n  lvs-xdp rollback\n  lvs-xdp rollback 3"
+    )]
+    Rollback {
+        /// How many changes back
+        #[arg(value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        back: u32,
+        /// Only show what would change, and how many connections it would touch
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        list: ListArgs,
+    },
+    /// List the last changes of the table: when, by whom, what
+    #[command(after_help = "Examples:\n  lvs-xdp history | head\n  lvs-xdp history --json")]
+    History(ListArgs),
     /// Show the counters of every virtual service and real server
     #[command(after_help = "Examples:\n  lvs-xdp stats\n  lvs-xdp stats --json")]
     Stats(ListArgs),
@@ -184,6 +220,9 @@ pub(super) struct AgentArgs {
     /// Where program and maps are pinned: a directory on a BPF file system
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/lvs-xdp")]
     pub(super) pin_dir: PathBuf,
+    /// A configuration file: the table at the start, whatever it was, and again at SIGHUP
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
     /// In the driver (native), above it (generic), or native where it works (auto)
     #[arg(long, value_enum, default_value_t = XdpMode::Auto, value_name = "MODE")]
     pub(super) xdp_mode: XdpMode,

@@ -4,12 +4,14 @@
 //! way from one table to another. All of it is pure.
 
 mod diff;
+mod load;
 mod read;
 mod words;
 mod write;
 
 pub use self::{
     diff::{diff, steps},
+    load::{LoadError, load},
     read::{Fault, Faults, read},
     words::summary,
     write::write,

@@ -110,13 +110,16 @@ struct Place<'a> {
     table: &'a DeTable<'a>,
 }
 
+/// A service's real servers, in the file's order.
+type Servers<'a> = Vec<(ServerSpec, Place<'a>)>;
+
 /// What could be read of a file.
 #[derive(Default)]
 struct File<'a> {
     settings: Option<(Settings, Place<'a>)>,
     timeouts: Option<(Timeouts, Place<'a>)>,
     marks: Vec<(MarkRule, Place<'a>)>,
-    services: Vec<(ServiceSpec, Place<'a>, Vec<(ServerSpec, Place<'a>)>)>,
+    services: Vec<(ServiceSpec, Place<'a>, Servers<'a>)>,
 }
 
 impl File<'_> {
@@ -285,7 +288,7 @@ impl Reader<'_> {
                 &mut model,
                 &SETTINGS,
                 place,
-                Map::new(),
+                &Map::new(),
                 change(*settings),
                 change,
             );
@@ -296,14 +299,21 @@ impl Reader<'_> {
                 &mut model,
                 &TIMEOUTS,
                 place,
-                Map::new(),
+                &Map::new(),
                 change(*timeouts),
                 change,
             );
         }
         for (rule, place) in &file.marks {
             let change = |rule| Change::AddMark { rule };
-            self.attempt(&mut model, &MARK, place, Map::new(), change(rule.clone()), change);
+            self.attempt(
+                &mut model,
+                &MARK,
+                place,
+                &Map::new(),
+                change(rule.clone()),
+                change,
+            );
         }
         let mut seen: BTreeMap<ServiceKey, usize> = BTreeMap::new();
         for (spec, place, servers) in &file.services {
@@ -324,7 +334,7 @@ impl Reader<'_> {
                 &mut model,
                 &SERVICE,
                 place,
-                Map::new(),
+                &Map::new(),
                 change(spec.clone()),
                 change,
             ) {
@@ -354,7 +364,7 @@ impl Reader<'_> {
                 require_on_link: false,
             };
             let defaults = server_defaults(service.port());
-            self.attempt(model, &SERVER, place, defaults, change(server.clone()), change);
+            self.attempt(model, &SERVER, place, &defaults, change(server.clone()), change);
         }
     }
 
@@ -365,7 +375,7 @@ impl Reader<'_> {
         model: &mut Model,
         fields: &Fields,
         place: &Place<'_>,
-        defaults: Map<String, Value>,
+        defaults: &Map<String, Value>,
         change: Change,
         again: impl Fn(T) -> Change,
     ) -> bool {

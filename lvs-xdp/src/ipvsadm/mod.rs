@@ -410,6 +410,7 @@ fn in_kernels_words(code: ErrorCode, message: String, change: Option<&Change>) -
         ErrorCode::Invalid
         | ErrorCode::MarkExists
         | ErrorCode::NoSuchMark
+        | ErrorCode::NoSuchVersion
         | ErrorCode::NotOnLink
         | ErrorCode::Full
         | ErrorCode::Internal => message,
