@@ -27,8 +27,8 @@ use super::{
     configuration::Application,
     filter::{ConnectionFilter, ServiceFilter, ServiceName},
     types::{
-        Announcement, ApiError, Change, Changes, CheckStatus, Configuration, Connection, Flushed, MarkRule, Plan,
-        Rollback, Service, ServiceKey, Status, Version, Zero,
+        Announcement, ApiError, Change, Changes, CheckStatus, Configuration, Connection, Flushed, MarkRule,
+        Plan, Rollback, Service, ServiceKey, Status, Version, Zero,
     },
 };
 

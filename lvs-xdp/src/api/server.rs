@@ -88,8 +88,20 @@ pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, 
 #[openapi(
     info(title = "lvs-xdp agent", description = "The agent's API on its Unix socket."),
     paths(
-        status, services, checks, marks, zero, list, flush, changes, configuration, configure, rollback, history,
-        announce, unload
+        status,
+        services,
+        checks,
+        marks,
+        zero,
+        list,
+        flush,
+        changes,
+        configuration,
+        configure,
+        rollback,
+        history,
+        announce,
+        unload
     )
 )]
 struct Document;

@@ -37,9 +37,11 @@ persistence = { timeout = 360, mask = "255.255.255.0" }
 removal = "reset"
 slow_start = 30
 settings = { sloppy_tcp = 1 }
+check = { interval = "1s", probe = { type = "http", path = "/health" } }
 
 [[service.server]]
 address = "192.168.2.210"
+check = { fall = 5 }
 
 [[service.server]]
 address = "192.168.2.220"
@@ -115,6 +117,11 @@ method = { tunnel = { type = "ipip", port = 6080 } }
 address = "192.168.2.212"
 weight = 4294967295
 drain = 2026-01-01
+[[service]]
+protocol = "tcp"
+address = "192.168.2.103"
+port = 80
+check = { intervall = "1s", timeout = "soon", probe = { type = "tcp", path = "/" } }
 "#
     ));
 }
