@@ -37,7 +37,8 @@ use anyhow::{bail, ensure};
 use rtnetlink::packet_route::link::LinkFlags;
 use serde::Serialize;
 
-use host::{Held, Host, host_prefix};
+pub(crate) use host::host_prefix;
+use host::{Held, Host};
 use record::{Namespace, Record};
 use sysctl::{Sysctl, sysctl_value};
 pub use tunnel::TunnelEnd;

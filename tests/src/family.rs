@@ -95,6 +95,22 @@ impl Family {
         }
     }
 
+    /// The length of one host's prefix.
+    pub fn host_prefix_len(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
+        }
+    }
+
+    /// The option of `ip` that stands for it.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Self::V4 => "-4",
+            Self::V6 => "-6",
+        }
+    }
+
     /// This family's address of the host that has this IPv4 address.
     pub fn of(self, address: [u8; 4]) -> IpAddr {
         let [.., segment, host] = address;

@@ -7,6 +7,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use lvs_xdp::dataplane::mac_text;
+
 use crate::{netns::Netns, xdp_pass::XdpPass};
 
 /// The kernel's limit of an interface's name (IFNAMSIZ without the terminating zero).
@@ -110,7 +112,7 @@ impl Topology {
             .map(|address| parse_address(address))
             .transpose()?
         {
-            Some(IpAddr::V4(address)) => format!("address {}", format_mac(mac_of(address.octets()))),
+            Some(IpAddr::V4(address)) => format!("address {}", mac_text(mac_of(address.octets()))),
             Some(IpAddr::V6(_)) | None => String::new(),
         };
         // Both ends are born where they belong: nothing passes through the machine's own namespace.
@@ -194,7 +196,7 @@ impl Topology {
     /// When the kernel refuses it.
     pub fn set_mac(&self, host: &str, interface: &str, mac: [u8; 6]) -> Result<()> {
         self.host(host)
-            .ip(&format!("link set {interface} address {}", format_mac(mac)))?;
+            .ip(&format!("link set {interface} address {}", mac_text(mac)))?;
         Ok(())
     }
 }
@@ -214,10 +216,6 @@ fn check_name(name: &str) -> Result<()> {
 /// A locally administered address that shows whose it is in a capture.
 fn mac_of([a, b, c, d]: [u8; 4]) -> [u8; 6] {
     [0x02, 0x00, a, b, c, d]
-}
-
-fn format_mac(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 fn parse_mac(text: &str) -> Option<[u8; 6]> {
@@ -245,7 +243,7 @@ mod tests {
     #[test]
     fn macs_are_read_as_written() {
         assert_eq!(
-            parse_mac(&format_mac([2, 0, 192, 168, 2, 220])),
+            parse_mac(&mac_text([2, 0, 192, 168, 2, 220])),
             Some([2, 0, 192, 168, 2, 220])
         );
         assert_eq!(parse_mac("02:00:c0:a8:02"), None);

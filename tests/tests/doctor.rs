@@ -87,7 +87,7 @@ fn what_is_broken_is_named(family: Family) -> Result<()> {
     assert_eq!(status, Some(0));
 
     let vip = lab.vip();
-    let length = if family == Family::V4 { 32 } else { 128 };
+    let length = family.host_prefix_len();
     let rs1 = lab.real_servers()[0].netns();
     let at_rs1 = format!("TCP {} at {}", lab.service(), family.of([192, 168, 2, 220]));
     let setup = |host: &Netns| -> Result<()> {
@@ -132,9 +132,9 @@ fn what_is_broken_is_named(family: Family) -> Result<()> {
     )?;
     // What comes for the web server is thrown away, and nothing else.
     let rule = |verb: &str| {
-        let family = if family == Family::V4 { "-4" } else { "-6" };
+        let flag = family.flag();
         rs1.ip(&format!(
-            "{family} rule {verb} pref 1 to {vip} ipproto tcp dport 80 blackhole"
+            "{flag} rule {verb} pref 1 to {vip} ipproto tcp dport 80 blackhole"
         ))
         .map(drop)
     };
@@ -144,7 +144,7 @@ fn what_is_broken_is_named(family: Family) -> Result<()> {
         || {
             // The addresses of the host are looked up first, else.
             for verb in ["add pref 2", "del pref 0"] {
-                rs1.ip(&format!("{} rule {verb} lookup local", flag(family)))?;
+                rs1.ip(&format!("{} rule {verb} lookup local", family.flag()))?;
             }
             rule("add")
         },
@@ -182,10 +182,6 @@ fn what_is_broken_is_named(family: Family) -> Result<()> {
                 .map(drop)
         },
     )
-}
-
-fn flag(family: Family) -> &'static str {
-    if family == Family::V4 { "-4" } else { "-6" }
 }
 
 fn nodad(family: Family) -> &'static str {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    api::types::{Drain, OnFailure, Scheduler, ServerKey, ServerSpec, ServiceKey},
+    api::types::{OnFailure, Scheduler, ServerKey, ServerSpec, ServiceKey},
     model::{Model, ServiceEntry},
 };
 
@@ -133,7 +133,7 @@ fn seen_server((server, standing): (&ServerSpec, Standing)) -> Option<ServerSpec
     match standing {
         Standing::Usable | Standing::Unreachable => Some(server.clone()),
         Standing::Down(OnFailure::Quiesce) => Some(ServerSpec {
-            drain: Some(server.drain.unwrap_or(Drain::default())),
+            drain: Some(server.drain.unwrap_or_default()),
             ..server.clone()
         }),
         Standing::Down(OnFailure::Remove) => None,

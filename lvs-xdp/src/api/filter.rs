@@ -12,7 +12,7 @@ use lvs_xdp_common::connection::State;
 use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
 
-use super::types::ServiceKey;
+use super::types::{ServiceKey, as_text};
 
 /// Which services are listed: the query of `/v1/services`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, IntoParams)]
@@ -55,25 +55,6 @@ impl ConnectionFilter {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
-}
-
-/// Reads and writes a type as its text.
-macro_rules! as_text {
-    ($name:ident) => {
-        impl From<$name> for String {
-            fn from(value: $name) -> Self {
-                value.to_string()
-            }
-        }
-
-        impl TryFrom<String> for $name {
-            type Error = String;
-
-            fn try_from(text: String) -> Result<Self, Self::Error> {
-                text.parse()
-            }
-        }
-    };
 }
 
 /// A client, or a network of clients.

@@ -160,10 +160,7 @@ async fn zero(State(api): State<Api>, body: Result<Json<Zero>, JsonRejection>) -
         Ok(body) => body,
         Err(error) => return refuse(error.status(), ErrorCode::Invalid, &error.body_text()),
     };
-    match api.ask(|reply| Request::Zero(service, reply)).await {
-        Ok(Ok(())) => Json(json!({})).into_response(),
-        Ok(Err(error)) | Err(error) => refused(error),
-    }
+    done(api.ask(|reply| Request::Zero(service, reply)).await)
 }
 
 /// The health check of every real server that has one, with its last result.
@@ -305,18 +302,12 @@ async fn changes(
         Err(error) => return refuse(error.status(), ErrorCode::Invalid, &error.body_text()),
     };
     if check {
-        return match api.ask(|reply| Request::Check(changes, reply)).await {
-            Ok(Ok(())) => Json(json!({})).into_response(),
-            Ok(Err(error)) | Err(error) => refused(error),
-        };
+        return done(api.ask(|reply| Request::Check(changes, reply)).await);
     }
     if let Err(error) = api.resolve(&changes).await {
         return refused(error);
     }
-    match api.ask(|reply| Request::Change(changes, uid, reply)).await {
-        Ok(Ok(())) => Json(json!({})).into_response(),
-        Ok(Err(error)) | Err(error) => refused(error),
-    }
+    done(api.ask(|reply| Request::Change(changes, uid, reply)).await)
 }
 
 /// Tells everybody where virtual addresses are, some times a second apart: by gratuitous ARP, by unsolicited
@@ -350,10 +341,7 @@ async fn announce(State(api): State<Api>, body: Result<Json<Announcement>, JsonR
     responses((status = 200, description = "Nothing is forwarded any more."), (status = 500, body = ApiError))
 )]
 async fn unload(State(api): State<Api>) -> Response {
-    match api.ask(Request::Unload).await {
-        Ok(Ok(())) => Json(json!({})).into_response(),
-        Ok(Err(error)) | Err(error) => refused(error),
-    }
+    done(api.ask(Request::Unload).await)
 }
 
 impl Api {
@@ -416,6 +404,11 @@ pub(super) fn answer<T: serde::Serialize>(result: Result<T, ApiError>) -> Respon
         Ok(value) => Json(value).into_response(),
         Err(error) => refused(error),
     }
+}
+
+/// The answer to what was done, or not.
+fn done(result: Result<Result<(), ApiError>, ApiError>) -> Response {
+    answer(result.and_then(|done| done).map(|()| json!({})))
 }
 
 pub(super) fn refused(error: ApiError) -> Response {

@@ -56,6 +56,26 @@ macro_rules! by_name {
 }
 use by_name;
 
+/// Reads and writes a type as its text, for `#[serde(into = "String", try_from = "String")]`.
+macro_rules! as_text {
+    ($name:ident) => {
+        impl From<$name> for String {
+            fn from(value: $name) -> Self {
+                value.to_string()
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = String;
+
+            fn try_from(text: String) -> Result<Self, Self::Error> {
+                text.parse()
+            }
+        }
+    };
+}
+pub(super) use as_text;
+
 fn one_of<const N: usize>(names: [&str; N]) -> String {
     format!("one of {}", names.join(" "))
 }

@@ -21,7 +21,9 @@ pub use self::finding::{Finding, Level, Report};
 use self::wire::{Place, Question, Reply, Wire};
 use crate::{
     api::types::{Protocol, Server, ServerState, Service, ServiceKey, Status, VipState, VipStatus},
-    neighbour::Mac,
+    dataplane::mac_text,
+    neighbour::{self, Mac},
+    realserver::host_prefix,
 };
 
 /// How long answers are waited for.
@@ -96,10 +98,6 @@ fn mac(text: &str) -> Option<Mac> {
     octets.next().is_none().then_some(mac)
 }
 
-fn written(mac: &Mac) -> String {
-    mac.map(|octet| format!("{octet:02x}")).join(":")
-}
-
 /// Every virtual address: who answers for it.
 fn vips(wire: &Wire, own: &Own, status: &Status, services: &[Service]) -> anyhow::Result<Vec<Finding>> {
     let addresses: BTreeSet<IpAddr> = status.vips.iter().map(|vip| vip.address).collect();
@@ -136,10 +134,10 @@ fn servers_by_mac(services: &[Service]) -> BTreeMap<Mac, IpAddr> {
 /// Somebody else who says that a virtual address is at his MAC address.
 fn elsewhere(vip: &VipStatus, mac: &Mac, server: Option<IpAddr>) -> Finding {
     let address = vip.address;
-    let protocol = crate::neighbour::protocol(address);
+    let protocol = neighbour::protocol(address);
     let finding = |found| Finding::new(Level::Broken, "vip-elsewhere", &address.to_string(), found);
     match server {
-        Some(server) => finding(format!("real server {server} ({}) answers {protocol} for it", written(mac)))
+        Some(server) => finding(format!("real server {server} ({}) answers {protocol} for it", mac_text(*mac)))
             .because(
                 "whoever hears that answer sends straight to this real server, past the director: the classic mistake \
                  of direct routing",
@@ -148,9 +146,9 @@ fn elsewhere(vip: &VipStatus, mac: &Mac, server: Option<IpAddr>) -> Finding {
                 "on {server}: lvs-xdp realserver setup --vip {address} (net.ipv4.conf.all.arp_ignore=1 and \
                  net.ipv4.conf.all.arp_announce=2, and the VIP on lo)"
             )),
-        None => finding(format!("another host ({}) answers {protocol} for it", written(mac)))
+        None => finding(format!("another host ({}) answers {protocol} for it", mac_text(*mac)))
             .because("clients reach that host and not the director; two directors of one segment must not have one VIP at a time")
-            .mend(format!("find the host of {} and take {address} from it", written(mac))),
+            .mend(format!("find the host of {} and take {address} from it", mac_text(*mac))),
     }
 }
 
@@ -158,7 +156,7 @@ fn elsewhere(vip: &VipStatus, mac: &Mac, server: Option<IpAddr>) -> Finding {
 fn own_answer(vip: &VipStatus) -> Vec<Finding> {
     let subject = vip.address.to_string();
     let finding = |level, code, found: &str| Finding::new(level, code, &subject, found.to_owned());
-    let (address, length) = (vip.address, if vip.address.is_ipv4() { 32 } else { 128 });
+    let (address, length) = (vip.address, host_prefix(vip.address));
     match vip.state {
         VipState::Announced => vec![finding(Level::Ok, "vip-answer", "the program answers for it")],
         VipState::Host => vec![

@@ -97,7 +97,7 @@ fn what_cannot_be_asked_is_told_by_its_way() {
 #[test]
 fn a_mac_address_is_read_as_it_is_written() {
     let octets = [2, 0, 0, 0xa, 0xff, 1];
-    assert_eq!(mac(&written(&octets)), Some(octets));
+    assert_eq!(mac(&mac_text(octets)), Some(octets));
     for text in ["", "02:00", "02:00:00:0a:ff:01:02", "02:00:00:0a:ff:zz"] {
         assert_eq!(mac(text), None, "{text}");
     }

@@ -14,8 +14,8 @@ use std::{
 
 use anyhow::Context as _;
 use etherparse::{
-    ArpEthIpv4Packet, ArpOperation, EtherType, Ethernet2Header, Icmpv6Type, IpNumber, Ipv6Header, NetSlice,
-    PacketBuilder, SlicedPacket, TransportSlice,
+    EtherType, Ethernet2Header, Icmpv6Type, IpNumber, Ipv6Header, NetSlice, PacketBuilder, SlicedPacket,
+    TransportSlice,
 };
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -23,17 +23,17 @@ use nix::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::neighbour::{Mac, link_address, solicited_node};
+use crate::neighbour::{
+    Mac,
+    probe::{self, link_address, solicited_node},
+};
 
 /// `ETH_P_ALL`.
 const ALL: u16 = 3;
-/// Every question is asked so often, a third of the time apart.
+/// Every question is asked so often, in as many parts of the time.
 const TIMES: u32 = 2;
 const TTL: u8 = 64;
 const WINDOW: u16 = 1024;
-const SOLICITATION: u8 = 135;
-const ADVERTISEMENT: u8 = 136;
-const SOURCE_MAC: u8 = 1;
 /// RFC 4861, 7.1: with any other hop limit it is not valid.
 const HOP_LIMIT: u8 = 255;
 /// Octets of TCP's ports and sequence number, which an ICMP error quotes (RFC 792).
@@ -115,8 +115,8 @@ impl Wire {
         self.frames.send_to(frame, &link_address(if_index, *to)).map(drop)
     }
 
-    /// Hands on every frame that comes in until the time is over.
-    fn listen(&self, until: Instant, mut hear: impl FnMut(&[u8])) -> io::Result<()> {
+    /// Hands on every frame that comes in until the time is over, or `hear` says that it has heard enough.
+    fn listen(&self, until: Instant, mut hear: impl FnMut(&[u8]) -> bool) -> io::Result<()> {
         let mut frame = [0; 2048];
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -131,8 +131,8 @@ impl Wire {
             match recvfrom::<LinkAddr>(self.frames.as_raw_fd(), &mut frame) {
                 Ok((length, from)) => {
                     let is_incoming = from.is_none_or(|from| from.pkttype() != libc::PACKET_OUTGOING);
-                    if is_incoming {
-                        hear(frame.get(..length).unwrap_or(&frame));
+                    if is_incoming && hear(frame.get(..length).unwrap_or(&frame)) {
+                        return Ok(());
                     }
                 }
                 // An interface that went down is reported once.
@@ -170,6 +170,8 @@ impl Wire {
                 {
                     found.entry(address).or_default().insert(mac);
                 }
+                // There may always be one more.
+                false
             })?;
         }
         Ok(found)
@@ -182,6 +184,8 @@ impl Wire {
     /// When nothing can be received.
     pub(super) fn ask(&self, questions: &[Question], time: Duration) -> io::Result<Vec<Reply>> {
         let mut replies = vec![Reply::Silence; questions.len()];
+        // There is no better one.
+        let is_over = |replies: &[Reply]| replies.iter().all(|reply| *reply == Reply::Answered);
         for _ in 0..TIMES {
             for (number, question) in questions.iter().enumerate() {
                 if replies[number] == Reply::Silence {
@@ -191,10 +195,10 @@ impl Wire {
             }
             self.listen(Instant::now() + time / TIMES, |frame| {
                 let Some((number, reply)) = self.reply(frame) else {
-                    return;
+                    return false;
                 };
                 let (Some(question), Some(known)) = (questions.get(number), replies.get_mut(number)) else {
-                    return;
+                    return false;
                 };
                 if reply == Reply::Answered
                     && let Some(port) = question.port
@@ -203,7 +207,11 @@ impl Wire {
                     drop(self.send(question.from.if_index, &self.reset(question, port, number)));
                 }
                 *known = reply.max(*known);
+                is_over(&replies)
             })?;
+            if is_over(&replies) {
+                break;
+            }
         }
         Ok(replies)
     }
@@ -330,15 +338,8 @@ impl Wire {
 fn request(place: &Place, address: IpAddr) -> Vec<u8> {
     match (place.address, address) {
         (IpAddr::V4(source), IpAddr::V4(address)) => {
-            let packet = ArpEthIpv4Packet {
-                operation: ArpOperation::REQUEST,
-                sender_mac: place.mac,
-                sender_ipv4: source.octets(),
-                target_mac: [0; 6],
-                target_ipv4: address.octets(),
-            };
             let mut frame = ethernet(place.mac, [0xff; 6], EtherType::ARP);
-            frame.extend(etherparse::ArpPacket::from(packet).to_bytes());
+            frame.extend(probe::arp_request(place.mac, source, address));
             frame
         }
         (IpAddr::V6(source), IpAddr::V6(address)) => solicitation(place.mac, source, address),
@@ -358,10 +359,10 @@ fn ethernet(source: Mac, destination: Mac, ether_type: EtherType) -> Vec<u8> {
 fn solicitation(mac: Mac, source: Ipv6Addr, address: Ipv6Addr) -> Vec<u8> {
     let group = solicited_node(address);
     let mut behind = address.octets().to_vec();
-    behind.extend([SOURCE_MAC, 1]);
+    behind.extend([probe::SOURCE_LINK_LAYER_ADDRESS, 1]);
     behind.extend(mac);
     let kind = Icmpv6Type::Unknown {
-        type_u8: SOLICITATION,
+        type_u8: probe::NEIGHBOUR_SOLICITATION,
         code_u8: 0,
         bytes5to8: [0; 4],
     };
@@ -389,12 +390,11 @@ fn claim(frame: &[u8]) -> Option<(IpAddr, Mac)> {
     let packet = SlicedPacket::from_ethernet(frame).ok()?;
     match (packet.net?, packet.transport) {
         (NetSlice::Arp(arp), _) => {
-            let arp = ArpEthIpv4Packet::try_from(arp.to_packet()).ok()?;
-            let is_reply = arp.operation == ArpOperation::REPLY;
-            is_reply.then(|| (Ipv4Addr::from(arp.sender_ipv4).into(), arp.sender_mac))
+            let (address, mac) = probe::parse_arp_reply(arp.slice())?;
+            Some((address.into(), mac))
         }
         (NetSlice::Ipv6(_), Some(TransportSlice::Icmpv6(icmp))) => {
-            if icmp.type_u8() != ADVERTISEMENT {
+            if icmp.type_u8() != probe::NEIGHBOUR_ADVERTISEMENT {
                 return None;
             }
             let target: [u8; 16] = *icmp.payload().first_chunk()?;

@@ -290,13 +290,10 @@ fn answer(request: Request, director: &mut dyn Director, names: &Names) -> Resul
 fn list(director: &mut dyn Director, request: ListRequest, names: &Names) -> Result<Vec<u8>, Failure> {
     let services = match request.service {
         None => director.services().map_err(unanswered)?,
-        Some(wanted) => match director.service(wanted) {
-            Ok(service) => vec![service],
-            Err(ClientError::Refused(error)) if error.code == ErrorCode::NoSuchService => {
-                return Err(Failure::absent("No such service"));
-            }
-            Err(error) => return Err(unanswered(error)),
-        },
+        Some(wanted) => {
+            let service = find(director, wanted)?;
+            vec![service.ok_or_else(|| Failure::absent("No such service"))?]
+        }
     };
     let names = (!request.numeric).then_some(names);
     formatted(|out| output::list(out, services, request, names))
@@ -330,7 +327,7 @@ fn new_service(director: &mut dyn Director, request: ServiceRequest) -> Result<S
 /// director has beyond that stays.
 fn edited_service(director: &mut dyn Director, request: ServiceRequest) -> Result<ServiceSpec, Failure> {
     match find(director, request.key)? {
-        Some(service) => with_request(service, request),
+        Some(service) => with_request(service.spec, request),
         None => Err(Failure::refused("No such service")),
     }
 }
@@ -354,9 +351,9 @@ fn with_request(mut spec: ServiceSpec, request: ServiceRequest) -> Result<Servic
     Ok(spec)
 }
 
-fn find(director: &mut dyn Director, key: ServiceKey) -> Result<Option<ServiceSpec>, Failure> {
+fn find(director: &mut dyn Director, key: ServiceKey) -> Result<Option<Service>, Failure> {
     match director.service(key) {
-        Ok(service) => Ok(Some(service.spec)),
+        Ok(service) => Ok(Some(service)),
         Err(ClientError::Refused(error)) if error.code == ErrorCode::NoSuchService => Ok(None),
         Err(error) => Err(unanswered(error)),
     }
@@ -368,11 +365,7 @@ fn with_checks(director: &mut dyn Director, mut changes: Vec<Change>) -> Result<
         let Change::EditServer { service, server } = change else {
             continue;
         };
-        let known = match director.service(*service) {
-            Ok(service) => service.servers,
-            Err(ClientError::Refused(error)) if error.code == ErrorCode::NoSuchService => Vec::new(),
-            Err(error) => return Err(unanswered(error)),
-        };
+        let known = find(director, *service)?.map_or_else(Vec::new, |service| service.servers);
         let before = known.into_iter().find(|known| known.spec.key == server.key);
         server.check = before.and_then(|before| before.spec.check);
     }

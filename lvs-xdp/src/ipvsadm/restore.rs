@@ -105,7 +105,7 @@ impl Rules {
                 let base = match self.services.get(&request.key) {
                     Some(known) => known.clone(),
                     None if self.is_cleared => None,
-                    None => find(director, request.key)?,
+                    None => find(director, request.key)?.map(|service| service.spec),
                 };
                 // One that is not there is refused with all the rest.
                 let base = base.unwrap_or_else(|| ServiceSpec::new(request.key, Scheduler::default()));

@@ -44,7 +44,7 @@ mod actor;
 mod announce;
 mod kernel;
 mod links;
-mod probe;
+pub(crate) mod probe;
 mod schedule;
 mod table;
 
@@ -63,7 +63,6 @@ use tokio::{
 
 pub use self::announce::Announcer;
 pub use self::links::{Exit, Link, LinkKind, Links, Tag};
-pub(crate) use self::probe::{link_address, solicited_node};
 
 /// A MAC address.
 pub type Mac = [u8; 6];

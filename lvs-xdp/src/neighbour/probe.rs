@@ -25,11 +25,11 @@ const ETH_P_ARP: u16 = 0x0806;
 const BROADCAST: Mac = [0xff; 6];
 const ARP_LEN: usize = 28;
 const ARP_REPLY: u16 = 2;
-const NEIGHBOUR_SOLICITATION: u8 = 135;
-const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+pub(crate) const NEIGHBOUR_SOLICITATION: u8 = 135;
+pub(crate) const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 /// Type, code, checksum, flags and target of a solicitation or an advertisement.
 const NDP_LEN: usize = 24;
-const SOURCE_LINK_LAYER_ADDRESS: u8 = 1;
+pub(crate) const SOURCE_LINK_LAYER_ADDRESS: u8 = 1;
 const TARGET_LINK_LAYER_ADDRESS: u8 = 2;
 /// The flag of an advertisement that answers a solicitation.
 const SOLICITED: u8 = 0x40;
@@ -213,7 +213,7 @@ pub(crate) fn link_address(if_index: u32, mac: Mac) -> SockAddr {
     unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
 }
 
-fn arp_request(source_mac: Mac, source: Ipv4Addr, target: Ipv4Addr) -> [u8; ARP_LEN] {
+pub(crate) fn arp_request(source_mac: Mac, source: Ipv4Addr, target: Ipv4Addr) -> [u8; ARP_LEN] {
     let mut packet = [0; ARP_LEN];
     packet[..8].copy_from_slice(&[0, 1, 8, 0, 6, 4, 0, 1]); // Ethernet, IPv4, lengths, request
     packet[8..14].copy_from_slice(&source_mac);
@@ -240,7 +240,7 @@ fn receive_arp(socket: &Socket) -> io::Result<Option<Answer>> {
     }))
 }
 
-fn parse_arp_reply(packet: &[u8]) -> Option<(Ipv4Addr, Mac)> {
+pub(crate) fn parse_arp_reply(packet: &[u8]) -> Option<(Ipv4Addr, Mac)> {
     let packet: &[u8; ARP_LEN] = packet.first_chunk()?;
     let [0, 1, 8, 0, 6, 4, operation @ ..] = packet.first_chunk::<8>()? else {
         return None;

@@ -204,7 +204,7 @@ impl Host {
     }
 }
 
-pub(super) fn host_prefix(address: IpAddr) -> u8 {
+pub(crate) fn host_prefix(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
 

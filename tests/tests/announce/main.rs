@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use lvs_xdp::api::types::VipState;
+use lvs_xdp::{api::types::VipState, dataplane::mac_text};
 use lvs_xdp_tests::{
     agent::{AgentConfig, XdpMode},
     ask::{packets, status, wait_for},
@@ -32,7 +32,7 @@ fn lab(mode: XdpMode, family: Family, arguments: &[&str]) -> Result<Lab> {
     })?;
     lab.prepare_real_servers()?;
     for family in Family::ALL {
-        let (vip, length) = (family.vip(), if family == Family::V4 { 32 } else { 128 });
+        let (vip, length) = (family.vip(), family.host_prefix_len());
         lab.director()
             .ip(&format!("address del {vip}/{length} dev eth0"))?;
     }
@@ -153,7 +153,7 @@ fn a_vip_that_no_interface_has_is_served(mode: XdpMode, family: Family) -> Resul
     let frames = capture.finish()?;
     let director = lab.topology().mac("director", "eth0")?;
     let neighbours = lab.router().ip(&format!("neighbour show {vip}"))?;
-    let mac = director.map(|octet| format!("{octet:02x}")).join(":");
+    let mac = mac_text(director);
     assert!(neighbours.contains(&mac), "{neighbours}");
     assert_eq!(packets(&lab, "echo")? - before, 3);
     let reason = if family == Family::V4 {

@@ -105,32 +105,25 @@ pub(crate) fn signal(lab: &Lab, signal: Signal) -> Result<()> {
     Ok(kill(Pid::from_raw(pid), signal)?)
 }
 
+/// What runs `ip` with this line on rs1.
+fn at_rs1(line: String) -> impl FnOnce(&mut Lab) -> Result<()> {
+    move |lab| lab.topology().host("rs1").ip(&line).map(drop)
+}
+
 /// The VIP is taken off lo: the real server answers at its own address as before.
 fn vip_is_gone(lab: &mut Lab) -> Result<String> {
     let vip = lab.vip();
-    let length = if vip.is_ipv4() { 32 } else { 128 };
-    let change = move |verb: &'static str| {
-        move |lab: &mut Lab| -> Result<()> {
-            let rs1 = lab.topology().host("rs1");
-            rs1.ip(&format!("address {verb} {vip}/{length} dev lo"))?;
-            Ok(())
-        }
-    };
-    outage(lab, "its VIP is taken off lo", change("del"), change("add"))
+    let length = lab.family().host_prefix_len();
+    let address = |verb: &str| at_rs1(format!("address {verb} {vip}/{length} dev lo"));
+    outage(lab, "its VIP is taken off lo", address("del"), address("add"))
 }
 
 /// What the real server says from the VIP is thrown away on it, as a packet filter would.
 fn filter_is_set(lab: &mut Lab) -> Result<String> {
     let vip = lab.vip();
-    let family = if vip.is_ipv4() { "-4" } else { "-6" };
-    let change = move |verb: &'static str| {
-        move |lab: &mut Lab| -> Result<()> {
-            let rs1 = lab.topology().host("rs1");
-            rs1.ip(&format!("{family} rule {verb} from {vip} blackhole"))?;
-            Ok(())
-        }
-    };
-    outage(lab, "a filter drops its answers", change("add"), change("del"))
+    let flag = lab.family().flag();
+    let rule = |verb: &str| at_rs1(format!("{flag} rule {verb} from {vip} blackhole"));
+    outage(lab, "a filter drops its answers", rule("add"), rule("del"))
 }
 
 fn cable_is_cut(lab: &mut Lab) -> Result<String> {

@@ -1,6 +1,7 @@
 //! Neighbour discovery beside a director that forwards, and real servers that keep quiet about the VIP.
 
 use anyhow::Result;
+use lvs_xdp::dataplane::mac_text;
 use lvs_xdp_tests::{agent::XdpMode, ask::wait_for, family::Family, lab::Lab, netns::Netns};
 
 use crate::{VIP, in_both_modes, lab};
@@ -26,7 +27,7 @@ fn ask_for(netns: &Netns, interface: &str, address: impl std::fmt::Display) -> R
 
 fn mac(lab: &Lab, host: &str) -> Result<String> {
     let mac = lab.topology().mac(host, "eth0")?;
-    Ok(mac.map(|byte| format!("{byte:02x}")).join(":"))
+    Ok(mac_text(mac))
 }
 
 fn only_the_director_answers_for_the_vip(mode: XdpMode) -> Result<()> {

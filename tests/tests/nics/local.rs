@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 
 use anyhow::Result;
-use lvs_xdp::api::types::{ServerState, Status};
+use lvs_xdp::{
+    api::types::{ServerState, Status},
+    dataplane::mac_text,
+};
 use lvs_xdp_tests::{
     agent::{Agent, XdpMode, find_binary},
     ask::{packets, server, servers, wait_for},
@@ -147,11 +150,7 @@ fn two_directors_serve_each_others_clients(mode: XdpMode, family: Family) -> Res
     }
 
     // The second one takes over: the router sends it what is for the VIP.
-    let mac = lab
-        .topology()
-        .mac("rs1", "eth0")?
-        .map(|octet| format!("{octet:02x}"))
-        .join(":");
+    let mac = mac_text(lab.topology().mac("rs1", "eth0")?);
     let vip = lab.vip();
     lab.router().ip(&format!(
         "neighbour replace {vip} lladdr {mac} nud permanent dev eth1"

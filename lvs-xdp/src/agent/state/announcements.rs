@@ -88,7 +88,7 @@ impl State {
     pub(super) fn follow_announced(&mut self) {
         let served = self.served();
         let wanted: BTreeSet<_> = (served.iter())
-            .filter(|(_, is_usable)| self.config.announce && (**is_usable || !self.config.withdraw))
+            .filter(|(_, is_usable)| **is_usable || !self.config.withdraw)
             .map(|(address, _)| *address)
             .filter(|address| !self.compiler.is_local(*address) && is_host_address(*address))
             .collect();
@@ -112,8 +112,12 @@ impl State {
         self.tell(&new);
     }
 
-    /// The addresses that have a service, and whether one of their real servers gets new connections.
+    /// The addresses that have a service, and whether one of their real servers gets new connections. Where nothing is
+    /// announced nobody has to know, and no change has to look through all services: none.
     fn served(&self) -> BTreeMap<IpAddr, bool> {
+        if !self.config.announce {
+            return BTreeMap::new();
+        }
         served(&self.model, |service, server| {
             self.compiler.effective_weight(service, server).unwrap_or(0)
         })
@@ -127,7 +131,7 @@ impl State {
                 VipState::Host
             } else if self.announcements.addresses.contains(&address) {
                 VipState::Announced
-            } else if self.config.announce && served.contains_key(&address) {
+            } else if served.contains_key(&address) {
                 VipState::Withdrawn
             } else {
                 VipState::Silent

@@ -7,7 +7,7 @@ use std::{fmt, net::IpAddr, str::FromStr, time::Duration};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{ForwardingMethod, Probe, by_name, is_default};
+use super::{ForwardingMethod, Probe, as_text, by_name, is_default};
 
 /// A time of whole milliseconds, written as humantime has it: `"500ms"`, `"2s"`, `"1m 30s"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -54,19 +54,7 @@ impl FromStr for Span {
     }
 }
 
-impl From<Span> for String {
-    fn from(span: Span) -> Self {
-        span.to_string()
-    }
-}
-
-impl TryFrom<String> for Span {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
+as_text!(Span);
 
 /// Which address of the real server is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::Protocol;
+use super::{Protocol, as_text};
 
 /// A rule: packets to one of these addresses and ports have a mark.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -136,19 +136,7 @@ impl FromStr for Ports {
     }
 }
 
-impl From<Ports> for String {
-    fn from(ports: Ports) -> Self {
-        ports.to_string()
-    }
-}
-
-impl TryFrom<String> for Ports {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
+as_text!(Ports);
 
 #[cfg(test)]
 mod tests {

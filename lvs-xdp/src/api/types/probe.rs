@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{by_name, is_default, one_of};
+use super::{as_text, by_name, is_default, one_of};
 
 /// Statuses of HTTP: one, such as `"200"`, or a range, such as `"200-399"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,19 +57,7 @@ impl FromStr for Statuses {
     }
 }
 
-impl From<Statuses> for String {
-    fn from(statuses: Statuses) -> Self {
-        statuses.to_string()
-    }
-}
-
-impl TryFrom<String> for Statuses {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
+as_text!(Statuses);
 
 /// What is asked of a real server, and what its answer has to be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -6,7 +6,7 @@ use std::{fmt, net::Ipv4Addr, str::FromStr};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{by_name, one_of};
+use super::{as_text, by_name, one_of};
 
 /// Which part of a client's address persistence goes by, `-M` of ipvsadm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,12 +27,6 @@ impl fmt::Display for ClientMask {
     }
 }
 
-impl From<ClientMask> for String {
-    fn from(mask: ClientMask) -> Self {
-        mask.to_string()
-    }
-}
-
 impl FromStr for ClientMask {
     type Err = String;
 
@@ -49,13 +43,7 @@ impl FromStr for ClientMask {
     }
 }
 
-impl TryFrom<String> for ClientMask {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
+as_text!(ClientMask);
 
 /// Persistence of a virtual service, `-p` of ipvsadm: a client (or its network) stays with its real server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
