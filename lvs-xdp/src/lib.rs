@@ -12,6 +12,7 @@ pub mod cli;
 pub mod config;
 pub mod dataplane;
 pub mod doctor;
+pub mod import;
 pub mod ipvsadm;
 pub mod journal;
 pub mod model;

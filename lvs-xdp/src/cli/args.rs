@@ -108,6 +108,24 @@ pub(super) enum Verb {
     /// Print the whole table as a configuration file
     #[command(after_help = "Examples:\n  lvs-xdp export > /etc/lvs-xdp.toml\n  lvs-xdp export --json")]
     Export(ListArgs),
+    /// Print a saved IPVS table, or keepalived's virtual servers, as a configuration file
+    #[command(
+        after_help = "What is not taken over is named on standard error, with its line and why. Nothing is changed: look \
+        at the result, then apply it.\n\nExamples:\n  \
+        ipvsadm-save -n | lvs-xdp import - > /etc/lvs-xdp.toml\n  \
+        lvs-xdp import /etc/keepalived/keepalived.conf > /etc/lvs-xdp.toml\n  \
+        lvs-xdp apply --dry-run /etc/lvs-xdp.toml"
+    )]
+    Import {
+        /// The rules of ipvsadm-save, or keepalived.conf; `-` for standard input
+        file: PathBuf,
+        /// What it is written in [default: what it looks like]
+        #[arg(long, value_enum, value_name = "FORMAT")]
+        format: Option<ImportFormat>,
+        /// keepalived's configuration id, for lines that begin with `@` [default: the first part of this host's name]
+        #[arg(long, value_name = "ID")]
+        config_id: Option<String>,
+    },
     /// Go back to the table of before the last change, or the last changes
     #[command(
         after_help = "Going back is a change as well: going back by one undoes it. `lvs-xdp history` lists the changes.\n\n\
@@ -252,6 +270,14 @@ pub(super) struct AgentArgs {
     /// The least important lines the agent logs
     #[arg(long, value_enum, default_value_t = LogLevel::Info, value_name = "LEVEL")]
     pub(super) log_level: LogLevel,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum ImportFormat {
+    /// The rules of ipvsadm-save
+    Ipvsadm,
+    /// keepalived.conf
+    Keepalived,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -29,11 +29,7 @@ pub(super) fn apply(
         // Each fault is a line of its own, and each line says whose it is.
         Failure::Refused(error.to_string().replace('\n', "\nlvs-xdp: "))
     })?;
-    let source = match file.to_string_lossy() {
-        name if name == "-" => "standard input".to_owned(),
-        name => name.into_owned(),
-    };
-    let plan = client.configure(&configuration, dry_run, source)?;
+    let plan = client.configure(&configuration, dry_run, config::source(file))?;
     print(&plan, dry_run, list, out)
 }
 

@@ -11,6 +11,7 @@ mod configuration;
 mod connections;
 mod documents;
 mod drain;
+mod import;
 mod install;
 mod mark;
 mod realserver;
@@ -106,6 +107,11 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
         Verb::Connections(args) => connections::run(args, &mut client, out),
         Verb::Settings { name, value, list } => settings::run(name, value, &list, &mut client, out),
         Verb::Apply { file, dry_run, list } => configuration::apply(&file, dry_run, &list, &mut client, out),
+        Verb::Import {
+            file,
+            format,
+            config_id,
+        } => import::run(&file, format, config_id, out, &mut io::stderr()),
         Verb::Export(list) => configuration::export(&list, &mut client, out),
         Verb::Rollback { back, dry_run, list } => {
             configuration::rollback(back, dry_run, &list, &mut client, out)

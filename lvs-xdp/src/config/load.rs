@@ -65,6 +65,14 @@ pub fn load(file: &Path) -> Result<(Configuration, Model), LoadError> {
     })
 }
 
+/// How a file is named: `-` is standard input.
+pub(crate) fn source(file: &Path) -> String {
+    match file.to_string_lossy() {
+        name if name == "-" => "standard input".to_owned(),
+        name => name.into_owned(),
+    }
+}
+
 /// The text of a file, or of standard input.
 pub(crate) fn load_text(file: &Path) -> io::Result<String> {
     let mut source: Box<dyn io::Read> = if file == Path::new("-") {

@@ -9,6 +9,7 @@ mod read;
 mod words;
 mod write;
 
+pub(crate) use self::load::{load_text, source};
 pub use self::{
     diff::{diff, steps},
     load::{LoadError, load},

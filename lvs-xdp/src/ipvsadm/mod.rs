@@ -26,6 +26,7 @@ use std::{
 };
 
 pub use names::Names;
+pub(crate) use restore::rules;
 
 use args::{ListRequest, Request, ServiceRequest};
 

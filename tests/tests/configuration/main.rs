@@ -1,6 +1,7 @@
 //! The whole table from a file: applied, exported, gone back from, at the start and at SIGHUP, under load.
 
 mod faults;
+mod import;
 mod scale;
 
 use std::{
