@@ -249,7 +249,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
             _ = terminate.recv() => break "SIGTERM",
             _ = interrupt.recv() => break "SIGINT",
             _ = hangup.recv() => match &config.config {
-                Some(path) => reload::reload(path, &sender),
+                Some(path) => reload::reload(path, &sender, &neighbours),
                 None => warn!("SIGHUP: there is no file to read: start the agent with --config FILE"),
             },
             event = news.recv() => match event {

@@ -1,13 +1,13 @@
 //! The configuration file of the command line: applied at the start, and anew at SIGHUP.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use sd_notify::NotifyState;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tracing::{error, info};
 
-use super::{Configure, Request, Wanted};
-use crate::{config, model::Model};
+use super::Request;
+use crate::{api::configuration, config, model::Model, neighbour::Neighbours};
 
 /// Reads a configuration file; with it how it is named in the history.
 ///
@@ -20,15 +20,15 @@ pub(super) fn load(path: &Path) -> Result<(Model, String), config::LoadError> {
 }
 
 /// Reads the file again and has the agent's task apply it, beside that task: a large file takes its time.
-pub(super) fn reload(path: &Path, agent: &mpsc::Sender<Request>) {
-    let (path, agent) = (path.to_owned(), agent.clone());
+pub(super) fn reload(path: &Path, agent: &mpsc::Sender<Request>, neighbours: &Arc<Neighbours>) {
+    let (path, agent, neighbours) = (path.to_owned(), agent.clone(), Arc::clone(neighbours));
     tokio::spawn(async move {
         let now = NotifyState::monotonic_usec_now();
         let _ = match now {
             Ok(now) => sd_notify::notify(&[NotifyState::Reloading, now]),
             Err(error) => Err(error),
         };
-        match apply(&path, &agent).await {
+        match apply(&path, agent, neighbours).await {
             Ok(what) => info!("SIGHUP: {}: {what}", path.display()),
             Err(faults) => {
                 for line in faults.lines() {
@@ -41,25 +41,17 @@ pub(super) fn reload(path: &Path, agent: &mpsc::Sender<Request>) {
     });
 }
 
-async fn apply(path: &Path, agent: &mpsc::Sender<Request>) -> Result<String, String> {
+async fn apply(
+    path: &Path,
+    agent: mpsc::Sender<Request>,
+    neighbours: Arc<Neighbours>,
+) -> Result<String, String> {
     let file = path.to_owned();
     let read = tokio::task::spawn_blocking(move || load(&file)).await;
     let (model, how) = read
         .map_err(|error| format!("{}: the reading was broken off: {error}", path.display()))?
         .map_err(|error| error.to_string())?;
-    let (answer, plan) = oneshot::channel();
-    let configure = Configure {
-        wanted: Wanted::Table(Box::new(model), how),
-        is_dry: false,
-        uid: None,
-        answer,
-    };
-    let ending = || "the agent is ending".to_owned();
-    agent
-        .send(Request::Configure(configure))
-        .await
-        .map_err(|_| ending())?;
-    let plan = plan.await.map_err(|_| ending())?;
+    let plan = configuration::apply(agent, neighbours, model, how).await;
     plan.map(|plan| config::summary(&plan.steps))
-        .map_err(|error| error.to_string())
+        .map_err(|error| format!("{}: {error}", path.display()))
 }

@@ -1,6 +1,6 @@
 //! The pages of the whole table: what it is, what another one would change, which there were before.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use axum::{
     Json,
@@ -13,7 +13,7 @@ use axum::{
     serve::IncomingStream,
 };
 use serde::{Deserialize, Serialize};
-use tokio::net::UnixListener;
+use tokio::{net::UnixListener, sync::mpsc};
 
 use super::{
     server::{Api, answer, refuse, refused},
@@ -23,6 +23,7 @@ use crate::{
     agent::{Configure, Request, Wanted},
     config,
     model::Model,
+    neighbour::Neighbours,
 };
 
 /// Who is at the other end of a connection.
@@ -153,6 +154,24 @@ pub(super) async fn rollback(
 )]
 pub(super) async fn history(State(api): State<Api>) -> Response {
     answer(api.ask(Request::History).await)
+}
+
+/// Applies a table as `PUT /v1/configuration` does, by the agent's own wish.
+///
+/// # Errors
+///
+/// Why nothing was changed.
+pub(crate) async fn apply(
+    agent: mpsc::Sender<Request>,
+    neighbours: Arc<Neighbours>,
+    model: Model,
+    source: String,
+) -> Result<Plan, ApiError> {
+    let how = Application {
+        dry_run: false,
+        source: Some(source),
+    };
+    Api { agent, neighbours }.configure(model, &how, None).await
 }
 
 impl Api {

@@ -1,7 +1,7 @@
 //! The agent's HTTP/JSON interface on its Unix socket: types, filters, server, client.
 
 pub mod client;
-mod configuration;
+pub(crate) mod configuration;
 pub mod filter;
 pub(crate) mod server;
 pub mod types;

@@ -50,8 +50,8 @@ const BODY_LIMIT: usize = 64 << 20;
 
 #[derive(Clone)]
 pub(super) struct Api {
-    agent: mpsc::Sender<Request>,
-    neighbours: Arc<Neighbours>,
+    pub(super) agent: mpsc::Sender<Request>,
+    pub(super) neighbours: Arc<Neighbours>,
 }
 
 /// Serves until the listener fails.
