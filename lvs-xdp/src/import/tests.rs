@@ -57,9 +57,7 @@ fn a_format_is_known_by_its_first_word() {
     }
 }
 
-#[test]
-fn a_saved_table_is_taken_over_line_by_line() {
-    let text = "\
+const SAVED: &str = "\
 # by number and by name
 -A -t 192.0.2.1:80 -s wrr -p 600 -M 255.255.255.0
 -a -t 192.0.2.1:80 -r 198.51.100.1:80 -g -w 3 -x 100 -y 50
@@ -77,7 +75,10 @@ fn a_saved_table_is_taken_over_line_by_line() {
 -L -n
 -A -t nowhere:80
 ";
-    insta::assert_snapshot!(told(text, Format::Ipvsadm, &no_files));
+
+#[test]
+fn a_saved_table_is_taken_over_line_by_line() {
+    insta::assert_snapshot!(told(SAVED, Format::Ipvsadm, &no_files));
 }
 
 const WHOLE: &str = r#"! A director
@@ -329,7 +330,8 @@ fn parameters_that_grow_without_end_are_named() {
 
 /// Words of both formats, so that more than the first of them is read.
 fn word() -> impl Strategy<Value = String> {
-    let words = WHOLE.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let words = WHOLE.split_whitespace().chain(SAVED.split_whitespace());
+    let words = words.map(str::to_owned).collect::<Vec<_>>();
     prop_oneof![
         6 => prop::sample::select(words),
         1 => "[ -~]{0,12}",

@@ -89,3 +89,6 @@ pub struct Version {
     /// What it changed, in words.
     pub what: String,
 }
+
+#[cfg(test)]
+mod tests;
