@@ -4,13 +4,17 @@
 //! line is one transaction; every line begins with the CRC-32 of its rest, so that damage anywhere is seen:
 //!
 //! ```text
-//! 1f2e3d4c lvs-xdp state 4
+//! 1f2e3d4c lvs-xdp state 5
 //! 5b6a7988 [{"change":"add-service","service":{...}},{"change":"add-server",...}]
+//! 4c3d2e1f {"versions":[{"number":17,"time":1767225600,"uid":0,"what":"...","changes":[...]}]}
 //! ```
 //!
+//! First comes the table as it was some versions ago, then each version since with time and author. So the file is
+//! the history as well, and neither can be there without the other.
+//!
 //! A transaction is appended and synced before [`Journal::append`] returns. From time to time the file is
-//! written anew, one transaction a service, and put into place by a rename: a crash leaves the old file or
-//! the new one. Nothing that was ever acknowledged is deleted: a damaged file is kept under another name.
+//! written anew, the oldest versions as one table of a transaction a service, and put into place by a rename: a crash
+//! leaves the old file or the new one. Nothing that was ever acknowledged is deleted: a damaged file is kept under another name.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
@@ -23,14 +27,18 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use serde::{Deserialize, Serialize};
 
-use crate::{api::types::Change, model::Model};
+use crate::{
+    api::types::{Change, Version},
+    model::Model,
+};
 
 /// The version of the file's format; a change that older agents would misread needs a new one. Version 2 added
 /// draining, settings, and what services and servers have beside scheduler and weight; version 3 tunnels and
 /// firewall marks; version 4 health checks and fallbacks, and the clearing of
-/// these rules.
-const VERSION: u32 = 4;
+/// these rules; version 5 the history.
+const VERSION: u32 = 5;
 
 /// The oldest version that is read. What it lacks has its default; the file is written anew when it is opened.
 const OLDEST: u32 = 1;
@@ -47,6 +55,36 @@ const ASIDE: &str = "state.new";
 /// Below this many bytes a file is not worth writing anew.
 const SMALL: u64 = 64 * 1024;
 
+/// The versions that are kept, at least; older ones are as well until the file is written anew.
+const KEPT_VERSIONS: usize = 100;
+
+/// They are fewer where they would have more bytes than this; the last line is always kept.
+const KEPT_BYTES: u64 = 16 << 20;
+
+/// A change of the table as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transaction {
+    /// Who made it, and when.
+    #[serde(flatten)]
+    pub version: Version,
+    /// What it changes, all or nothing.
+    pub changes: Vec<Change>,
+}
+
+/// A line of versions that were made in one step.
+#[derive(Debug, Serialize, Deserialize)]
+struct Line {
+    versions: Vec<Transaction>,
+}
+
+/// Where such a line is, and what it is about.
+#[derive(Debug, Clone)]
+struct Place {
+    start: u64,
+    end: u64,
+    versions: Vec<Version>,
+}
+
 /// The open journal; its lock on the state directory lasts as long as it lives.
 #[derive(Debug)]
 pub struct Journal {
@@ -54,8 +92,10 @@ pub struct Journal {
     file: File,
     /// Bytes in `file` that are known good: where the next transaction goes.
     length: u64,
-    /// Bytes the file had when it was last written anew.
-    compact_length: u64,
+    /// The versions that the file has, by line.
+    lines: Vec<Place>,
+    /// The number of the last version.
+    last: u64,
     /// There may be bytes beyond `length`: those of a transaction that failed.
     torn: bool,
     /// The file was renamed into place, but the directory may not be on disk yet.
@@ -106,6 +146,7 @@ impl Journal {
             torn,
             faults,
             is_old,
+            lines,
         } = match contents.transpose() {
             Ok(contents) => contents.unwrap_or_default(),
             Err(UnknownVersion(version)) => bail!(
@@ -116,8 +157,7 @@ impl Journal {
         };
 
         let mut warnings = Vec::new();
-        let compact_length = snapshot(&model)?.len() as u64;
-        let fresh = !existed || !faults.is_empty() || is_old;
+        let fresh = !existed || !faults.is_empty();
         if torn && faults.is_empty() {
             warnings.push(format!(
                 "the last line of the state file {} was cut short while it was written: the change was \
@@ -125,10 +165,11 @@ impl Journal {
                 path.display()
             ));
         }
-        let (file, length) = if fresh {
+        let (file, length, lines) = if fresh {
             // Written before the old file gets its second name, so that starting again and again on a full
             // disk does not give it one name after the other.
-            let new = write_aside(&dir, &model).with_context(|| cannot("write"))?;
+            let new = snapshot(&model).and_then(|bytes| write_aside(&dir, &bytes));
+            let new = new.with_context(|| cannot("write"))?;
             if let Some(first) = faults.first() {
                 let aside = keep_aside(&dir).with_context(|| cannot("keep aside"))?;
                 warnings.push(format!(
@@ -140,26 +181,32 @@ impl Journal {
                 ));
             }
             put_into_place(&dir).with_context(|| cannot("write"))?;
-            new
+            (new.0, new.1, Vec::new())
         } else {
             let file = OpenOptions::new()
+                .read(true)
                 .write(true)
                 .open(&path)
                 .with_context(|| cannot("write"))?;
             // What was read may come from an agent that was killed before its sync.
             file.sync_data().with_context(|| cannot("sync"))?;
-            (file, length)
+            (file, length, lines)
         };
         let mut journal = Self {
             dir,
             file,
             length,
-            compact_length,
+            last: last(&lines),
+            lines,
             torn,
             renamed: fresh,
             _lock: lock,
         };
         journal.settle().with_context(|| cannot("write"))?;
+        if is_old {
+            // It may get lines that an agent of that version would misread.
+            journal.compact(&model).with_context(|| cannot("write"))?;
+        }
         if journal.needs_compaction()
             && let Err(error) = journal.compact(&model)
         {
@@ -175,18 +222,24 @@ impl Journal {
         })
     }
 
-    /// Appends `changes` as one transaction; it is on disk when this returns.
+    /// Appends what was made in one step, each with the next number; it is on disk when this returns. What changes
+    /// nothing is no version.
     ///
     /// # Errors
-    /// The change is not kept (the disk may be full); a later call starts after the last good transaction. Only
+    /// Nothing of it is kept (the disk may be full); a later call starts after the last good transaction. Only
     /// if the disk refuses to take back what it has, and the machine goes down before a later call succeeds,
     /// may it be found when the journal is opened again.
-    pub fn append(&mut self, changes: &[Change]) -> io::Result<()> {
-        if changes.is_empty() {
+    pub fn append(&mut self, mut made: Vec<Transaction>) -> io::Result<()> {
+        made.retain(|transaction| !transaction.changes.is_empty());
+        if made.is_empty() {
             return Ok(());
         }
+        for (transaction, number) in made.iter_mut().zip(self.last + 1..) {
+            transaction.version.number = number;
+        }
         self.settle()?;
-        let line = transaction(changes)?;
+        let made = Line { versions: made };
+        let line = line(&serde_json::to_vec(&made)?);
         self.torn = true;
         match self
             .file
@@ -195,7 +248,14 @@ impl Journal {
         {
             Ok(()) => {
                 self.torn = false;
+                let start = self.length;
                 self.length += line.len() as u64;
+                self.lines.push(Place {
+                    start,
+                    end: self.length,
+                    versions: made.versions.into_iter().map(|made| made.version).collect(),
+                });
+                self.last = last(&self.lines);
                 Ok(())
             }
             Err(error) => {
@@ -206,23 +266,113 @@ impl Journal {
         }
     }
 
-    /// Whether the file has grown so far beyond what it says that [`Journal::compact`] is worth while.
-    pub fn needs_compaction(&self) -> bool {
-        self.length > SMALL.max(4 * self.compact_length)
+    /// The versions that can be gone back to, the newest first.
+    pub fn history(&self) -> impl Iterator<Item = &Version> {
+        let kept = &self.lines[self.first_kept()..];
+        kept.iter().rev().flat_map(|line| line.versions.iter().rev())
     }
 
-    /// Writes the file anew, with nothing in it but `model`.
+    /// The table as it was before the last `back` versions.
     ///
-    /// With the model before a change it also takes back a transaction that could not be made live.
+    /// # Errors
+    /// The file cannot be read, or there are not so many versions in it: [`io::ErrorKind::NotFound`].
+    pub fn back(&self, back: usize) -> io::Result<Model> {
+        let mut left = back;
+        for line in self.lines[self.first_kept()..].iter().rev() {
+            if left > line.versions.len() {
+                left -= line.versions.len();
+                continue;
+            }
+            let mut model = self.read(line.start)?;
+            let kept = line.versions.len() - left;
+            if kept > 0 {
+                let bytes = self.bytes(line.start, line.end)?;
+                let read = payload(without_end(&bytes)).map(parts);
+                let Some(Ok((_, transactions))) = read else {
+                    return Err(damaged());
+                };
+                for changes in &transactions[..kept] {
+                    model.apply(changes).map_err(|_| damaged())?;
+                }
+            }
+            return Ok(model);
+        }
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    /// The first line that stays when the file is written anew.
+    fn first_kept(&self) -> usize {
+        let (mut versions, mut bytes) = (0, 0);
+        for (position, line) in self.lines.iter().enumerate().rev() {
+            bytes += line.end - line.start;
+            if versions >= KEPT_VERSIONS || versions > 0 && bytes > KEPT_BYTES {
+                return position + 1;
+            }
+            versions += line.versions.len();
+        }
+        0
+    }
+
+    /// The bytes of the table that the versions start from, and of the versions that need not be kept.
+    fn lengths(&self) -> (u64, u64) {
+        let table = self.lines.first().map_or(self.length, |line| line.start);
+        let kept = self
+            .lines
+            .get(self.first_kept())
+            .map_or(self.length, |line| line.start);
+        (table, kept - table)
+    }
+
+    fn bytes(&self, start: u64, end: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; usize::try_from(end - start).map_err(io::Error::other)?];
+        self.file.read_exact_at(&mut bytes, start)?;
+        Ok(bytes)
+    }
+
+    /// The table that the first bytes of the file say.
+    fn read(&self, end: u64) -> io::Result<Model> {
+        match read(&self.bytes(0, end)?) {
+            Ok(contents) if contents.faults.is_empty() && !contents.torn => Ok(contents.model),
+            Ok(_) | Err(UnknownVersion(_)) => Err(damaged()),
+        }
+    }
+
+    /// Whether the file has grown so far beyond what it says that [`Journal::compact`] is worth while.
+    pub fn needs_compaction(&self) -> bool {
+        let (table, superfluous) = self.lengths();
+        superfluous > SMALL.max(3 * table)
+    }
+
+    /// Writes the file anew: the table as it was before the versions that are kept, and these.
+    ///
+    /// Where they do not lead to `model`, since the file has been damaged meanwhile, or `model` is that of before a
+    /// transaction that could not be made live, there is nothing in the new file but `model`.
     ///
     /// # Errors
     /// The old file is still in place, or the new one is and the directory could not be synced; in both cases
     /// the journal can be used on.
     pub fn compact(&mut self, model: &Model) -> io::Result<()> {
-        let (file, length) = write_aside(&self.dir, model)?;
+        let kept = self.first_kept();
+        let start = self.lines.get(kept).map_or(self.length, |line| line.start);
+        let is_whole = self.read(self.length).is_ok_and(|read| read == *model);
+        let base = if is_whole { self.read(start).ok() } else { None };
+        let (bytes, lines) = match base {
+            Some(base) => {
+                let mut bytes = snapshot(&base)?;
+                let before = bytes.len() as u64;
+                bytes.extend(self.bytes(start, self.length)?);
+                let mut lines = self.lines[kept..].to_vec();
+                for line in &mut lines {
+                    line.start = line.start - start + before;
+                    line.end = line.end - start + before;
+                }
+                (bytes, lines)
+            }
+            None => (snapshot(model)?, Vec::new()),
+        };
+        let (file, length) = write_aside(&self.dir, &bytes)?;
         put_into_place(&self.dir)?;
-        (self.file, self.length) = (file, length);
-        self.compact_length = self.length;
+        (self.file, self.length, self.lines) = (file, length, lines);
         self.torn = false;
         self.renamed = true;
         self.settle()
@@ -255,6 +405,8 @@ struct Contents {
     faults: Vec<String>,
     /// It is of a version before this one.
     is_old: bool,
+    /// The lines that are versions.
+    lines: Vec<Place>,
 }
 
 /// The file is intact, but of this version.
@@ -300,24 +452,36 @@ fn read(bytes: &[u8]) -> Result<Contents, UnknownVersion> {
     };
 
     let mut model = Model::default();
-    for (number, line) in (1..).zip(lines).skip(headed) {
+    let mut places = Vec::new();
+    let mut end = 0;
+    for (number, line) in (1..).zip(lines) {
+        let start = end;
+        end += line.len() as u64 + 1;
+        if number <= headed {
+            continue;
+        }
         let Some(payload) = payload(line) else {
             faults.push(format!("line {number} is damaged"));
             continue;
         };
-        let changes: Vec<Change> = match serde_json::from_slice(payload) {
-            Ok(changes) => changes,
+        let (versions, parts) = match parts(payload) {
+            Ok(parts) => parts,
             Err(error) => {
                 faults.push(format!("line {number} is not understood: {error}"));
                 continue;
             }
         };
-        if let Err(error) = model.apply(&changes) {
-            faults.push(format!("line {number} does not fit what is before it: {error}"));
-            for change in &changes {
-                // Part of it may have been about what a damaged line said; the rest shall not be lost.
-                let _ = model.apply(slice::from_ref(change));
+        for changes in parts {
+            if let Err(error) = model.apply(&changes) {
+                faults.push(format!("line {number} does not fit what is before it: {error}"));
+                for change in &changes {
+                    // Part of it may have been about what a damaged line said; the rest shall not be lost.
+                    let _ = model.apply(slice::from_ref(change));
+                }
             }
+        }
+        if !versions.is_empty() {
+            places.push(Place { start, end, versions });
         }
     }
     Ok(Contents {
@@ -326,7 +490,30 @@ fn read(bytes: &[u8]) -> Result<Contents, UnknownVersion> {
         torn: !rest.is_empty() && !rest_is_line,
         faults,
         is_old,
+        lines: places,
     })
+}
+
+/// The versions of a line, and its transactions: a line without versions is a part of a table.
+fn parts(payload: &[u8]) -> serde_json::Result<(Vec<Version>, Vec<Vec<Change>>)> {
+    if payload.starts_with(b"[") {
+        return Ok((Vec::new(), vec![serde_json::from_slice(payload)?]));
+    }
+    let Line { versions } = serde_json::from_slice(payload)?;
+    Ok(versions
+        .into_iter()
+        .map(|made| (made.version, made.changes))
+        .unzip())
+}
+
+/// The number of the last version.
+fn last(lines: &[Place]) -> u64 {
+    let last = lines.last().and_then(|line| line.versions.last());
+    last.map_or(0, |version| version.number)
+}
+
+fn damaged() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the state file is damaged")
 }
 
 /// A line for a payload: its checksum, itself, the line's end.
@@ -356,6 +543,7 @@ fn version(payload: &[u8]) -> Option<u32> {
     str::from_utf8(payload.strip_prefix(FORMAT)?).ok()?.parse().ok()
 }
 
+/// A line of a table.
 fn transaction(changes: &[Change]) -> io::Result<Vec<u8>> {
     Ok(line(&serde_json::to_vec(changes)?))
 }
@@ -373,17 +561,17 @@ fn snapshot(model: &Model) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Writes a file with nothing but `model` and syncs it; [`put_into_place`] makes it the state file.
-fn write_aside(dir: &Path, model: &Model) -> io::Result<(File, u64)> {
-    let bytes = snapshot(model)?;
+/// Writes a file and syncs it; [`put_into_place`] makes it the state file.
+fn write_aside(dir: &Path, bytes: &[u8]) -> io::Result<(File, u64)> {
     let path = dir.join(ASIDE);
     let mut file = OpenOptions::new()
+        .read(true)
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
         .open(&path)?;
-    if let Err(error) = file.write_all(&bytes).and_then(|()| file.sync_all()) {
+    if let Err(error) = file.write_all(bytes).and_then(|()| file.sync_all()) {
         // Half a file on a full disk helps nobody; if it stays, the next one takes its place.
         let _ = fs::remove_file(&path);
         return Err(error);

@@ -142,13 +142,23 @@ impl Model {
         touched
     }
 
+    /// The same model with no services but these.
+    pub fn part(&self, services: &BTreeSet<ServiceKey>) -> Self {
+        let entry = |key: &ServiceKey| Some((*key, Arc::clone(self.services.get(key)?)));
+        Self {
+            services: services.iter().filter_map(entry).collect(),
+            marks: Arc::clone(&self.marks),
+            ..*self
+        }
+    }
+
     /// The services of whose real servers `changes` add, edit or delete one. IPVS tells the scheduler of
     /// each such change, also of one that leaves everything as it was.
     ///
     /// What is made anew behind a [`Change::Clear`] is not among them: such a list replaces the table, and a service
     /// that is the same before and after it does not notice.
-    pub fn told(changes: &[Change]) -> BTreeSet<ServiceKey> {
-        let kept = changes.iter().take_while(|change| **change != Change::Clear);
+    pub fn told<'a>(changes: impl IntoIterator<Item = &'a Change>) -> BTreeSet<ServiceKey> {
+        let kept = changes.into_iter().take_while(|change| **change != Change::Clear);
         let told = kept.filter_map(|change| match change {
             Change::AddServer { service, .. }
             | Change::EditServer { service, .. }
@@ -344,19 +354,11 @@ impl ServiceEntry {
     pub fn changes(&self) -> impl Iterator<Item = Change> {
         let service = self.spec.key;
         // Each added server goes to the head, so the tail must be added first.
-        let servers = self.servers.iter().rev().flat_map(move |server| {
-            let add = Change::AddServer {
-                service,
-                server: undrained(server),
-                require_on_link: false,
-            };
-            let drain = server.drain.map(|drain| Change::DrainServer {
-                service,
-                server: server.key,
-                drain,
-            });
-            std::iter::once(add).chain(drain)
-        });
+        let servers = self
+            .servers
+            .iter()
+            .rev()
+            .flat_map(move |server| server.added(service));
         std::iter::once(Change::AddService {
             service: self.spec.clone(),
         })
@@ -396,6 +398,24 @@ impl ServiceEntry {
                 ),
             )
         })
+    }
+}
+
+impl ServerSpec {
+    /// The changes that make this real server where it does not exist.
+    pub fn added(&self, service: ServiceKey) -> impl Iterator<Item = Change> + use<> {
+        let add = Change::AddServer {
+            service,
+            server: undrained(self),
+            require_on_link: false,
+        };
+        let server = self.key;
+        let drain = self.drain.map(|drain| Change::DrainServer {
+            service,
+            server,
+            drain,
+        });
+        std::iter::once(add).chain(drain)
     }
 }
 

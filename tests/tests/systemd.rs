@@ -144,7 +144,12 @@ fn systemd_hears_when_the_agent_is_ready_and_when_it_ends() -> Result<()> {
     };
 
     let agent = lab.agent()?;
-    let mut command = agent.command(&AgentConfig::default());
+    let file = directory.path().join("lvs-xdp.toml");
+    fs::write(&file, "")?;
+    let mut command = agent.command(&AgentConfig {
+        arguments: vec!["--config".into(), file.to_string_lossy().into_owned()],
+        ..AgentConfig::default()
+    });
     command.env("NOTIFY_SOCKET", &path);
     let mut process = Process::spawn(command)?;
     assert_eq!(hear()?, "READY=1");
@@ -152,6 +157,13 @@ fn systemd_hears_when_the_agent_is_ready_and_when_it_ends() -> Result<()> {
     UnixStream::connect(agent.socket())?;
     let shown = lab.director().ip("-details link show dev eth0")?;
     assert!(shown.contains("prog/xdp"), "{shown}");
+
+    // As `systemctl reload` does, with a file that is wrong: the reload ends all the same.
+    fs::write(&file, "nonsense")?;
+    process.signal(Signal::SIGHUP)?;
+    let heard = hear()?;
+    assert!(heard.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{heard}");
+    assert_eq!(hear()?, "READY=1");
 
     process.signal(Signal::SIGTERM)?;
     assert_eq!(hear()?, "STOPPING=1");

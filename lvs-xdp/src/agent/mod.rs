@@ -2,15 +2,18 @@
 //!
 //! One task owns everything and takes one thing at a time from a queue: requests, news of neighbours,
 //! the second's tick. [`state`] is what it owns; [`crate::api::server`] puts requests into the queue.
-//! [`crate::nic`] says what the program cannot be attached to, and why. [`effective`] is the one place that says
-//! which servers get new connections; [`slow_start`] is the rule by which they rise to their weight, [`rates`] that by which rates follow counters. [`privileges`] says what it may do once it is set up. [`connections`]
-//! lists and removes connection entries beside the task: their tables may change under whoever reads them.
+//! [`reload`] reads the configuration file. [`crate::nic`] says what the program cannot be attached to, and why.
+//! [`effective`] is the one place that says which servers get new connections; [`slow_start`] is the rule by which they
+//! rise to their weight, [`rates`] that by which rates follow counters. [`privileges`] says what it may do once it is set
+//! up. [`connections`] lists and removes connection entries beside the task: their tables may change under whoever reads
+//! them.
 //! Forwarding needs none of it: an agent may be killed at any moment, and the next one goes on.
 
 pub(crate) mod connections;
 mod effective;
 mod privileges;
 mod rates;
+mod reload;
 mod slow_start;
 mod state;
 
@@ -40,7 +43,7 @@ pub(crate) use self::state::State;
 use crate::{
     api::{
         listener, server,
-        types::{ApiError, Change, CheckStatus, MarkRule, Service, ServiceKey, Status},
+        types::{ApiError, Change, CheckStatus, MarkRule, Plan, Service, ServiceKey, Status, Version},
     },
     checks::{Checks, Host, Runner},
     dataplane::{self, Dataplane, Mode, Options, Tables},
@@ -85,6 +88,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The directory, on a BPF file system, of program and maps.
     pub pin_dir: PathBuf,
+    /// The configuration file: the table at the start, and at SIGHUP.
+    pub config: Option<PathBuf>,
     /// How the program is attached.
     pub xdp_mode: XdpMode,
     /// Capacity of the connection table in entries: a power of two.
@@ -125,13 +130,39 @@ pub(crate) enum Request {
     /// `GET` and `DELETE /v1/connections`: the tables, with their clock set.
     Tables(oneshot::Sender<Arc<Tables>>),
     /// `POST /v1/changes`
-    Change(Vec<Change>, oneshot::Sender<Result<(), ApiError>>),
+    Change(Vec<Change>, Option<u32>, oneshot::Sender<Result<(), ApiError>>),
     /// The same with `check`: what is wrong with them, and nothing else.
     Check(Vec<Change>, oneshot::Sender<Result<(), ApiError>>),
+    /// `GET /v1/configuration`
+    Configuration(oneshot::Sender<Model>),
+    /// `PUT /v1/configuration`, `POST /v1/rollback`, and the configuration file at SIGHUP
+    Configure(Configure),
+    /// `GET /v1/history`
+    History(oneshot::Sender<Vec<Version>>),
     /// `POST /v1/announce`: these addresses, or all; the answer is what was announced.
     Announce(Vec<IpAddr>, oneshot::Sender<Result<Vec<IpAddr>, ApiError>>),
     /// `POST /v1/unload`
     Unload(oneshot::Sender<Result<(), ApiError>>),
+}
+
+/// A whole table in place of what there is.
+#[derive(Debug)]
+pub(crate) struct Configure {
+    pub(crate) wanted: Wanted,
+    /// Only what would change is asked for.
+    pub(crate) is_dry: bool,
+    /// Who asks, where it is a client.
+    pub(crate) uid: Option<u32>,
+    pub(crate) answer: oneshot::Sender<Result<Plan, ApiError>>,
+}
+
+/// Which table.
+#[derive(Debug)]
+pub(crate) enum Wanted {
+    /// This one, and where it comes from.
+    Table(Box<Model>, String),
+    /// That of before so many versions.
+    Back(u32),
 }
 
 /// Runs the agent until it is told to end by SIGTERM, SIGINT or `lvs-xdp unload`.
@@ -164,6 +195,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     }
     dataplane::require_bpf(&config.pin_dir)?;
     let group = config.socket_group.as_deref().map(find_group).transpose()?;
+    let file = config.config.as_deref().map(reload::load).transpose()?;
     let (neighbours, mut news) = Neighbours::start().await?;
     let neighbours = Arc::new(neighbours);
     check_interfaces(&neighbours.links(), config)?;
@@ -175,11 +207,15 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     for line in &warnings {
         warn!("{line}");
     }
-    check_room(&model, config)?;
+    check_room(&model, config, &config.state_dir)?;
+    if let (Some((model, _)), Some(path)) = (&file, &config.config) {
+        check_room(model, config, path)?;
+    }
     let listener = listen(config, group).await?;
     let socket = SocketFile(&config.socket);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
 
     let mut dataplane = Dataplane::open(&Options {
         pin_directory: config.pin_dir.clone(),
@@ -208,10 +244,10 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         config.clone(),
         warnings,
     )?;
-    state.start().await?;
+    state.start(file).await?;
 
     let (sender, mut requests) = mpsc::channel(1024);
-    let server = tokio::spawn(server::serve(listener, sender, Arc::clone(&neighbours)));
+    let server = tokio::spawn(server::serve(listener, sender.clone(), Arc::clone(&neighbours)));
     let mut second = interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     sd_notify::notify(&[sd_notify::NotifyState::Ready])
@@ -223,6 +259,10 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
             biased;
             _ = terminate.recv() => break "SIGTERM",
             _ = interrupt.recv() => break "SIGINT",
+            _ = hangup.recv() => match &config.config {
+                Some(path) => reload::reload(path, &sender, &neighbours),
+                None => warn!("SIGHUP: there is no file to read: start the agent with --config FILE"),
+            },
             event = news.recv() => match event {
                 Some(event) => {
                     state.hear(event);
@@ -268,7 +308,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
 }
 
 /// Refuses tables without room for what is to be restored, while the program that runs has it all.
-fn check_room(model: &Model, config: &Config) -> anyhow::Result<()> {
+fn check_room(model: &Model, config: &Config, holder: &Path) -> anyhow::Result<()> {
     let services = model.services().len();
     let servers: usize = model
         .services()
@@ -282,7 +322,7 @@ fn check_room(model: &Model, config: &Config) -> anyhow::Result<()> {
         if held > room as usize {
             bail!(
                 "{} holds {held} {what}, and {option} {room} has no room for them: start the agent with {option} {held} or more",
-                config.state_dir.display()
+                holder.display()
             );
         }
     }

@@ -2,6 +2,7 @@
 
 mod announcements;
 mod checks;
+mod configure;
 mod counters;
 mod drain;
 mod interfaces;
@@ -22,6 +23,7 @@ use tokio::{sync::oneshot, task::JoinHandle};
 use tracing::{error, info, warn};
 
 use self::announcements::Announcements;
+use self::configure::{Made, Task};
 use self::counters::Estimators;
 use self::tunnels::{reach, tunnelled};
 use super::{
@@ -30,10 +32,10 @@ use super::{
     slow_start::SlowStart,
 };
 use crate::{
-    api::types::{ApiError, Change, ErrorCode, ServerKey, ServerSpec, ServiceKey},
+    api::types::{ApiError, ErrorCode, Plan, ServerKey, ServerSpec, ServiceKey},
     checks::Checks,
     dataplane::{self, Dataplane, compile::Compiler},
-    journal::Journal,
+    journal::{Journal, Transaction},
     model::Model,
     neighbour::{self, Event, Neighbours, Resolution},
 };
@@ -43,7 +45,9 @@ const FIRST_RESOLUTION: Duration = Duration::from_millis(500);
 
 /// Changes that are to be made together, or not at all.
 struct Waiting {
-    changes: Vec<Change>,
+    task: Task,
+    /// The user who asks.
+    uid: Option<u32>,
     origin: Origin,
 }
 
@@ -51,6 +55,10 @@ struct Waiting {
 enum Origin {
     /// A client, which waits for the answer.
     Client(oneshot::Sender<Result<(), ApiError>>),
+    /// The same, of a whole table.
+    Table(oneshot::Sender<Result<Plan, ApiError>>),
+    /// The command line's configuration file, by its name.
+    Start(String),
     /// The agent itself: a drained server is to be removed. What is logged once it is.
     Drain(String),
 }
@@ -160,8 +168,9 @@ impl State {
         })
     }
 
-    /// Brings the maps to what the journal says, whatever an agent before has left in them.
-    pub(super) async fn start(&mut self) -> anyhow::Result<()> {
+    /// Brings the maps to what the journal says, whatever an agent before has left in them; or to another table, by
+    /// its name, where one is given.
+    pub(super) async fn start(&mut self, wanted: Option<(Model, String)>) -> anyhow::Result<()> {
         let servers = servers(&self.model);
         let known = self.compiler.services();
         for (service, entry) in self.model.services() {
@@ -189,6 +198,9 @@ impl State {
         futures_util::future::join_all(known).await;
         self.stale = self.compiler.services();
         self.stale.extend(self.model.services().keys().copied());
+        if let Some((model, how)) = wanted {
+            self.configure_at_start(model, how);
+        }
         self.carry_out().await;
         self.left_out.clear();
         Ok(())
@@ -222,8 +234,16 @@ impl State {
                 }
                 let _ = answer.send(Arc::clone(self.dataplane.tables()));
             }
-            Request::Change(changes, answer) => self.waiting.push(Waiting {
-                changes,
+            Request::Configuration(answer) => {
+                let _ = answer.send(self.model.clone());
+            }
+            Request::Configure(request) => self.configure(request),
+            Request::History(answer) => {
+                let _ = answer.send(self.journal.history().cloned().collect());
+            }
+            Request::Change(changes, uid, answer) => self.waiting.push(Waiting {
+                task: Task::Changes(changes),
+                uid,
                 origin: Origin::Client(answer),
             }),
             Request::Check(changes, answer) => {
@@ -326,11 +346,15 @@ impl State {
         let mut touched = stale.clone();
         let mut accepted = Vec::new();
         for request in waiting {
-            let also = wanted.touched(&request.changes);
-            match wanted.apply(&request.changes) {
+            let changes = request.task.changes(&wanted);
+            let also = wanted.touched(&changes);
+            // Of a table of thousands of services most changes touch one.
+            let before = wanted.part(&also);
+            match wanted.apply(&changes) {
                 Ok(()) => {
+                    let made = self.made(&request, changes, &before, &wanted.part(&also));
                     touched.extend(also);
-                    accepted.push(request);
+                    accepted.push((request, made));
                 }
                 Err(error) => self.answer(request.origin, Err(error)),
             }
@@ -338,18 +362,19 @@ impl State {
         if accepted.is_empty() && stale.is_empty() {
             return Ok(());
         }
-        let changes: Vec<_> = accepted
-            .iter()
-            .flat_map(|request| request.changes.iter().cloned())
-            .collect();
-        if let Err(error) = self.make_live(wanted, &touched, &changes) {
-            return Err((error, accepted));
+        let (requests, made): (Vec<_>, Vec<_>) = accepted.into_iter().unzip();
+        let (transactions, plans): (Vec<_>, Vec<_>) = (made
+            .into_iter()
+            .map(|Made { transaction, plan }| (transaction, plan)))
+        .unzip();
+        if let Err(error) = self.make_live(wanted, &touched, transactions) {
+            return Err((error, requests));
         }
         if !stale.is_empty() {
             self.faults.note(STALE, Ok::<_, ApiError>(()));
         }
-        for request in accepted {
-            self.answer(request.origin, Ok(()));
+        for (request, plan) in requests.into_iter().zip(plans) {
+            self.answer(request.origin, Ok(plan));
         }
         Ok(())
     }
@@ -361,21 +386,25 @@ impl State {
             self.stale.extend(stale);
         }
         for request in refused {
-            if let Origin::Client(_) = request.origin {
+            if let Origin::Client(_) | Origin::Table(_) = request.origin {
                 error!("a change was not made: {error}");
             }
             self.answer(request.origin, Err(error.clone()));
         }
     }
 
-    fn answer(&mut self, origin: Origin, result: Result<(), ApiError>) {
+    fn answer(&mut self, origin: Origin, result: Result<Plan, ApiError>) {
         match origin {
             Origin::Client(answer) => {
+                let _ = answer.send(result.map(drop));
+            }
+            Origin::Table(answer) => {
                 let _ = answer.send(result);
             }
+            Origin::Start(how) => self.tell_of_start(&how, result),
             Origin::Drain(done) => {
                 match &result {
-                    Ok(()) => info!("{done}"),
+                    Ok(_) => info!("{done}"),
                     // Somebody else was faster.
                     Err(error)
                         if matches!(error.code, ErrorCode::NoSuchServer | ErrorCode::ServiceNotDefined) =>
@@ -402,8 +431,10 @@ impl State {
         &mut self,
         wanted: Model,
         touched: &BTreeSet<ServiceKey>,
-        changes: &[Change],
+        transactions: Vec<Transaction>,
     ) -> Result<(), ApiError> {
+        let changes = transactions.iter().flat_map(|made| &made.changes);
+        let told = Model::told(changes);
         let addresses: BTreeSet<_> = touched
             .iter()
             .filter_map(|key| wanted.services().get(key))
@@ -443,14 +474,14 @@ impl State {
         let is_usable = |service: &ServiceKey, server: &ServerSpec| effective.is_usable(service, &server.key);
         let risen = slow_start.next(&wanted, touched, is_usable, Instant::now());
         let seen = effective.seen(&wanted);
-        let plan = compiler.plan(&seen, touched, &Model::told(changes), |service, server| {
+        let plan = compiler.plan(&seen, touched, &told, |service, server| {
             if is_usable(service, server) {
                 risen.weight(service, server)
             } else {
                 0
             }
         })?;
-        if let Err(cause) = self.journal.append(changes) {
+        if let Err(cause) = self.journal.append(transactions) {
             self.compiler.discard(plan);
             return Err(ApiError::new(
                 ErrorCode::Internal,

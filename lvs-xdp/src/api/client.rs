@@ -24,10 +24,11 @@ use tokio::{
 };
 
 use super::{
+    configuration::Application,
     filter::{ConnectionFilter, ServiceFilter, ServiceName},
     types::{
-        Announcement, ApiError, Change, Changes, CheckStatus, Connection, Flushed, MarkRule, Service,
-        ServiceKey, Status, Zero,
+        Announcement, ApiError, Change, Changes, CheckStatus, Configuration, Connection, Flushed, MarkRule,
+        Plan, Rollback, Service, ServiceKey, Status, Version, Zero,
     },
 };
 
@@ -237,6 +238,57 @@ impl Client {
     pub async fn check(&self, changes: Vec<Change>) -> Result<(), ClientError> {
         let check = true;
         self.post("/v1/changes", &Changes { changes, check }).await
+    }
+
+    /// `GET /v1/configuration`: everything that is configured.
+    pub async fn configuration(&self) -> Result<Configuration, ClientError> {
+        self.get("/v1/configuration").await
+    }
+
+    /// `PUT /v1/configuration`: replaces everything that is configured, or says what that would change. `source` is
+    /// where it comes from, for the history.
+    pub async fn configure(
+        &self,
+        configuration: &Configuration,
+        dry_run: bool,
+        source: String,
+    ) -> Result<Plan, ClientError> {
+        let how = Application {
+            dry_run,
+            source: Some(source),
+        };
+        self.plan(Method::PUT, "/v1/configuration", &how, configuration)
+            .await
+    }
+
+    /// `POST /v1/rollback`: goes back to the table of before the last `back` versions, or says what that would change.
+    pub async fn rollback(&self, back: u32, dry_run: bool) -> Result<Plan, ClientError> {
+        let how = Application {
+            dry_run,
+            source: None,
+        };
+        self.plan(Method::POST, "/v1/rollback", &how, &Rollback { back })
+            .await
+    }
+
+    async fn plan<T: Serialize>(
+        &self,
+        method: Method,
+        path: &str,
+        how: &Application,
+        body: &T,
+    ) -> Result<Plan, ClientError> {
+        let query = serde_urlencoded::to_string(how).map_err(|error| self.protocol(&error))?;
+        let body = serde_json::to_vec(body).map_err(|error| self.protocol(&error))?;
+        let answer = self
+            .request(method, &format!("{path}?{query}"), body.into())
+            .await?;
+        self.read(path, &answer)
+    }
+
+    /// `GET /v1/history`: the versions that can be gone back to, the newest first.
+    pub async fn history(&self) -> Result<Vec<Version>, ClientError> {
+        self.get("/v1/history").await
     }
 
     /// `POST /v1/announce`: tells everybody where these virtual addresses are, or all that are answered for here.
@@ -450,6 +502,31 @@ impl BlockingClient {
     /// [`Client::check`].
     pub fn check(&mut self, changes: Vec<Change>) -> Result<(), ClientError> {
         self.wait(async |client| client.check(changes).await)
+    }
+
+    /// [`Client::configuration`].
+    pub fn configuration(&mut self) -> Result<Configuration, ClientError> {
+        self.wait(async |client| client.configuration().await)
+    }
+
+    /// [`Client::configure`].
+    pub fn configure(
+        &mut self,
+        configuration: &Configuration,
+        dry_run: bool,
+        source: String,
+    ) -> Result<Plan, ClientError> {
+        self.wait(async |client| client.configure(configuration, dry_run, source).await)
+    }
+
+    /// [`Client::rollback`].
+    pub fn rollback(&mut self, back: u32, dry_run: bool) -> Result<Plan, ClientError> {
+        self.wait(async |client| client.rollback(back, dry_run).await)
+    }
+
+    /// [`Client::history`].
+    pub fn history(&mut self) -> Result<Vec<Version>, ClientError> {
+        self.wait(async |client| client.history().await)
     }
 
     /// [`Client::announce`].

@@ -6,7 +6,7 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{
-        Query, State,
+        ConnectInfo, Query, State,
         rejection::{JsonRejection, QueryRejection},
     },
     http::{
@@ -24,8 +24,12 @@ use tokio::{
 use utoipa::OpenApi;
 
 use super::{
+    configuration::{
+        __path_configuration, __path_configure, __path_history, __path_rollback, configuration, configure,
+        history, rollback,
+    },
     filter::{ConnectionFilter, ServiceFilter},
-    listener::{self, Limits},
+    listener::{self, Limits, Peer},
     types::{
         Announcement, ApiError, Change, Changes, CheckStatus, Connection, ErrorCode, Flushed,
         ForwardingMethod, MarkRule, ServerSpec, Service, Status, Zero,
@@ -43,9 +47,9 @@ use crate::{
 const RESOLUTION: Duration = Duration::from_millis(200);
 
 #[derive(Clone)]
-struct Api {
-    agent: mpsc::Sender<Request>,
-    neighbours: Arc<Neighbours>,
+pub(super) struct Api {
+    pub(super) agent: mpsc::Sender<Request>,
+    pub(super) neighbours: Arc<Neighbours>,
 }
 
 /// Serves until it is dropped.
@@ -58,6 +62,9 @@ pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, 
         .route("/v1/zero", post(zero))
         .route("/v1/connections", get(list).delete(flush))
         .route("/v1/changes", post(changes))
+        .route("/v1/configuration", get(configuration).put(configure))
+        .route("/v1/rollback", post(rollback))
+        .route("/v1/history", get(history))
         .route("/v1/announce", post(announce))
         .route("/v1/unload", post(unload))
         .route("/openapi.json", get(openapi))
@@ -75,7 +82,22 @@ pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, 
 #[derive(OpenApi)]
 #[openapi(
     info(title = "lvs-xdp agent", description = "The agent's API on its Unix socket."),
-    paths(status, services, checks, marks, zero, list, flush, changes, announce, unload)
+    paths(
+        status,
+        services,
+        checks,
+        marks,
+        zero,
+        list,
+        flush,
+        changes,
+        configuration,
+        configure,
+        rollback,
+        history,
+        announce,
+        unload
+    )
 )]
 struct Document;
 
@@ -265,7 +287,11 @@ async fn flush(State(api): State<Api>, filter: Result<Query<ConnectionFilter>, Q
         (status = 500, description = "The agent failed; none was made.", body = ApiError),
     )
 )]
-async fn changes(State(api): State<Api>, body: Result<Json<Changes>, JsonRejection>) -> Response {
+async fn changes(
+    State(api): State<Api>,
+    ConnectInfo(Peer { uid, .. }): ConnectInfo<Peer>,
+    body: Result<Json<Changes>, JsonRejection>,
+) -> Response {
     let Json(Changes { changes, check }) = match body {
         Ok(body) => body,
         Err(error) => return refuse(error.status(), ErrorCode::Invalid, &error.body_text()),
@@ -276,7 +302,7 @@ async fn changes(State(api): State<Api>, body: Result<Json<Changes>, JsonRejecti
     if let Err(error) = api.resolve(&changes).await {
         return refused(error);
     }
-    done(api.ask(|reply| Request::Change(changes, reply)).await)
+    done(api.ask(|reply| Request::Change(changes, uid, reply)).await)
 }
 
 /// Tells everybody where virtual addresses are, some times a second apart: by gratuitous ARP, by unsolicited
@@ -314,7 +340,10 @@ async fn unload(State(api): State<Api>) -> Response {
 }
 
 impl Api {
-    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, ApiError> {
+    pub(super) async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<T>) -> Request,
+    ) -> Result<T, ApiError> {
         let ended = |()| ApiError::new(ErrorCode::Internal, "the agent is ending");
         let (reply, answer) = oneshot::channel();
         self.agent.send(request(reply)).await.map_err(|_| ended(()))?;
@@ -323,7 +352,7 @@ impl Api {
 
     /// Gives the neighbours of servers that are to be added a moment, and refuses those that direct
     /// routing cannot reach where the request says so.
-    async fn resolve(&self, changes: &[Change]) -> Result<(), ApiError> {
+    pub(super) async fn resolve(&self, changes: &[Change]) -> Result<(), ApiError> {
         let added: Vec<(&ServerSpec, bool)> = changes
             .iter()
             .filter_map(|change| match change {
@@ -365,7 +394,7 @@ impl Api {
     }
 }
 
-fn answer<T: serde::Serialize>(result: Result<T, ApiError>) -> Response {
+pub(super) fn answer<T: serde::Serialize>(result: Result<T, ApiError>) -> Response {
     match result {
         Ok(value) => Json(value).into_response(),
         Err(error) => refused(error),
@@ -377,13 +406,14 @@ fn done(result: Result<Result<(), ApiError>, ApiError>) -> Response {
     answer(result.and_then(|done| done).map(|()| json!({})))
 }
 
-fn refused(error: ApiError) -> Response {
+pub(super) fn refused(error: ApiError) -> Response {
     let status = match error.code {
         ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         ErrorCode::NoSuchService
         | ErrorCode::ServiceNotDefined
         | ErrorCode::NoSuchServer
-        | ErrorCode::NoSuchMark => StatusCode::NOT_FOUND,
+        | ErrorCode::NoSuchMark
+        | ErrorCode::NoSuchVersion => StatusCode::NOT_FOUND,
         ErrorCode::Invalid | ErrorCode::OutOfRange => StatusCode::UNPROCESSABLE_ENTITY,
         ErrorCode::ServiceExists
         | ErrorCode::ServerExists

@@ -5,6 +5,7 @@
 
 mod bounded;
 mod check;
+mod configuration;
 mod marks;
 mod method;
 mod probe;
@@ -23,6 +24,7 @@ use utoipa::ToSchema;
 pub use self::{
     bounded::MAX_CHANGES,
     check::{Check, CheckTarget, Fallback, InitialState, OnFailure, ServerCheck, Span},
+    configuration::{Action, Configuration, ConfiguredService, Plan, Rollback, Step, Version},
     marks::{MarkRule, Ports},
     method::{ForwardingMethod, Tunnel, TunnelChecksum, TunnelKind},
     probe::{DnsProbe, DnsRecord, ExecProbe, HttpProbe, Probe, Statuses, TlsOptions, UdpProbe},
@@ -546,6 +548,8 @@ pub enum ErrorCode {
     MarkExists,
     /// There is no such rule.
     NoSuchMark,
+    /// The history does not reach back so far.
+    NoSuchVersion,
     /// The request's values make no sense together; the message says which.
     Invalid,
     /// A weight or threshold is out of range, where IPVS answers ERANGE; the message says which.

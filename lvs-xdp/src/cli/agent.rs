@@ -27,6 +27,7 @@ fn options(args: AgentArgs, socket: PathBuf) -> Result<Config, Failure> {
         socket_group,
         state_dir,
         pin_dir,
+        config,
         xdp_mode,
         connections,
         services,
@@ -69,6 +70,7 @@ fn options(args: AgentArgs, socket: PathBuf) -> Result<Config, Failure> {
         socket_group,
         state_dir,
         pin_dir,
+        config,
         xdp_mode,
         connections,
         services,
@@ -110,6 +112,7 @@ mod tests {
                 socket_group: None,
                 state_dir: "/var/lib/lvs-xdp".into(),
                 pin_dir: "/sys/fs/bpf/lvs-xdp".into(),
+                config: None,
                 xdp_mode: XdpMode::Auto,
                 connections: 1 << 20,
                 services: 4096,
@@ -127,7 +130,7 @@ mod tests {
     fn every_option_arrives() {
         assert_eq!(
             parse(
-                "lvs-xdp --socket /s agent --interface eth0 --interface eth1 --socket-mode 600 --socket-group adm --state-dir /d --pin-dir /p \
+                "lvs-xdp --socket /s agent --interface eth0 --interface eth1 --socket-mode 600 --socket-group adm --state-dir /d --pin-dir /p --config /c.toml \
                  --xdp-mode generic --connections 2048 --services 5 --destinations 6 --announce --withdraw --tunnel-source 172.16.3.4/16 --log-packets \
                  --log-level debug"
             )
@@ -139,6 +142,7 @@ mod tests {
                 socket_group: Some("adm".into()),
                 state_dir: "/d".into(),
                 pin_dir: "/p".into(),
+                config: Some("/c.toml".into()),
                 xdp_mode: XdpMode::Generic,
                 connections: 2048,
                 services: 5,

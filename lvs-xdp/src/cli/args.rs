@@ -90,6 +90,60 @@ pub(super) enum Verb {
         #[command(flatten)]
         list: ListArgs,
     },
+    /// Make the whole table what a file says, in one step
+    #[command(
+        after_help = "The file has everything: what is not in it is deleted. What stays keeps its connections, and \
+        nothing is changed where anything in the file is wrong. `lvs-xdp export` writes such a file.\n\nExamples:\n  \
+        lvs-xdp apply --dry-run /etc/lvs-xdp.toml\n  lvs-xdp apply /etc/lvs-xdp.toml"
+    )]
+    Apply {
+        /// The configuration file, in TOML; `-` for standard input
+        file: PathBuf,
+        /// Only show what would change, and how many connections it would touch
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        list: ListArgs,
+    },
+    /// Print the whole table as a configuration file
+    #[command(after_help = "Examples:\n  lvs-xdp export > /etc/lvs-xdp.toml\n  lvs-xdp export --json")]
+    Export(ListArgs),
+    /// Print a saved IPVS table, or keepalived's virtual servers, as a configuration file
+    #[command(
+        after_help = "What is not taken over is named on standard error, with its line and why. Nothing is changed: look \
+        at the result, then apply it.\n\nExamples:\n  \
+        ipvsadm-save -n | lvs-xdp import - > /etc/lvs-xdp.toml\n  \
+        lvs-xdp import /etc/keepalived/keepalived.conf > /etc/lvs-xdp.toml\n  \
+        lvs-xdp apply --dry-run /etc/lvs-xdp.toml"
+    )]
+    Import {
+        /// The rules of ipvsadm-save, or keepalived.conf; `-` for standard input
+        file: PathBuf,
+        /// What it is written in [default: what it looks like]
+        #[arg(long, value_enum, value_name = "FORMAT")]
+        format: Option<ImportFormat>,
+        /// keepalived's configuration id, for lines that begin with `@` [default: the first part of this host's name]
+        #[arg(long, value_name = "ID")]
+        config_id: Option<String>,
+    },
+    /// Go back to the table of before the last change, or the last changes
+    #[command(
+        after_help = "Going back is a change as well: going back by one undoes it. `lvs-xdp history` lists the changes.\n\n\
+        Examples:\n  lvs-xdp rollback --dry-run\n  lvs-xdp rollback\n  lvs-xdp rollback 3"
+    )]
+    Rollback {
+        /// How many changes back
+        #[arg(value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        back: u32,
+        /// Only show what would change, and how many connections it would touch
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        list: ListArgs,
+    },
+    /// List the last changes of the table: when, by whom, what
+    #[command(after_help = "Examples:\n  lvs-xdp history | head\n  lvs-xdp history --json")]
+    History(ListArgs),
     /// Show the counters of every virtual service and real server
     #[command(after_help = "Examples:\n  lvs-xdp stats\n  lvs-xdp stats --json")]
     Stats(ListArgs),
@@ -190,6 +244,9 @@ pub(super) struct AgentArgs {
     /// Where program and maps are pinned: a directory on a BPF file system
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/lvs-xdp")]
     pub(super) pin_dir: PathBuf,
+    /// A configuration file: the table at the start, whatever it was, and again at SIGHUP
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
     /// In the driver (native), above it (generic), or native where it works (auto)
     #[arg(long, value_enum, default_value_t = XdpMode::Auto, value_name = "MODE")]
     pub(super) xdp_mode: XdpMode,
@@ -219,6 +276,14 @@ pub(super) struct AgentArgs {
     /// The least important lines the agent logs
     #[arg(long, value_enum, default_value_t = LogLevel::Info, value_name = "LEVEL")]
     pub(super) log_level: LogLevel,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum ImportFormat {
+    /// The rules of ipvsadm-save
+    Ipvsadm,
+    /// keepalived.conf
+    Keepalived,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -7,9 +7,11 @@ mod agent;
 mod args;
 mod check;
 mod checks;
+mod configuration;
 mod connections;
 mod documents;
 mod drain;
+mod import;
 mod install;
 mod mark;
 mod realserver;
@@ -104,6 +106,17 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
         Verb::Mark(verb) => mark::run(verb, &mut client, out),
         Verb::Connections(args) => connections::run(args, &mut client, out),
         Verb::Settings { name, value, list } => settings::run(name, value, &list, &mut client, out),
+        Verb::Apply { file, dry_run, list } => configuration::apply(&file, dry_run, &list, &mut client, out),
+        Verb::Import {
+            file,
+            format,
+            config_id,
+        } => import::run(&file, format, config_id, out, &mut io::stderr()),
+        Verb::Export(list) => configuration::export(&list, &mut client, out),
+        Verb::Rollback { back, dry_run, list } => {
+            configuration::rollback(back, dry_run, &list, &mut client, out)
+        }
+        Verb::History(list) => configuration::history(&list, &mut client, out),
         Verb::Stats(list) => status::stats(&client.services()?, &list, out),
         Verb::Checks(list) => checks::print(&client.checks()?, &list, out),
         Verb::Announce { addresses, list } => announce(addresses, &list, &mut client, out),

@@ -390,13 +390,17 @@ impl Compiler {
 
     /// lblc must not take the next destination of this id for the one that it remembers.
     fn forget_choice(&self, service: u32, id: u32) {
+        let cursor = &self.tables.cursors[service as usize];
+        let seen = cursor.load();
+        if scheduler::remembered(seen) != Some(id) {
+            return;
+        }
+        // Last, since there may be thousands of services, and as many destinations go in one step.
         let is_lblc = self
             .services
             .values()
             .any(|slot| slot.id == service && slot.word.kind() == Kind::Lblc);
-        let cursor = &self.tables.cursors[service as usize];
-        let seen = cursor.load();
-        if is_lblc && scheduler::remembered(seen) == Some(id) {
+        if is_lblc {
             // Where this fails it remembers another one by now.
             let _ = cursor.swap(seen, 0);
         }
@@ -527,14 +531,6 @@ impl Compiler {
         counts.limits.store(0);
         counts.overload.store(0);
         self.free_destinations.insert(id);
-        let is_last = !self.members.values().any(|(other, _)| *other == service);
-        let deleted = self
-            .services
-            .iter()
-            .find(|(_, slot)| slot.id == service && slot.word.kind() == Kind::Tombstone);
-        if let (true, Some((&key, _))) = (is_last, deleted) {
-            self.bury(key);
-        }
     }
 
     /// Frees the rows of deleted services that have no destinations.

@@ -26,6 +26,7 @@ use std::{
 };
 
 pub use names::Names;
+pub(crate) use restore::rules;
 
 use args::{ListRequest, Request, ServiceRequest};
 
@@ -403,6 +404,7 @@ fn in_kernels_words(code: ErrorCode, message: String, change: Option<&Change>) -
         ErrorCode::Invalid
         | ErrorCode::MarkExists
         | ErrorCode::NoSuchMark
+        | ErrorCode::NoSuchVersion
         | ErrorCode::NotOnLink
         | ErrorCode::Full
         | ErrorCode::Internal => message,

@@ -46,11 +46,44 @@ fn apply(
     input
         .read_to_end(&mut text)
         .map_err(|error| Failure::usage(format!("cannot read the rules: {error}")))?;
-    for (number, line) in (1..).zip(String::from_utf8_lossy(&text).lines()) {
-        rules.take(number, line, director, names)?;
-    }
+    let mut known = |key| Ok(find(director, key)?.map(|service| service.spec));
+    rules.read(&String::from_utf8_lossy(&text), &mut known, names)?;
     rules.carry_out(director, names)
 }
+
+/// What the rules of a table say, without a director.
+pub(crate) struct Saved {
+    /// Each change with its line.
+    pub(crate) changes: Vec<(usize, Change)>,
+    /// What is wrong with a line, or not to be had here.
+    pub(crate) faults: BTreeMap<usize, String>,
+}
+
+/// Reads rules that stand for a whole table.
+pub(crate) fn rules(text: &str, names: &Names) -> Saved {
+    let mut rules = Rules {
+        is_cleared: true,
+        ..Rules::default()
+    };
+    // Nobody is asked of a table that begins with nothing.
+    if let Err(failure) = rules.read(text, &mut |_| Ok(None), names) {
+        rules.fault(0, failure);
+    }
+    for (number, _) in &rules.others {
+        let only_asks = Failure::refused("it changes nothing that could be kept");
+        rules.faults.entry(*number).or_insert(only_asks);
+    }
+    let faults = rules.faults.into_iter();
+    Saved {
+        changes: rules.lines.into_iter().zip(rules.changes).collect(),
+        faults: faults
+            .map(|(line, failure)| (line, failure.message.trim_end().replace('\n', "; ")))
+            .collect(),
+    }
+}
+
+/// What a director knows of a service; none where there is no such service.
+type Known<'a> = &'a mut dyn FnMut(ServiceKey) -> Result<Option<ServiceSpec>, Failure>;
 
 /// The rules that were read, and what is wrong with them.
 #[derive(Debug, Default)]
@@ -59,7 +92,7 @@ struct Rules {
     /// The line of each change.
     lines: Vec<usize>,
     /// What is no change: lists and zeroing, done once all changes are.
-    others: Vec<Request>,
+    others: Vec<(usize, Request)>,
     /// The services that the rules have added, edited or deleted so far.
     services: BTreeMap<ServiceKey, Option<ServiceSpec>>,
     is_cleared: bool,
@@ -67,19 +100,19 @@ struct Rules {
 }
 
 impl Rules {
+    fn read(&mut self, text: &str, known: Known<'_>, names: &Names) -> Result<(), Failure> {
+        (1..)
+            .zip(text.lines())
+            .try_for_each(|(number, line)| self.take(number, line, known, names))
+    }
+
     /// Takes a line. Blanks part its words, and nothing quotes; the first may be the program's name, and a line that
     /// begins with `#` is a comment.
     ///
     /// # Errors
     ///
     /// Where there is no agent to ask.
-    fn take(
-        &mut self,
-        number: usize,
-        line: &str,
-        director: &mut dyn Director,
-        names: &Names,
-    ) -> Result<(), Failure> {
+    fn take(&mut self, number: usize, line: &str, known: Known<'_>, names: &Names) -> Result<(), Failure> {
         if line.trim_start().starts_with('#') {
             return Ok(());
         }
@@ -105,7 +138,7 @@ impl Rules {
                 let base = match self.services.get(&request.key) {
                     Some(known) => known.clone(),
                     None if self.is_cleared => None,
-                    None => find(director, request.key)?.map(|service| service.spec),
+                    None => known(request.key)?,
                 };
                 // One that is not there is refused with all the rest.
                 let base = base.unwrap_or_else(|| ServiceSpec::new(request.key, Scheduler::default()));
@@ -113,7 +146,7 @@ impl Rules {
                 self.change(number, Change::EditService { service });
             }
             Ok(Request::Restore) => self.fault(number, args::no_command()),
-            Ok(request) => self.others.push(request),
+            Ok(request) => self.others.push((number, request)),
             Err(failure) => self.fault(number, failure),
         }
         Ok(())
@@ -168,7 +201,7 @@ impl Rules {
             let texts = self
                 .others
                 .into_iter()
-                .map(|request| answer(request, director, names));
+                .map(|(_, request)| answer(request, director, names));
             return Ok(texts.collect::<Result<Vec<_>, _>>()?.concat());
         }
         // As the real one, which stops there; but it is known of the others, too.

@@ -56,12 +56,39 @@ fn model(transactions: &[Vec<Change>]) -> Model {
     model
 }
 
-/// A state file as successive calls of `append` make it.
+/// A state file without a history.
 fn file(transactions: &[Vec<Change>]) -> Vec<u8> {
     transactions.iter().fold(header(VERSION), |mut bytes, changes| {
         bytes.extend(transaction(changes).unwrap());
         bytes
     })
+}
+
+/// A change as the agent makes it.
+fn made(changes: &[Change]) -> Transaction {
+    Transaction {
+        version: Version {
+            number: 0,
+            time: 1_767_225_600,
+            uid: Some(1000),
+            what: "a change".to_owned(),
+        },
+        changes: changes.to_vec(),
+    }
+}
+
+fn append(journal: &mut Journal, changes: &[Change]) -> io::Result<()> {
+    journal.append(vec![made(changes)])
+}
+
+/// What successive calls of `append` write, the first one with this number.
+fn appended(first: u64, transactions: &[Vec<Change>]) -> Vec<u8> {
+    let lines = (first..).zip(transactions).map(|(number, changes)| {
+        let mut made = made(changes);
+        made.version.number = number;
+        line(&serde_json::to_vec(&Line { versions: vec![made] }).unwrap())
+    });
+    lines.flatten().collect()
 }
 
 /// A state directory with this state file.
@@ -109,11 +136,12 @@ fn what_was_appended_is_there_when_opened_again() {
     };
     let history = [whole(53), whole(54), vec![edit], vec![remove], vec![]];
     for changes in &history {
-        journal.append(changes).unwrap();
+        append(&mut journal, changes).unwrap();
     }
     drop(journal);
     assert_eq!(reopen(&dir), model(&history));
-    assert_eq!(fs::read(dir.join(FILE)).unwrap(), file(&history[..4]));
+    let expected = [header(VERSION), appended(1, &history[..4])].concat();
+    assert_eq!(fs::read(dir.join(FILE)).unwrap(), expected);
     assert_eq!(names(&dir), ["lock", "state"]);
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!(
@@ -127,7 +155,8 @@ proptest! {
     fn any_history_is_read_back(history in vec(vec(any_change(), 1..4), 0..40)) {
         let mut model = Model::default();
         let taken: Vec<_> = history.into_iter().filter(|changes| model.apply(changes).is_ok()).collect();
-        for bytes in [file(&taken), snapshot(&model).unwrap()] {
+        let versions = [header(VERSION), appended(1, &taken)].concat();
+        for bytes in [file(&taken), versions, snapshot(&model).unwrap()] {
             let contents = read(&bytes).unwrap();
             prop_assert_eq!(contents.faults, [""; 0]);
             prop_assert_eq!((&contents.model, contents.torn), (&model, false));
@@ -158,7 +187,7 @@ fn a_cut_anywhere_in_the_last_line_gives_the_state_before_it() {
             );
         }
         assert_eq!(names(dir.path()), ["lock", "state"]);
-        journal.append(&history[1]).unwrap();
+        append(&mut journal, &history[1]).unwrap();
         drop(journal);
         assert_eq!(reopen(dir.path()), model(&history));
     }
@@ -232,7 +261,7 @@ fn a_damaged_file_is_kept_and_the_rest_of_it_restored() {
             "{warning}"
         );
 
-        journal.append(&whole(9)).unwrap();
+        append(&mut journal, &whole(9)).unwrap();
         drop(journal);
         assert_eq!(reopen(dir.path()), model(&[rest, vec![whole(9)]].concat()));
     }
@@ -285,7 +314,7 @@ fn a_file_of_another_version_is_left_alone() {
     let dir = directory(&bytes);
     let error = format!("{:#}", Journal::open(dir.path()).unwrap_err());
     assert!(
-        error.contains("format version 5") && !error.contains('\n'),
+        error.contains(&format!("format version {}", VERSION + 1)) && !error.contains('\n'),
         "{error}"
     );
     assert_eq!(fs::read(dir.path().join(FILE)).unwrap(), bytes);
@@ -383,7 +412,7 @@ fn marks_are_kept() {
         },
     ];
     let mut journal = Journal::open(dir.path()).unwrap().journal;
-    journal.append(&changes).unwrap();
+    append(&mut journal, &changes).unwrap();
     drop(journal);
     for _ in 0..2 {
         let Opened {
@@ -431,15 +460,16 @@ fn a_grown_file_is_written_anew() {
         ..
     } = Journal::open(dir.path()).unwrap();
     let mut change = |journal: &mut Journal, changes: &[Change]| {
-        journal.append(changes).unwrap();
+        append(journal, changes).unwrap();
         model.apply(changes).unwrap();
         model.clone()
     };
     let mut latest = change(&mut journal, &whole(1));
     let mut weight = 0;
+    let mut versions = vec![latest.clone()];
     while !journal.needs_compaction() {
         // Many edits in one transaction, since each transaction waits for the disk.
-        let edits: Vec<_> = (0..100)
+        let edits: Vec<_> = (0..20)
             .map(|_| {
                 weight += 1;
                 Change::EditServer {
@@ -449,12 +479,20 @@ fn a_grown_file_is_written_anew() {
             })
             .collect();
         latest = change(&mut journal, &edits);
+        versions.push(latest.clone());
     }
     let length = || dir.path().join(FILE).metadata().unwrap().len();
-    assert!(length() > SMALL);
+    let before = length();
+    assert!(before > SMALL && versions.len() > KEPT_VERSIONS);
     journal.compact(&latest).unwrap();
     assert!(!journal.needs_compaction());
-    assert_eq!(length(), snapshot(&latest).unwrap().len() as u64);
+    assert!(length() + SMALL < before);
+    assert_eq!(journal.history().count(), KEPT_VERSIONS);
+    for (back, version) in versions.iter().rev().enumerate().take(KEPT_VERSIONS + 1) {
+        assert_eq!(journal.back(back).unwrap(), *version, "{back} back");
+    }
+    let error = journal.back(KEPT_VERSIONS + 1).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::NotFound);
 
     latest = change(&mut journal, &whole(2));
     drop(journal);
@@ -470,16 +508,61 @@ fn a_grown_file_is_written_anew_when_opened() {
                 service: key(1),
                 server: server(1, 1, n)
             };
-            100
+            20
         ]
     };
-    let history: Vec<_> = std::iter::once(whole(1)).chain((0..10).map(edits)).collect();
-    let dir = directory(&file(&history));
+    let history: Vec<_> = std::iter::once(whole(1)).chain((0..150).map(edits)).collect();
+    let dir = directory(&[header(VERSION), appended(1, &history)].concat());
     assert_eq!(reopen(dir.path()), model(&history));
+    let (old, new) = history.split_at(history.len() - KEPT_VERSIONS);
+    let first = old.len() as u64 + 1;
     assert_eq!(
         fs::read(dir.path().join(FILE)).unwrap(),
-        snapshot(&model(&history)).unwrap()
+        [snapshot(&model(old)).unwrap(), appended(first, new)].concat()
     );
+}
+
+#[test]
+fn versions_of_one_step_are_gone_back_from_one_by_one() {
+    let dir = TempDir::new().unwrap();
+    let mut journal = Journal::open(dir.path()).unwrap().journal;
+    let history = [whole(1), whole(2), whole(3), whole(4)];
+    append(&mut journal, &history[0]).unwrap();
+    journal
+        .append(history[1..].iter().map(|changes| made(changes)).collect())
+        .unwrap();
+    for _ in 0..2 {
+        let numbers: Vec<_> = journal.history().map(|version| version.number).collect();
+        assert_eq!(numbers, [4, 3, 2, 1]);
+        for back in 0..=4 {
+            assert_eq!(
+                journal.back(back).unwrap(),
+                model(&history[..4 - back]),
+                "{back} back"
+            );
+        }
+        drop(journal);
+        journal = Journal::open(dir.path()).unwrap().journal;
+    }
+}
+
+#[test]
+fn the_history_is_lost_where_it_leads_elsewhere_and_the_table_is_not() {
+    let dir = TempDir::new().unwrap();
+    let mut journal = Journal::open(dir.path()).unwrap().journal;
+    append(&mut journal, &whole(1)).unwrap();
+    append(&mut journal, &whole(2)).unwrap();
+    let table = model(&[whole(1), whole(2)]);
+    // A flipped bit on the disk, while the agent runs.
+    journal.file.write_all_at(b"x", journal.length - 9).unwrap();
+    assert_eq!(journal.back(1).unwrap(), model(&[whole(1)]));
+    journal.back(2).unwrap();
+    journal.compact(&table).unwrap();
+    assert_eq!(journal.history().count(), 0);
+    append(&mut journal, &whole(3)).unwrap();
+    assert_eq!(journal.history().next().unwrap().number, 3);
+    drop(journal);
+    assert_eq!(reopen(dir.path()), model(&[whole(1), whole(2), whole(3)]));
 }
 
 #[test]
@@ -506,9 +589,9 @@ fn a_transaction_is_taken_back_with_the_model_before_it() {
         model: before,
         ..
     } = Journal::open(dir.path()).unwrap();
-    journal.append(&whole(2)).unwrap();
+    append(&mut journal, &whole(2)).unwrap();
     journal.compact(&before).unwrap();
-    journal.append(&whole(3)).unwrap();
+    append(&mut journal, &whole(3)).unwrap();
     drop(journal);
     assert_eq!(reopen(dir.path()), model(&[whole(1), whole(3)]));
 }
@@ -520,11 +603,11 @@ fn what_a_failure_left_is_removed_before_the_next_transaction() {
     // As after an append that failed, and whose remains could not be removed then.
     journal.file.write_all_at(&[b'x'; 4096], journal.length).unwrap();
     journal.torn = true;
-    journal.append(&whole(2)).unwrap();
+    append(&mut journal, &whole(2)).unwrap();
     drop(journal);
     assert_eq!(
         fs::read(dir.path().join(FILE)).unwrap(),
-        file(&[whole(1), whole(2)])
+        [file(&[whole(1)]), appended(1, &[whole(2)])].concat()
     );
 }
 
@@ -566,7 +649,7 @@ fn a_full_disk_refuses_the_change_and_harms_nothing() {
     let part = journal.length + 30;
     setrlimit(Resource::RLIMIT_FSIZE, part, hard).unwrap();
     for _ in 0..2 {
-        let error = journal.append(&history[1]).unwrap_err();
+        let error = append(&mut journal, &history[1]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
         assert_eq!(on_disk(), file(&history[..1]));
     }
@@ -581,6 +664,6 @@ fn a_full_disk_refuses_the_change_and_harms_nothing() {
 
     setrlimit(Resource::RLIMIT_FSIZE, soft, hard).unwrap();
     for changes in &history[1..] {
-        journal.append(changes).unwrap();
+        append(&mut journal, changes).unwrap();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{Origin, State, Waiting};
+use super::{Origin, State, Waiting, configure::Task};
 use crate::api::types::{Change, Drain};
 
 impl State {
@@ -22,10 +22,11 @@ impl State {
                     continue;
                 };
                 self.waiting.push(Waiting {
-                    changes: vec![Change::DeleteServer {
+                    task: Task::Changes(vec![Change::DeleteServer {
                         service: *service,
                         server: server.key,
-                    }],
+                    }]),
+                    uid: None,
                     origin: Origin::Drain(format!(
                         "real server {} of service {service} is removed: {why}",
                         server.key

@@ -1,0 +1,110 @@
+//! Ten thousand services.
+
+use std::{
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use lvs_xdp::api::types::Plan;
+use lvs_xdp_tests::{
+    agent::AgentConfig,
+    ask::{json, status},
+    lab::{Lab, LabConfig},
+    load::Load,
+};
+
+use crate::{File, table};
+
+const SERVICES: u32 = 10_000;
+const SERVERS: u32 = 10;
+
+/// So many services beside that of the reference case; the first one's first real server has this weight.
+fn many(weight: u32) -> String {
+    let mut text = table("rr", &[1]);
+    for number in 0..SERVICES {
+        let (high, low) = (number / 250, number % 250 + 1);
+        let _ = write!(
+            text,
+            "[[service]]\nprotocol = \"tcp\"\naddress = \"10.100.{high}.{low}\"\nport = 80\nscheduler = \"wlc\"\n"
+        );
+        for host in 0..SERVERS {
+            let weight = if number == 0 && host == 0 { weight } else { 1 };
+            let _ = write!(
+                text,
+                "[[service.server]]\naddress = \"192.168.2.{}\"\nweight = {weight}\n",
+                230 + host
+            );
+        }
+    }
+    text
+}
+
+/// The agent's memory in MiB.
+fn memory(lab: &Lab) -> Result<u64> {
+    let pid = lab.agent()?.pid().unwrap_or_default();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    Ok(kib.unwrap_or_default() / 1024)
+}
+
+#[test]
+fn ten_thousand_services_with_ten_real_servers_each() -> Result<()> {
+    let config = AgentConfig {
+        arguments: ["--services", "16384", "--destinations", "131072"]
+            .map(String::from)
+            .to_vec(),
+        ..AgentConfig::default()
+    };
+    let lab = Lab::start(LabConfig {
+        real_servers: 1,
+        agent: config,
+        binary: None,
+    })?;
+    let small = File::new(&table("rr", &[1]))?;
+    lab.cli(["apply", &small.name()])?;
+    lab.fetch("/")?;
+    let large = File::new(&many(1))?;
+    let changed = File::new(&many(2))?;
+    println!("memory before: {} MiB", memory(&lab)?);
+
+    let load = Load::steady(lab.vip(), 50, Duration::from_secs(600)).start(lab.client())?;
+    let timed = |what: &str, words: &[&str]| -> Result<String> {
+        let started = Instant::now();
+        let told = lab.cli(words.iter().copied())?;
+        println!("{what}: {:?}", started.elapsed());
+        Ok(told)
+    };
+    timed("ten thousand services applied", &["apply", &large.name()])?;
+    println!("memory after: {} MiB", memory(&lab)?);
+    let now = status(&lab)?;
+    assert_eq!(
+        (now.services, now.servers),
+        (u64::from(SERVICES) + 1, u64::from(SERVICES * SERVERS) + 1)
+    );
+    let told = timed("one of them changed by a file", &["apply", &changed.name()])?;
+    assert!(told.contains("weight 1 -> 2"), "{told}");
+    timed(
+        "one of them changed by a command",
+        &[
+            "server",
+            "edit",
+            "tcp",
+            "10.100.0.1:80",
+            "192.168.2.230",
+            "--weight",
+            "3",
+        ],
+    )?;
+    timed("gone back by one", &["rollback"])?;
+    timed("exported", &["export"])?;
+    let plan: Plan = json(&lab, &["apply", "--dry-run", &small.name()])?;
+    assert_eq!(plan.steps.len(), SERVICES as usize);
+    timed("all of them deleted", &["apply", &small.name()])?;
+    assert_eq!(status(&lab)?.services, 1);
+    let report = load.stop()?;
+    println!("requests meanwhile: {}", report.outcomes.len());
+    assert_eq!(report.failures(), []);
+    Ok(())
+}
