@@ -291,6 +291,7 @@ fn copy_rows<'a, T>(old: &'a [T], new: &'a [T], words: impl Fn(&'a T) -> Vec<&'a
 /// Enters every live connection of one table in another, and brings those that are there up to date; the
 /// templates first, so that their connections find them.
 fn copy_connections(old: &Tables, new: &Tables) {
+    old.renew_templates();
     let (templates, connections): (Vec<_>, Vec<_>) =
         old.connections().partition(|listed| listed.flow.is_template());
     let all = templates.iter().chain(&connections);

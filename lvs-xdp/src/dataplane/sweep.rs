@@ -101,6 +101,18 @@ impl Tables {
         removed
     }
 
+    /// Gives templates whose time is over, but which control connections, their next minute: what else does so may be
+    /// yet to come.
+    pub(super) fn renew_templates(&self) {
+        let now = self.now();
+        for (index, word) in (0..).zip(self.hot.iter().flat_map(|bucket| &bucket.0)) {
+            let entry = Entry(word.load());
+            if entry.is_live() && table::is_expired(self, entry, now) {
+                table::is_kept(self, Place { word, index }, entry, now);
+            }
+        }
+    }
+
     fn listed(&self, index: u32, word: &Word, now: u32) -> Option<Listed> {
         let entry = Entry(word.load());
         if !entry.is_live() || table::is_expired(self, entry, now) {

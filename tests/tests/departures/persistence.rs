@@ -111,6 +111,8 @@ fn a_template_lives_as_long_as_what_it_controls() -> Result<()> {
         ..agent_config(XdpMode::Native)
     };
     lab.agent_mut()?.terminate()?;
+    // Its time is over while nobody is there to give it more.
+    sleep();
     lab.agent_mut()?.launch(&smaller)?;
     sleep();
     assert_eq!(server(&lab, 2)?.persistent, 1);
