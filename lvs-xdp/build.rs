@@ -70,7 +70,7 @@ fn build(toolchain: &ebpf::Toolchain, object: &Path) -> Result<()> {
     let endian = variable("CARGO_CFG_TARGET_ENDIAN")?;
     let is_rebuilt = env::var_os("CARGO_FEATURE_REBUILT_EBPF").is_some();
     let subcommand = if is_rebuilt { "rustc" } else { "build" };
-    let mut cargo = toolchain.command(["cargo", subcommand], &arch, &endian);
+    let mut cargo = toolchain.command(["cargo", subcommand], ebpf::DIRECTOR, &arch, &endian);
     cargo.arg("--quiet");
     if is_rebuilt {
         // Another program of the same source: its blocks stay in the order that they were written in.
@@ -87,7 +87,7 @@ fn build(toolchain: &ebpf::Toolchain, object: &Path) -> Result<()> {
     for line in messages.lines() {
         println!("cargo::warning={line}");
     }
-    let built = toolchain.object(&endian);
+    let built = toolchain.object(ebpf::DIRECTOR, &endian);
     fs::copy(&built, object)
         .with_context(|| format!("cannot copy {} to {}", built.display(), object.display()))?;
     Ok(())

@@ -50,7 +50,8 @@ pub fn tables(settings: [u8; SETTINGS]) -> Memory {
             | flag(1, control_flag::ALL_PORTS)
             | flag(2, control_flag::FTP)
             | flag(3, control_flag::PEERS)
-            | flag(4, control_flag::ANNOUNCE),
+            | flag(4, control_flag::ANNOUNCE)
+            | if timeout > 0 { control_flag::TEMPLATES } else { 0 },
     );
     maps.peers.push(Mac::from_octets(PEER));
     let interface = &maps.interfaces[INGRESS as usize];

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The version of this layout.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// The most destinations that one service can have.
 pub const LIST_MAX: u32 = 4096;
@@ -111,6 +111,11 @@ pub mod control_flag {
     /// Rules that gave packets marks were removed: what no service takes may be of a connection that such a rule
     /// has led to its service, and is looked for in the connection table.
     pub const UNMARKED: u64 = 64;
+    /// Two services may stand under one tag in the two buckets that the index has for one of them; the one does not
+    /// go when the reason goes.
+    pub const TWINS: u64 = 128;
+    /// There is, or was, a service with persistence: entries may be templates, or controlled by one.
+    pub const TEMPLATES: u64 = 256;
 }
 
 /// Flags of a virtual address in [`name::VIPS`].

@@ -301,6 +301,8 @@ const DESTINATION_SHIFT: u32 = 21;
 const STATE_SHIFT: u32 = 17;
 const COARSE: u64 = 1 << 16;
 const SEEN_MASK: u64 = 0xffff;
+/// Units of its clock that the one who has written an entry may be ahead of the one who reads it.
+const AHEAD: u32 = 16;
 
 impl Entry {
     /// No entry.
@@ -409,17 +411,39 @@ impl Entry {
     /// `now` are no age at all: another CPU, or the program while the agent looks, may be a tick ahead.
     #[inline(always)]
     pub const fn age(self, now: u32) -> u32 {
-        // 0 or 6, without a branch.
-        let shift = (self.0 >> 14 & 4 | self.0 >> 15 & 2) as u32;
-        let ahead = ((now >> shift).wrapping_sub(self.0 as u32).wrapping_add(16) & 0xffff).wrapping_sub(16);
+        let ahead = self.units(now).wrapping_sub(AHEAD);
         // All ones where it is negative.
-        (ahead & !((ahead as i32 >> 31) as u32)) << shift
+        (ahead & !((ahead as i32 >> 31) as u32)) << self.shift()
+    }
+
+    /// 0, or what makes seconds of the units of a coarse clock; without a branch.
+    #[inline(always)]
+    const fn shift(self) -> u32 {
+        (self.0 >> 16 & 1) as u32 * COARSE_SHIFT
+    }
+
+    /// Units of its clock since it was last seen, and [`AHEAD`] more.
+    #[inline(always)]
+    const fn units(self, now: u32) -> u32 {
+        (now >> self.shift())
+            .wrapping_sub(self.0 as u32)
+            .wrapping_add(AHEAD)
+            & 0xffff
+    }
+
+    /// Whether its time-out of `timeout` seconds has passed, in the top bit of the first number, whose others mean
+    /// nothing; the second is the greater, the longer ago it was seen.
+    #[inline(always)]
+    pub const fn overdue(self, now: u32, timeout: u32) -> (u64, u32) {
+        let units = self.units(now);
+        let most = (timeout >> self.shift()) as u64 + AHEAD as u64;
+        (most.wrapping_sub(units as u64), units << self.shift())
     }
 
     /// Whether its time-out of `timeout` seconds has passed.
     #[inline(always)]
     pub const fn is_expired(self, now: u32, timeout: u32) -> bool {
-        self.age(now) > timeout
+        self.overdue(now, timeout).0 >> 63 != 0
     }
 }
 

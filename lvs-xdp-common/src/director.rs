@@ -2,8 +2,8 @@
 
 use crate::{
     abi::{
-        DestinationRow, INTERFACE_ROWS, Kind, ListWord, Options, RingWord, ServiceRow, control_flag,
-        destination_flag, index_buckets, index_word, service_flag,
+        DestinationRow, INTERFACE_ROWS, IndexBucket, Kind, ListWord, Options, RingWord, ServiceRow,
+        control_flag, destination_flag, index_buckets, index_word, service_flag,
     },
     connection::{Entry, State},
     decision::{Decision, Verdict},
@@ -17,6 +17,7 @@ use crate::{
     scheduler,
     signal::Signal,
     table::{self, Changed, Followed, Inserted, Key, New, Place},
+    verifier::opaque,
 };
 
 /// Packets a second, over all CPUs, that are answered with ICMP port unreachable; a flood is not answered
@@ -88,14 +89,20 @@ fn judge<F: Frame + ?Sized, M: Maps>(
     packet: &Packet,
     is_first_fragment: bool,
 ) -> Decision {
-    let id = find_service(maps, packet);
+    let control = maps.control();
+    // Where a service has what is its own and no more, its hash says enough: a packet of a connection is told by its own,
+    // and of what has none [`begin`] looks who it is for.
+    let id = if is_simple(maps) {
+        listed(maps, packet)
+    } else {
+        search_service(maps, packet)
+    };
     if id == 0 && !is_unmarked(maps) {
         return Decision::stays(Reason::NotForUs);
     }
     if is_others(frame, maps, ingress) {
         return Decision::stays(Reason::OtherHost);
     }
-    let control = maps.control();
     if control.flags.load() & control_flag::PEERS != 0
         && parse::source_mac(frame).is_some_and(|mac| maps.is_peer(mac))
     {
@@ -191,23 +198,75 @@ pub(crate) fn is_unmarked<M: Maps>(maps: &M) -> bool {
     maps.control().flags.load() & control_flag::UNMARKED != 0
 }
 
+/// With one of these a packet's service is not always the one that stands in the index under its address and port.
+const SEARCHED: u64 = control_flag::MARKS | control_flag::FTP | control_flag::ALL_PORTS | control_flag::TWINS;
+
+/// Whether every packet's service is the one that stands in the index under its address and port, alone with its hash.
+#[inline(always)]
+fn is_simple<M: Maps>(maps: &M) -> bool {
+    maps.control().flags.load() & SEARCHED == 0
+}
+
+/// The id that stands in the service index under the hash of a packet's address, port and protocol, 0 where there is
+/// none; of 2^32 others that there may be packets for, one has the same.
+#[inline(always)]
+fn listed<M: Maps>(maps: &M, packet: &Packet) -> u32 {
+    let identity = ServiceRow::identity(packet.destination_port, packet.protocol);
+    let (hash, buckets) = index_key(maps, packet.destination, identity);
+    let tag = index_word(hash, 0) >> 32;
+    match maps.service_bucket(buckets.0).map(|bucket| tagged(bucket, tag)) {
+        Some(Tagged::Word(word)) => Found(word).id(),
+        Some(Tagged::Full) => match maps.service_bucket(buckets.1).map(|bucket| tagged(bucket, tag)) {
+            Some(Tagged::Word(word)) => Found(word).id(),
+            _ => 0,
+        },
+        _ => 0,
+    }
+}
+
+/// The hash of a service, and the two buckets of the index that it may be in.
+#[inline(always)]
+fn index_key<M: Maps>(maps: &M, address: Address, identity: u64) -> (u64, (u32, u32)) {
+    let control = maps.control();
+    #[expect(clippy::cast_possible_truncation, reason = "16 bits of port, 8 of protocol")]
+    let hash = hash::service(control.key(), address, identity as u16, (identity >> 16) as u8);
+    (hash, index_buckets(hash, control.service_mask.load()))
+}
+
+/// What a bucket of the service index has under a tag.
+enum Tagged {
+    /// The word.
+    Word(u64),
+    /// Nothing, and there is room for it: so the other bucket has nothing, either.
+    Nothing,
+    /// Nothing, and the bucket is full.
+    Full,
+}
+
+#[inline(always)]
+fn tagged(bucket: &IndexBucket, tag: u64) -> Tagged {
+    let is_it = |word: u64| word >> 32 == tag && word << 32 != 0;
+    // Most are where they are best.
+    let word = bucket.0[opaque(tag as usize) & 7].load();
+    if is_it(word) {
+        return Tagged::Word(word);
+    }
+    let mut has_room = false;
+    let mut slot = 0;
+    while slot < 8 {
+        let word = bucket.0[slot].load();
+        slot += 1;
+        has_room |= word == 0;
+        if is_it(word) {
+            return Tagged::Word(word);
+        }
+    }
+    if has_room { Tagged::Nothing } else { Tagged::Full }
+}
+
 /// The id of a packet's service, 0 where there is none: the one of its mark, else of its address and port, else an
 /// FTP service for what may be FTP's data connection, else the one for all ports (`ip_vs_service_find`). One that
 /// was deleted is found where there is no other, for the entries that name its destinations.
-#[inline(always)]
-fn find_service<M: Maps>(maps: &M, packet: &Packet) -> u32 {
-    let flags = maps.control().flags.load();
-    if flags & control_flag::MARKS == 0 {
-        let identity = ServiceRow::identity(packet.destination_port, packet.protocol);
-        let own = look_up(maps, packet.destination, identity);
-        if own.is_live() || flags & (control_flag::FTP | control_flag::ALL_PORTS) == 0 {
-            return own.id();
-        }
-    }
-    search_service(maps, packet)
-}
-
-/// The same without the short way, for those who have no room for it on their stack.
 #[inline(always)]
 pub(crate) fn search_service<M: Maps>(maps: &M, packet: &Packet) -> u32 {
     let identity = ServiceRow::identity(packet.destination_port, packet.protocol);
@@ -281,39 +340,26 @@ pub fn other_service<M: Maps>(maps: &M, high: u64, low: u64, identity: u64, mark
 /// Looks in the service index: one cache line, and the service's own.
 #[inline(always)]
 fn look_up<M: Maps>(maps: &M, address: Address, identity: u64) -> Found {
-    let control = maps.control();
-    #[expect(clippy::cast_possible_truncation, reason = "16 bits of port, 8 of protocol")]
-    let hash = hash::service(control.key(), address, identity as u16, (identity >> 16) as u8);
+    let (hash, (first, second)) = index_key(maps, address, identity);
     let tag = index_word(hash, 0) >> 32;
-    let (first, second) = index_buckets(hash, control.service_mask.load());
     let mut index = first;
     let mut round = 0;
     while round < 2 {
         let Some(bucket) = maps.service_bucket(index) else {
             return Found::NONE;
         };
-        let mut has_room = false;
-        let mut found = 0;
-        let mut slot = 0;
-        while slot < 8 {
-            let word = bucket.0[slot].load();
-            slot += 1;
-            has_room |= word == 0;
-            if word != 0 && word >> 32 == tag {
-                found = word;
-                break;
+        match tagged(bucket, tag) {
+            Tagged::Word(word) => {
+                let id = Found(word).id();
+                let Some(row) = maps.service(id) else {
+                    return Found::NONE;
+                };
+                if row.is(address, identity) {
+                    return live_service(maps, id, row);
+                }
             }
-        }
-        if found != 0 {
-            let id = Found(found).id();
-            let Some(row) = maps.service(id) else {
-                return Found::NONE;
-            };
-            if row.is(address, identity) {
-                return live_service(maps, id, row);
-            }
-        } else if has_room {
-            return Found::NONE;
+            Tagged::Nothing => return Found::NONE,
+            Tagged::Full => {}
         }
         index = second;
         round += 1;
@@ -392,6 +438,9 @@ pub fn begin<M: Maps>(maps: &M, new: &New, signal: u32) -> u64 {
     let Some(row) = maps.service(flow.service as u32) else {
         return Begun::pack(Reason::Internal, 0);
     };
+    if is_simple(maps) && !row.is(flow.address, ServiceRow::identity(flow.port(), flow.protocol())) {
+        return Begun::pack(Reason::NotForUs, 0);
+    }
     let configuration = (maps.control().generation.load() & 1) as usize;
     let list = ListWord(row.lists[configuration].load());
     let ring = RingWord(row.rings[configuration].load());

@@ -220,11 +220,11 @@ pub trait Maps {
         table::survey(self, bucket, tag, now)
     }
     /// [`table::sharing`]; in the program a function of its own, too.
-    fn sharing(&self, bucket: u32, tag: u32) -> u64
+    fn sharing(&self, primary: u32, partner: u32, tag: u32) -> u64
     where
         Self: Sized,
     {
-        table::sharing(self, bucket, tag)
+        table::sharing(self, primary, partner, tag)
     }
     /// Calls `step` with 0, 1, .. `count` - 1, until it returns false. In the program this is bpf_loop.
     fn repeat<S: Step<Self>>(&self, count: u32, step: &mut S)

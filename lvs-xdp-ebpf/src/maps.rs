@@ -365,8 +365,8 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
-    fn sharing(&self, bucket: u32, tag: u32) -> u64 {
-        sharing(bucket, tag)
+    fn sharing(&self, primary: u32, partner: u32, tag: u32) -> u64 {
+        sharing(primary, partner, tag)
     }
 
     #[inline(always)]
@@ -641,8 +641,8 @@ extern "C" fn survey(bucket: u32, tag: u32, now: u32) -> u64 {
 /// [`table::sharing`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn sharing(bucket: u32, tag: u32) -> u64 {
-    Kernel::new().map_or(0, |kernel| table::sharing(&kernel, bucket, tag))
+extern "C" fn sharing(primary: u32, partner: u32, tag: u32) -> u64 {
+    Kernel::new().map_or(0, |kernel| table::sharing(&kernel, primary, partner, tag))
 }
 
 /// One round of [`Maps::repeat`]: 1 ends the loop.

@@ -16,6 +16,7 @@ pub mod dissect;
 pub mod family;
 pub mod far;
 pub mod frame;
+pub mod interpreter;
 pub mod lab;
 pub mod load;
 pub mod maglev;

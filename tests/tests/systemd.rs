@@ -1,14 +1,14 @@
-//! The agent as systemd runs it: the units that README.md gives, and the protocol of `Type=notify`.
+//! The agent as systemd runs it: the units in packaging/, and the protocol of `Type=notify`.
 
 use std::{
     fs,
     os::unix::net::{UnixDatagram, UnixStream},
     path::Path,
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use lvs_xdp_tests::{
     agent::{AgentConfig, find_binary},
     lab::{Lab, LabConfig},
@@ -16,37 +16,37 @@ use lvs_xdp_tests::{
 };
 use nix::sys::signal::Signal;
 
-/// Where README.md has the binary.
-const INSTALLED: &str = "/usr/local/sbin/lvs-xdp";
 /// How long the agent may take to start, or to end.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// The units in README.md, each in a code block that follows the name of its file.
-fn units() -> Result<Vec<(String, String)>> {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md"))?;
-    let mut units = Vec::new();
-    for rest in readme.split("`/etc/systemd/system/").skip(1) {
-        let (name, rest) = rest.split_once('`').context("a file's name without an end")?;
-        let (_, rest) = rest.split_once("```ini\n").context("no code block follows")?;
-        let (unit, _) = rest.split_once("```").context("a code block without an end")?;
-        units.push((name.to_owned(), unit.to_owned()));
-    }
-    Ok(units)
+/// A unit of those in packaging/.
+fn unit(name: &str) -> Result<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../packaging")
+        .join(name);
+    fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// The values of a unit's key, of all its lines.
+fn values<'a>(unit: &'a str, key: &str) -> Vec<&'a str> {
+    let lines = unit
+        .lines()
+        .filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    lines.flat_map(str::split_whitespace).collect()
 }
 
 #[test]
-fn the_units_of_the_readme_are_sound() -> Result<()> {
-    let units = units()?;
-    let names: Vec<_> = units.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["lvs-xdp.service", "lvs-xdp-realserver.service"]);
+fn the_units_are_sound() -> Result<()> {
     let binary = find_binary()?;
     let directory = tempfile::tempdir()?;
-    for (name, unit) in &units {
-        assert!(unit.contains(INSTALLED), "{name} runs something else:\n{unit}");
+    for name in ["lvs-xdp.service", "lvs-xdp-realserver.service"] {
+        let unit = unit(name)?;
         let path = directory.path().join(name);
-        fs::write(&path, unit.replace(INSTALLED, &binary.to_string_lossy()))?;
+        // It is not installed here.
+        let command = format!("={} ", binary.display());
+        fs::write(&path, unit.replace("=lvs-xdp ", &command))?;
         let mut verify = Command::new("systemd-analyze");
-        verify.arg("verify").arg(&path);
+        verify.args(["verify", "--man=no"]).arg(&path);
         let ended = output(verify, COMMAND_LIMIT)?;
         let said = String::from_utf8(ended.stderr)?;
         assert!(ended.status.success(), "{said}");
@@ -54,7 +54,73 @@ fn the_units_of_the_readme_are_sound() -> Result<()> {
         // so, and is content.
         let ours: Vec<_> = said.lines().filter(|line| line.contains(name)).collect();
         assert_eq!(ours, Vec::<&str>::new());
+
+        // The options that the file of defaults shows as an example are options.
+        let key = name.trim_end_matches(".service");
+        let defaults = fs::read_to_string(
+            Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../packaging/{key}.default")),
+        )?;
+        let variable = key.to_uppercase().replace('-', "_") + "_OPTIONS";
+        assert!(defaults.contains(&format!("#{variable}=")), "{defaults}");
+        assert!(unit.contains(&format!("${variable}")), "{unit}");
+        assert!(
+            unit.contains(&format!("EnvironmentFile=-/etc/default/{key}\n")),
+            "{unit}"
+        );
     }
+    Ok(())
+}
+
+/// systemd's own judgement, from 0 (nothing is open) to 10: what is left is what the agent needs.
+#[test]
+fn the_agents_unit_is_hardened() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("lvs-xdp.service");
+    fs::write(&path, unit("lvs-xdp.service")?)?;
+    let mut security = Command::new("systemd-analyze");
+    security
+        .args(["security", "--offline=true", "--threshold=40", "--no-pager"])
+        .arg(&path);
+    let ended = output(security, COMMAND_LIMIT)?;
+    let said = String::from_utf8(ended.stdout)?;
+    assert!(ended.status.success(), "{said}");
+    Ok(())
+}
+
+/// The agent with the capabilities that the unit leaves it: `setpriv` names them without `CAP_`.
+#[test]
+fn the_units_capabilities_are_enough() -> Result<()> {
+    let mut lab = Lab::start(LabConfig {
+        real_servers: 1,
+        ..LabConfig::default()
+    })?;
+    // Killed: the next one has to look for the program that runs.
+    lab.agent_mut()?.kill()?;
+    let unit = unit("lvs-xdp.service")?;
+    let granted: String = values(&unit, "CapabilityBoundingSet")
+        .iter()
+        .map(|name| format!(",+{}", name.trim_start_matches("CAP_").to_lowercase()))
+        .collect();
+    let agent = lab.agent()?;
+    let mut command = Command::new("setpriv");
+    command
+        .arg(format!("--bounding-set=-all{granted}"))
+        .args(["--no-new-privs", "--"]);
+    let inner = agent.command(&AgentConfig::default());
+    command.arg(inner.get_program()).args(inner.get_args());
+    let mut process = Process::spawn(command)?;
+    let deadline = Instant::now() + LIMIT;
+    while UnixStream::connect(agent.socket()).is_err() {
+        ensure!(
+            process.ended()?.is_none() && Instant::now() < deadline,
+            "the agent did not come up"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    lab.cli(["service", "add", "tcp", "192.168.2.100:80"])?;
+    lab.cli(["server", "add", "tcp", "192.168.2.100:80", "192.168.2.220"])?;
+    lab.cli(["unload"])?;
+    assert_eq!(process.wait(LIMIT)?.code(), Some(0));
     Ok(())
 }
 

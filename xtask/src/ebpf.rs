@@ -15,6 +15,21 @@ use std::{
 /// or the name of a rustup toolchain.
 pub(crate) const TOOLCHAIN_VARIABLE: &str = "LVS_XDP_EBPF_TOOLCHAIN";
 
+/// A crate that is compiled for the kernel.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Program {
+    /// The package.
+    pub(crate) package: &'static str,
+    /// Its one binary: the object file.
+    pub(crate) binary: &'static str,
+}
+
+/// The program of lvs-xdp.
+pub(crate) const DIRECTOR: Program = Program {
+    package: "lvs-xdp-ebpf",
+    binary: "director",
+};
+
 /// A Rust tool chain that has the sources of `core`, and the BPF linker that goes with it.
 #[derive(Debug)]
 pub(crate) struct Toolchain {
@@ -131,12 +146,18 @@ impl Toolchain {
         &self.linker
     }
 
-    /// A cargo command that handles the eBPF crate for the kernel of `arch` ("x86_64") and `endian` ("little").
+    /// A cargo command that handles `program` for the kernel of `arch` ("x86_64") and `endian` ("little").
     ///
     /// `subcommand` is the program and its first argument: `["cargo", "build"]`, or another program of the tool
     /// chain's `bin` directory that takes cargo's options.
-    pub(crate) fn command(&self, [program, subcommand]: [&str; 2], arch: &str, endian: &str) -> Command {
-        let mut command = match program {
+    pub(crate) fn command(
+        &self,
+        [tool, subcommand]: [&str; 2],
+        program: Program,
+        arch: &str,
+        endian: &str,
+    ) -> Command {
+        let mut command = match tool {
             "cargo" => Command::new(&self.cargo),
             other => Command::new(self.rustc.with_file_name(other)),
         };
@@ -144,9 +165,9 @@ impl Toolchain {
             .args([
                 subcommand,
                 "--package",
-                "lvs-xdp-ebpf",
+                program.package,
                 "--bin",
-                "director",
+                program.binary,
                 "--release",
             ])
             .args(["--target", target(endian), "-Z", "build-std=core", "--target-dir"])
@@ -191,8 +212,9 @@ impl Toolchain {
     }
 
     /// Where [`Self::command`] with `cargo build` leaves the object.
-    pub(crate) fn object(&self, endian: &str) -> PathBuf {
-        self.target_dir.join(target(endian)).join("release/director")
+    pub(crate) fn object(&self, program: Program, endian: &str) -> PathBuf {
+        let directory = self.target_dir.join(target(endian)).join("release");
+        directory.join(program.binary)
     }
 }
 

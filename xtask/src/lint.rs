@@ -9,7 +9,9 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::{
-    command, ebpf,
+    bench::{ENDIAN, FLOORS},
+    command,
+    ebpf::{self, DIRECTOR, Program},
     setup::{Needs, setup},
     workspace::Workspace,
 };
@@ -30,13 +32,16 @@ pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
         "clippy",
         "--workspace",
         "--exclude",
-        "lvs-xdp-ebpf",
+        DIRECTOR.package,
+        "--exclude",
+        FLOORS.package,
         "--all-targets",
     ]);
     host.args(["--", "-D", "warnings"]);
 
     let mut passed = true;
-    for check in [&mut format, &mut host, &mut ebpf_clippy(workspace)?] {
+    let [mut director, mut floors] = [ebpf_clippy(workspace, DIRECTOR)?, ebpf_clippy(workspace, FLOORS)?];
+    for check in [&mut format, &mut host, &mut director, &mut floors] {
         if !command::status(check)?.success() {
             eprintln!("error: `{}` failed", command::line(check));
             passed = false;
@@ -49,24 +54,20 @@ pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
     })
 }
 
-/// Clippy on the eBPF crate: as it is built, if its tool chain has a clippy; else for the host.
-fn ebpf_clippy(workspace: &Workspace) -> Result<Command> {
+/// Clippy on a crate for the kernel: as it is built, if its tool chain has a clippy; else for the host.
+fn ebpf_clippy(workspace: &Workspace, program: Program) -> Result<Command> {
     let toolchain = ebpf::Toolchain::find(workspace.tools_dir())
         .map_err(|missing| anyhow!("the eBPF tool chain that was set up is gone: {}", missing.reason))?;
     let bin = toolchain.rustc().parent().context("rustc is in a directory")?;
     if bin.join("cargo-clippy").is_file() && bin.join("clippy-driver").is_file() {
-        eprintln!("lvs-xdp-ebpf: clippy for the kernel, by {}", bin.display());
-        let endian = if cfg!(target_endian = "big") {
-            "big"
-        } else {
-            "little"
-        };
-        let mut clippy = toolchain.command(["cargo-clippy", "clippy"], ARCH, endian);
+        eprintln!("{}: clippy for the kernel, by {}", program.package, bin.display());
+        let mut clippy = toolchain.command(["cargo-clippy", "clippy"], program, ARCH, ENDIAN);
         clippy.args(["--", "-D", "warnings"]);
         return Ok(clippy);
     }
     eprintln!(
-        "lvs-xdp-ebpf: clippy for the host, as the tool chain in {} has none",
+        "{}: clippy for the host, as the tool chain in {} has none",
+        program.package,
         bin.display()
     );
     let mut clippy = workspace.cargo();
@@ -74,9 +75,9 @@ fn ebpf_clippy(workspace: &Workspace) -> Result<Command> {
         .args([
             "clippy",
             "--package",
-            "lvs-xdp-ebpf",
+            program.package,
             "--bin",
-            "director",
+            program.binary,
             "--target-dir",
         ])
         // A directory of its own: RUSTC_BOOTSTRAP would make the next ordinary build compile all anew.

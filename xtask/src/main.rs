@@ -1,6 +1,11 @@
 //! Set-up, build, run and test of lvs-xdp: `cargo xtask --help`.
 
+mod audit;
+mod bench;
+#[path = "../../bench/src/args.rs"]
+mod bench_args;
 mod command;
+mod dist;
 #[expect(dead_code, reason = "shared with lvs-xdp/build.rs, which uses the rest")]
 mod ebpf;
 mod fuzz;
@@ -17,6 +22,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand, builder::PossibleValuesParser};
 
 use crate::{
+    bench_args::BenchArgs,
     fuzz::Task,
     setup::{Needs, setup},
     workspace::{Profile, Workspace},
@@ -71,13 +77,27 @@ enum Command {
         #[arg(value_parser = PossibleValuesParser::new(kernels::versions()))]
         version: Option<String>,
     },
-    /// Measure what a packet costs and how much memory a small director's agent takes; needs root
+    /// Measure what lvs-xdp costs, beside floors and other designs; needs root
     ///
     /// Figures are medians of interleaved rounds in one run: compare them with each other, not with those of
-    /// another machine or another hour.
-    Bench,
+    /// another machine or another hour. docs/performance.md has the method.
+    Bench(BenchArgs),
+    /// Make what is given to others: a static program, a Debian package, and the list of what they contain
+    ///
+    /// It is left in target/dist. The list is a software bill of materials in CycloneDX's JSON.
+    Dist {
+        /// Install the package in a clean Debian, start the agent there, upgrade and purge it; needs root
+        #[arg(long)]
+        check: bool,
+    },
     /// Check the formatting, and run clippy on every crate
     Lint,
+    /// Check the licences, sources and known faults of every crate that is used, by deny.toml
+    Audit {
+        /// Leave out the known faults, the list of which is fetched from GitHub
+        #[arg(long)]
+        local: bool,
+    },
 }
 
 #[derive(Args)]
@@ -159,7 +179,10 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             fuzz::run(&workspace, &task)
         }
         Command::Kernels { version } => kernels::run(&workspace, version.as_deref()),
-        Command::Bench => run::bench(&workspace),
+        // Its words go on to the benchmark as they are.
+        Command::Bench(_) => bench::run(&workspace),
+        Command::Dist { check } => dist::run(&workspace, check),
+        Command::Audit { local } => audit::run(&workspace, local),
         Command::Lint => lint::run(&workspace),
     }
 }

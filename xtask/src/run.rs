@@ -22,26 +22,12 @@ pub(crate) const BINARY_VARIABLE: &str = "LVS_XDP_BIN";
 pub(crate) fn lab(workspace: &Workspace, ipv6: bool) -> Result<ExitCode> {
     require_root("run")?;
     let options: &[&str] = if ipv6 { &["--ipv6"] } else { &[] };
-    become_tool(workspace, Profile::Dev, "lvs-xdp-lab", options)
-}
-
-/// Builds the benchmark and becomes it.
-///
-/// # Errors
-/// As [`lab`].
-pub(crate) fn bench(workspace: &Workspace) -> Result<ExitCode> {
-    require_root("bench")?;
-    become_tool(workspace, Profile::Release, "lvs-xdp-bench", &[])
-}
-
-/// Builds lvs-xdp and a program of the tests' crate that starts it, and becomes that.
-fn become_tool(workspace: &Workspace, profile: Profile, tool: &str, options: &[&str]) -> Result<ExitCode> {
     setup(workspace, Needs::Lab)?;
     let packages = ["--package", "lvs-xdp", "--package", "lvs-xdp-tests"];
-    let programs = ["--bin", "lvs-xdp", "--bin", tool];
-    workspace.build(profile, &[packages, programs].concat())?;
-    let mut command = workspace.command(workspace.binary(profile, tool));
-    command.env(BINARY_VARIABLE, workspace.binary(profile, "lvs-xdp"));
+    let programs = ["--bin", "lvs-xdp", "--bin", "lvs-xdp-lab"];
+    workspace.build(Profile::Dev, &[packages, programs].concat())?;
+    let mut command = workspace.command(workspace.binary(Profile::Dev, "lvs-xdp-lab"));
+    command.env(BINARY_VARIABLE, workspace.binary(Profile::Dev, "lvs-xdp"));
     command.args(options);
     become_program(command)
 }

@@ -61,9 +61,33 @@ impl Workspace {
         &self.root
     }
 
+    /// Where cargo leaves programs, by profile.
+    pub(crate) fn target_dir(&self) -> &Path {
+        &self.target_dir
+    }
+
     /// The directory for the eBPF tool chain, the linker and what they build: `lvs-xdp/build.rs` looks there.
     pub(crate) fn tools_dir(&self) -> &Path {
         &self.build_dir
+    }
+
+    /// The workspace's packages, and their directories.
+    ///
+    /// # Errors
+    /// Cargo cannot be run.
+    pub(crate) fn packages(&self) -> Result<Vec<(String, PathBuf)>> {
+        let mut command = self.cargo();
+        command.args(["metadata", "--no-deps", "--format-version", "1"]);
+        let metadata: Value = serde_json::from_str(&command::output(&mut command)?)?;
+        let packages = metadata["packages"].as_array().into_iter().flatten();
+        let package = |package: &Value| {
+            let manifest = Path::new(package["manifest_path"].as_str()?);
+            Some((
+                package["name"].as_str()?.to_owned(),
+                manifest.parent()?.to_owned(),
+            ))
+        };
+        Ok(packages.filter_map(package).collect())
     }
 
     /// A program that [`Self::build`] has built.

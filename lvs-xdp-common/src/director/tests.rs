@@ -58,6 +58,10 @@ fn director(kind: Kind, protocol: IpProto) -> Memory {
 
 /// What the service says in both configurations.
 fn set_options(maps: &Memory, flags: u64, timeout: u32, mask: u32) {
+    if timeout > 0 {
+        let flags = &maps.control.flags;
+        flags.store(flags.load() | control_flag::TEMPLATES);
+    }
     let options = &maps.services[SERVICE as usize].options;
     options
         .iter()
@@ -348,8 +352,9 @@ fn the_live_configuration_is_the_one_that_the_bit_says() {
     row.lists[1].store(ListWord::new(Kind::Absent, 0, 0, 0, false).0);
     assert_eq!(send(&maps, 1, SYN).reason, NewConnection);
     maps.control.generation.store(7);
-    assert_eq!(send(&maps, 1, ACK).reason, NotForUs);
+    assert_eq!(send(&maps, 2, SYN).reason, NotForUs);
     maps.control.generation.store(8);
+    assert_eq!(send(&maps, 2, SYN).reason, NewConnection);
     assert_eq!(send(&maps, 1, ACK).reason, Connection);
 }
 
@@ -487,7 +492,14 @@ fn a_second_lookup_finds_what_did_not_fit_into_the_first_bucket() {
     assert_eq!(send(&maps, 1, SYN).reason, NewConnection);
     // A service of the same tag in the first bucket is another one.
     bucket(first)[3].store(index_word(hash, 2));
+    assert_eq!(
+        send(&maps, 2, SYN).reason,
+        NotForUs,
+        "the other one's row is looked at"
+    );
+    maps.control.flags.store(control_flag::TWINS);
     assert_eq!(send(&maps, 1, ACK).reason, Connection);
+    assert_eq!(send(&maps, 2, SYN).reason, NewConnection);
 }
 
 /// Any sequence of a flow's packets goes to one and the same destination until the connection is over.

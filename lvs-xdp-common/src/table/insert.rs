@@ -2,10 +2,12 @@
 
 use super::{Key, Place, TRIES, expire, is_expired, is_kept, timeout, word_at};
 use crate::{
+    abi::control_flag,
     atomic::Word,
     connection::{Entry, State},
     flow::Flow,
     maps::{Alone, Maps, Step},
+    verifier::opaque,
 };
 
 /// Times a claim of another CPU is looked at while waiting for it to become an entry or to go.
@@ -75,12 +77,12 @@ const TAKEN: u64 = 3;
 #[derive(Clone, Copy)]
 struct Survey(u64);
 
-/// Of half-open entries of one age, any may be the one that goes: which one is left to the newcomer's tag.
-/// Were it always the first, in a flood each would displace the one that came just before it.
+/// Of places that are as good as each other, the one that a flow of this tag takes: there it is looked for first. And of
+/// half-open entries of one age, the one that goes: were it always the first, in a flood each would displace the one
+/// that came just before it.
 #[inline(always)]
-const fn turn_of(score: u64, tag: u32) -> u64 {
-    let is_half_open = score >> (RANK_SHIFT + 1) & 1;
-    tag as u64 & is_half_open.wrapping_neg() & 7
+const fn first_slot(tag: u32) -> u64 {
+    tag as u64 & 7
 }
 
 const LIVE_SHIFT: u32 = 60;
@@ -101,7 +103,7 @@ impl Survey {
     /// The place, for a flow of this tag.
     #[inline(always)]
     const fn slot(self, tag: u32) -> u64 {
-        self.0 & 7 ^ turn_of(self.0, tag)
+        self.0 & 7 ^ first_slot(tag)
     }
 }
 
@@ -121,31 +123,23 @@ const RANKS: u64 = {
     ranks
 };
 
-/// The score of one entry as a place for a flow of this tag, without its slot.
+/// The score of one entry as a place for another one, without its slot.
 ///
-/// Without a branch: sixteen entries are scored for a new connection, each branch would be mispredicted
-/// half the time, and would double what the verifier has to follow. ([`crate::abi::Control::forget`] keeps the
-/// compiler from making branches of the arithmetic.) Of expired and of half-open entries the oldest
-/// comes first; an expired one of the same tag has to be the one that goes.
+/// Without a branch: up to sixteen entries are scored for a new connection, each branch would be mispredicted
+/// half the time, and would double what the verifier has to follow. ([`opaque`] keeps the compiler from making
+/// branches of the arithmetic.) Of expired and of half-open entries the oldest comes first.
 #[inline(always)]
-fn score<M: Maps>(maps: &M, entry: Entry, tag: u32, now: u32) -> u64 {
-    let control = maps.control();
-    let state = entry.state_number();
-    let age = u64::from(entry.age(now));
-    let expired = control.forget(u64::from(timeout(maps, entry)).wrapping_sub(age)) >> 63;
-    let alive = RANKS >> (2 * state) & 3;
+fn score<M: Maps>(maps: &M, entry: Entry, now: u32) -> u64 {
+    let overdue = entry.overdue(now, timeout(maps, entry));
+    let expired = opaque(overdue.0 as usize) as u64 >> 63;
+    let alive = RANKS >> (2 * entry.state_number()) & 3;
     let rank = alive ^ (alive ^ EXPIRED) & expired.wrapping_neg();
-    let other = control.forget(u64::from(entry.tag() ^ tag).wrapping_neg()) >> 63;
-    let order = 0xffff_ffff ^ age;
-    // All ones, but for an expired entry of the same tag, which scores 0.
-    let mask = (expired & (other ^ 1)).wrapping_sub(1);
-    (rank << RANK_SHIFT | order << ORDER_SHIFT) & mask
+    (rank << RANK_SHIFT).wrapping_add((0xffff_ffff - u64::from(overdue.1)) << ORDER_SHIFT)
 }
 
 /// What a bucket has to offer for a flow of this tag, as [`Survey`] reads it.
 #[inline(always)]
 pub fn survey<M: Maps>(maps: &M, bucket: u32, tag: u32, now: u32) -> u64 {
-    let control = maps.control();
     let Some(bucket) = maps.bucket(bucket) else {
         return TAKEN << RANK_SHIFT;
     };
@@ -153,13 +147,14 @@ pub fn survey<M: Maps>(maps: &M, bucket: u32, tag: u32, now: u32) -> u64 {
     let mut live = 0;
     let mut slot = 0;
     while slot < 8 {
-        let score = score(maps, Entry(bucket.0[slot].load()), tag, now);
-        let score = score | slot as u64 ^ turn_of(score, tag);
+        let score = score(maps, Entry(bucket.0[slot].load()), now);
+        let score = score | slot as u64 ^ first_slot(tag);
         // Half open and taken, 2 and 3, are the live ones.
         live += score >> (RANK_SHIFT + 1) & 1;
         let difference = score.wrapping_sub(best);
-        let is_better = control.forget(difference) >> 63;
-        best = best.wrapping_add(difference & is_better.wrapping_neg());
+        // All ones where it is less.
+        let is_better = opaque(difference as usize) as i64 >> 63;
+        best = best.wrapping_add(difference & is_better as u64);
         slot += 1;
     }
     live << LIVE_SHIFT | best
@@ -188,6 +183,15 @@ pub fn claim<M: Maps>(maps: &M, new: &New, destination: u32) -> u64 {
     let key = Key::new(new.hash, maps.control().bucket_mask.load());
     let now = maps.now();
     let claim = Entry::new(key.tag, destination, State::Claimed, now, 0);
+    // Where it will be looked for first there is often room; then nothing has to be weighed.
+    #[expect(clippy::cast_possible_truncation, reason = "below 8")]
+    let best = key.primary * 8 + first_slot(key.tag) as u32;
+    if let Some(word) = word_at(maps, best)
+        && word.load() == Entry::EMPTY.0
+        && word.swap(Entry::EMPTY.0, claim.0)
+    {
+        return u64::from(best);
+    }
     let mut tries = 0;
     while tries < TRIES {
         tries += 1;
@@ -217,11 +221,15 @@ pub fn claim<M: Maps>(maps: &M, new: &New, destination: u32) -> u64 {
         };
         let place = Place { word, index };
         let victim = Entry(place.word.load());
-        // Before the place can be another's.
-        let control = cold.control.load();
+        // Before the place can be another's. A line of memory that is nowhere near, so only where it says something.
+        let control = if has_templates(maps) {
+            cold.control.load()
+        } else {
+            0
+        };
         // It may have changed since it was chosen: an established connection must not be the victim. And
         // a template whose time is over may live on for the connections that it controls.
-        if score(maps, victim, key.tag, now) >> RANK_SHIFT != chosen.rank()
+        if score(maps, victim, now) >> RANK_SHIFT != chosen.rank()
             || chosen.rank() < HALF_OPEN && is_kept(maps, place, victim, now)
             || !place.word.swap(victim.0, claim.0)
         {
@@ -244,23 +252,27 @@ pub fn settle<M: Maps>(maps: &M, new: &New, entry: u64, control: u64, place: u64
     let (Some(word), Some(cold)) = (word_at(maps, index), maps.cold(index)) else {
         return Inserted::Full.pack();
     };
-    if maps.sharing(key.primary, key.tag) + maps.sharing(key.partner, key.tag) > 1 {
+    if maps.sharing(key.primary, key.partner, key.tag) > 1 {
         let outcome = contend(maps, key, &new.flow, index);
         if !matches!(outcome, Inserted::Done) {
             word.store(Entry::EMPTY.0);
             return outcome.pack();
         }
     }
-    new.flow.write(cold);
-    cold.control.store(control);
-    let before = cold.controlled.load() & !0xffff_ffff;
-    cold.controlled.store(if new.flow.is_template() {
-        next_mark(before)
-    } else {
-        before
-    });
-    // Counted before it can be seen, so that whoever ends it finds it counted.
+    // Counted before it can be seen, so that whoever ends it finds it counted; and before the row is written, which is
+    // far away, and which a locked operation would wait for.
     maps.recount(entry.destination(), State::Empty as u32, entry.state() as u32);
+    new.flow.write(cold);
+    // Both are 0 in every row until there are templates.
+    if has_templates(maps) {
+        cold.control.store(control);
+        let before = cold.controlled.load() & !0xffff_ffff;
+        cold.controlled.store(if new.flow.is_template() {
+            next_mark(before)
+        } else {
+            before
+        });
+    }
     word.store(entry.0);
     Inserted::Done.pack()
 }
@@ -274,20 +286,29 @@ const fn next_mark(before: u64) -> u64 {
     if next == 0 { ONE } else { next }
 }
 
-/// How many words of a bucket have this tag.
+/// Whether any entry may be a template, or controlled by one.
 #[inline(always)]
-pub fn sharing<M: Maps>(maps: &M, bucket: u32, tag: u32) -> u64 {
-    let Some(bucket) = maps.bucket(bucket) else {
-        return 0;
-    };
+fn has_templates<M: Maps>(maps: &M) -> bool {
+    maps.control().flags.load() & control_flag::TEMPLATES != 0
+}
+
+/// How many words of two buckets have this tag.
+#[inline(always)]
+pub fn sharing<M: Maps>(maps: &M, primary: u32, partner: u32, tag: u32) -> u64 {
     let mut others = 0;
-    let mut slot = 0;
-    while slot < 8 {
-        let difference = u64::from(Entry(bucket.0[slot].load()).tag() ^ tag);
-        others += maps.control().forget(difference.wrapping_neg()) >> 63;
-        slot += 1;
+    for index in [primary, partner] {
+        let Some(bucket) = maps.bucket(index) else {
+            return 0;
+        };
+        let mut slot = 0;
+        while slot < 8 {
+            let difference = u64::from(Entry(bucket.0[slot].load()).tag() ^ tag);
+            // All ones where they differ. One after the other: all at once they would not fit the registers.
+            others += opaque(difference.wrapping_neg() as usize) as u64 >> 63;
+            slot += 1;
+        }
     }
-    8 - others
+    16 - others
 }
 
 /// After claiming a place: who else has an entry or a claim of this tag in the pair of buckets, and may

@@ -4,12 +4,13 @@
 //! the second's tick. [`state`] is what it owns; [`crate::api::server`] puts requests into the queue.
 //! [`reload`] reads the configuration file. [`crate::nic`] says what the program cannot be attached to, and why.
 //! [`effective`] is the one place that says which servers get new connections; [`slow_start`] is the rule by which they
-//! rise to their weight, [`rates`] that by which rates follow counters. [`connections`] lists and removes connection
-//! entries beside the task: their tables may change under whoever reads them.
+//! rise to their weight, [`rates`] that by which rates follow counters. [`privileges`] says what it may do once it is
+//! set up. [`connections`] lists and removes connection entries beside the task: their tables may change under whoever reads them.
 //! Forwarding needs none of it: an agent may be killed at any moment, and the next one goes on.
 
 pub(crate) mod connections;
 mod effective;
+mod privileges;
 mod rates;
 mod reload;
 mod slow_start;
@@ -27,6 +28,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use ipnet::IpNet;
+use nix::unistd::{Gid, Group};
 use tokio::{
     io::unix::AsyncFd,
     net::{UnixListener, UnixStream},
@@ -39,7 +41,7 @@ use tracing::{Level, info, warn};
 pub(crate) use self::state::State;
 use crate::{
     api::{
-        server,
+        listener, server,
         types::{ApiError, Change, CheckStatus, MarkRule, Plan, Service, ServiceKey, Status, Version},
     },
     checks::{Checks, Host, Runner},
@@ -77,6 +79,10 @@ pub struct Config {
     pub interfaces: Vec<String>,
     /// Where it listens for clients.
     pub socket: PathBuf,
+    /// The socket's mode: who may write to it may configure the director.
+    pub socket_mode: u32,
+    /// The socket's group, by name or number; the agent's own where there is none.
+    pub socket_group: Option<String>,
     /// The directory of the desired state.
     pub state_dir: PathBuf,
     /// The directory, on a BPF file system, of program and maps.
@@ -182,10 +188,12 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
 async fn serve(config: &Config) -> anyhow::Result<()> {
     // What needs nothing but a look comes first: an agent that is refused leaves nothing behind.
     dataplane::require_root()?;
+    privileges::require()?;
     for name in &config.interfaces {
         dataplane::interface_index(name)?;
     }
     dataplane::require_bpf(&config.pin_dir)?;
+    let group = config.socket_group.as_deref().map(find_group).transpose()?;
     let file = config.config.as_deref().map(reload::load).transpose()?;
     let (neighbours, mut news) = Neighbours::start().await?;
     let neighbours = Arc::new(neighbours);
@@ -202,7 +210,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     if let (Some((model, _)), Some(path)) = (&file, &config.config) {
         check_room(model, config, path)?;
     }
-    let listener = listen(&config.socket).await?;
+    let listener = listen(config, group).await?;
     let socket = SocketFile(&config.socket);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -222,6 +230,8 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     }
     attach(&mut dataplane, config)?;
 
+    // Before the thread of the health checks, which inherits what is left.
+    privileges::drop_unneeded()?;
     let host = Host::new(Arc::clone(&neighbours), dataplane.steering()?);
     let (runner, mut reports) = Runner::start(host.clone())?;
     let mut state = State::new(
@@ -367,7 +377,8 @@ fn attach(dataplane: &mut Dataplane, config: &Config) -> anyhow::Result<()> {
 }
 
 /// Listens at the socket, in the place of an agent that has died, but not of one that lives.
-async fn listen(path: &Path) -> anyhow::Result<UnixListener> {
+async fn listen(config: &Config, group: Option<Gid>) -> anyhow::Result<UnixListener> {
+    let path = config.socket.as_path();
     if UnixStream::connect(path).await.is_ok() {
         bail!(
             "another agent serves {}: end it first, or name another --socket, --state-dir and --pin-dir",
@@ -386,11 +397,25 @@ async fn listen(path: &Path) -> anyhow::Result<UnixListener> {
         }
         std::fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
-    // Before anybody can connect: mode 0660.
-    let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o117));
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen at {}", path.display()));
-    nix::sys::stat::umask(mask);
-    listener
+    if config.socket_mode & 0o006 != 0 {
+        warn!(
+            "--socket-mode {:04o}: every user of this host may configure the director",
+            config.socket_mode
+        );
+    }
+    listener::bind(path, config.socket_mode, group)
+        .with_context(|| format!("cannot listen at {}", path.display()))
+}
+
+/// The group of that name or number.
+fn find_group(name: &str) -> anyhow::Result<Gid> {
+    if let Ok(number) = name.parse() {
+        return Ok(Gid::from_raw(number));
+    }
+    let group = Group::from_name(name).with_context(|| format!("cannot look for the group `{name}`"))?;
+    let group =
+        group.with_context(|| format!("there is no group `{name}`: `groupadd --system {name}` makes one"))?;
+    Ok(group.gid)
 }
 
 /// Brings what the program logs to the agent's log.

@@ -6,16 +6,15 @@ use axum::{
     Json,
     extract::{
         ConnectInfo, Query, State,
-        connect_info::Connected,
         rejection::{JsonRejection, QueryRejection},
     },
     response::Response,
-    serve::IncomingStream,
 };
 use serde::{Deserialize, Serialize};
-use tokio::{net::UnixListener, sync::mpsc};
+use tokio::sync::mpsc;
 
 use super::{
+    listener::Peer,
     server::{Api, answer, refuse, refused},
     types::{ApiError, Change, Configuration, ErrorCode, Plan, Rollback, Version},
 };
@@ -25,22 +24,6 @@ use crate::{
     model::Model,
     neighbour::Neighbours,
 };
-
-/// Who is at the other end of a connection.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Peer {
-    /// The user's id, by the kernel's word (`SO_PEERCRED`).
-    pub(super) uid: Option<u32>,
-}
-
-impl Connected<IncomingStream<'_, UnixListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        let credentials = stream.io().peer_cred();
-        Self {
-            uid: credentials.ok().map(|credentials| credentials.uid()),
-        }
-    }
-}
 
 /// How a table is applied.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -97,7 +80,7 @@ pub(super) async fn configuration(State(api): State<Api>) -> Response {
 )]
 pub(super) async fn configure(
     State(api): State<Api>,
-    ConnectInfo(Peer { uid }): ConnectInfo<Peer>,
+    ConnectInfo(Peer { uid, .. }): ConnectInfo<Peer>,
     how: Result<Query<Application>, QueryRejection>,
     body: Result<Json<Configuration>, JsonRejection>,
 ) -> Response {
@@ -132,7 +115,7 @@ pub(super) async fn configure(
 )]
 pub(super) async fn rollback(
     State(api): State<Api>,
-    ConnectInfo(Peer { uid }): ConnectInfo<Peer>,
+    ConnectInfo(Peer { uid, .. }): ConnectInfo<Peer>,
     how: Result<Query<Application>, QueryRejection>,
     body: Result<Json<Rollback>, JsonRejection>,
 ) -> Response {

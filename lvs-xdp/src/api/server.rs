@@ -6,7 +6,7 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{
-        ConnectInfo, DefaultBodyLimit, Query, State,
+        ConnectInfo, Query, State,
         rejection::{JsonRejection, QueryRejection},
     },
     http::{
@@ -25,10 +25,11 @@ use utoipa::OpenApi;
 
 use super::{
     configuration::{
-        __path_configuration, __path_configure, __path_history, __path_rollback, Peer, configuration,
-        configure, history, rollback,
+        __path_configuration, __path_configure, __path_history, __path_rollback, configuration, configure,
+        history, rollback,
     },
     filter::{ConnectionFilter, ServiceFilter},
+    listener::{self, Limits, Peer},
     types::{
         Announcement, ApiError, Change, Changes, CheckStatus, Connection, ErrorCode, Flushed,
         ForwardingMethod, MarkRule, ServerSpec, Service, Status, Zero,
@@ -44,9 +45,6 @@ use crate::{
 
 /// How long an added server's neighbour is waited for, so that the first connection finds it resolved.
 const RESOLUTION: Duration = Duration::from_millis(200);
-/// The largest body that is read: some 400,000 changes, enough to replace a table of 10,000 services with 20 real
-/// servers each.
-const BODY_LIMIT: usize = 64 << 20;
 
 #[derive(Clone)]
 pub(super) struct Api {
@@ -54,7 +52,7 @@ pub(super) struct Api {
     pub(super) neighbours: Arc<Neighbours>,
 }
 
-/// Serves until the listener fails.
+/// Serves until it is dropped.
 pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, neighbours: Arc<Neighbours>) {
     let router = Router::new()
         .route("/v1/status", get(status))
@@ -77,11 +75,8 @@ pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, 
                 "no such page: see /openapi.json",
             )
         })
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(Api { agent, neighbours });
-    if let Err(error) = axum::serve(listener, router.into_make_service_with_connect_info::<Peer>()).await {
-        tracing::error!("the API has ended: {error}");
-    }
+    listener::serve(listener, router, Limits::AGENT).await;
 }
 
 #[derive(OpenApi)]
@@ -294,7 +289,7 @@ async fn flush(State(api): State<Api>, filter: Result<Query<ConnectionFilter>, Q
 )]
 async fn changes(
     State(api): State<Api>,
-    ConnectInfo(Peer { uid }): ConnectInfo<Peer>,
+    ConnectInfo(Peer { uid, .. }): ConnectInfo<Peer>,
     body: Result<Json<Changes>, JsonRejection>,
 ) -> Response {
     let Json(Changes { changes, check }) = match body {

@@ -3,6 +3,7 @@
 //! The same types are the model of the desired state, so that what the API takes, what is kept on
 //! disk and what is listed cannot drift apart.
 
+mod bounded;
 mod check;
 mod configuration;
 mod marks;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use self::{
+    bounded::MAX_CHANGES,
     check::{Check, CheckTarget, Fallback, InitialState, OnFailure, ServerCheck, Span},
     configuration::{Action, Configuration, ConfiguredService, Plan, Rollback, Step, Version},
     marks::{MarkRule, Ports},
@@ -520,7 +522,8 @@ pub enum Change {
 /// The body of `POST /v1/changes`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Changes {
-    /// Applied in this order, all or none.
+    /// Applied in this order, all or none; at most [`MAX_CHANGES`].
+    #[serde(deserialize_with = "bounded::list")]
     pub changes: Vec<Change>,
     /// Only say what is wrong with them, as far as that can be said without making them.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -553,7 +556,7 @@ pub enum ErrorCode {
     OutOfRange,
     /// The server cannot be reached by its MAC address.
     NotOnLink,
-    /// A table is full; the message names the option that enlarges it.
+    /// A table is full, and the message names the option that enlarges it; or the agent has too many clients at once.
     Full,
     /// The agent itself failed; its log has more.
     Internal,

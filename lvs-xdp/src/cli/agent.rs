@@ -23,6 +23,8 @@ pub(super) fn run(args: AgentArgs, socket: Option<PathBuf>) -> Result<(), Failur
 fn options(args: AgentArgs, socket: PathBuf) -> Result<Config, Failure> {
     let AgentArgs {
         interfaces,
+        socket_mode,
+        socket_group,
         state_dir,
         pin_dir,
         config,
@@ -64,6 +66,8 @@ fn options(args: AgentArgs, socket: PathBuf) -> Result<Config, Failure> {
     Ok(Config {
         interfaces,
         socket,
+        socket_mode,
+        socket_group,
         state_dir,
         pin_dir,
         config,
@@ -104,6 +108,8 @@ mod tests {
             Config {
                 interfaces: vec!["eth0".into()],
                 socket: "/s".into(),
+                socket_mode: 0o660,
+                socket_group: None,
                 state_dir: "/var/lib/lvs-xdp".into(),
                 pin_dir: "/sys/fs/bpf/lvs-xdp".into(),
                 config: None,
@@ -124,7 +130,8 @@ mod tests {
     fn every_option_arrives() {
         assert_eq!(
             parse(
-                "lvs-xdp --socket /s agent --interface eth0 --interface eth1 --state-dir /d --pin-dir /p --config /c.toml \
+                "lvs-xdp --socket /s agent --interface eth0 --interface eth1 --socket-mode 600 --socket-group adm --state-dir /d --pin-dir /p \
+                 --config /c.toml \
                  --xdp-mode generic --connections 2048 --services 5 --destinations 6 --announce --withdraw --tunnel-source 172.16.3.4/16 --log-packets \
                  --log-level debug"
             )
@@ -132,6 +139,8 @@ mod tests {
             Config {
                 interfaces: vec!["eth0".into(), "eth1".into()],
                 socket: "/s".into(),
+                socket_mode: 0o600,
+                socket_group: Some("adm".into()),
                 state_dir: "/d".into(),
                 pin_dir: "/p".into(),
                 config: Some("/c.toml".into()),
@@ -171,6 +180,21 @@ mod tests {
         let twice =
             "lvs-xdp agent --interface eth0 --tunnel-source 172.16.0.0/16 --tunnel-source 10.0.0.0/24";
         assert!(matches!(parse(twice), Err(Failure::Usage(_))));
+    }
+
+    #[test]
+    fn a_sockets_mode_is_octal() {
+        for (mode, part) in [
+            ("0x1b0", "no octal number"),
+            ("0680", "no octal number"),
+            ("0770", "nobody executes"),
+            ("1660", "nobody executes"),
+            ("0060", "0600 at least"),
+        ] {
+            let arguments = ["lvs-xdp", "agent", "--interface", "eth0", "--socket-mode", mode];
+            let error = Cli::try_parse_from(arguments).unwrap_err().to_string();
+            assert!(error.contains(part), "{mode}: {error}");
+        }
     }
 
     #[test]

@@ -232,6 +232,12 @@ pub(super) struct AgentArgs {
     /// An interface to attach to; repeat it for more
     #[arg(long = "interface", value_name = "IF", required = true, value_parser = value::interface)]
     pub(super) interfaces: Vec<String>,
+    /// The socket's mode, in octal: who may write to the socket may configure the director
+    #[arg(long, value_name = "MODE", default_value = "0660", value_parser = value::socket_mode)]
+    pub(super) socket_mode: u32,
+    /// The socket's group, by name or number [default: the agent's own]
+    #[arg(long, value_name = "GROUP")]
+    pub(super) socket_group: Option<String>,
     /// Where the desired state is kept
     #[arg(long, value_name = "DIR", default_value = "/var/lib/lvs-xdp")]
     pub(super) state_dir: PathBuf,

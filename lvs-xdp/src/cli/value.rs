@@ -180,6 +180,18 @@ pub(super) fn interface(text: &str) -> Result<String, String> {
     }
 }
 
+/// The mode of a socket, which the agent itself can use.
+pub(super) fn socket_mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Err(_) => Err("it is no octal number, such as 0660".to_owned()),
+        Ok(mode) if mode & !0o666 != 0 => Err("nobody executes a socket: use the bits of 0666".to_owned()),
+        Ok(mode) if mode & 0o600 != 0o600 => {
+            Err("its owner has to read and write: use 0600 at least".to_owned())
+        }
+        Ok(mode) => Ok(mode),
+    }
+}
+
 /// The connection table's capacity.
 pub(super) fn connections(text: &str) -> Result<u32, String> {
     const LEAST: u32 = 1 << 10;

@@ -284,6 +284,10 @@ impl Compiler {
             };
             tables.cursors[slot.id as usize].store(first_cursor(slot.word.kind(), cursor));
         }
+        if options.is_persistent() {
+            let flags = &self.tables.control[0].flags;
+            flags.store(flags.load() | control_flag::TEMPLATES);
+        }
         row.options[next].store(options.0);
         row.rings[next].store(ring_word.0);
         row.lists[next].store(slot.word.0);
@@ -488,7 +492,7 @@ impl Compiler {
         let (address, _) = service_row(&key);
         let protocol = key.protocol().map_or(0, Protocol::number);
         let hash = hash::service(control.key(), address, key.port(), protocol);
-        enter_index(&self.tables.service_index, hash, control.service_mask.load(), id);
+        enter_index(&self.tables.service_index, control, hash, id);
     }
 
     /// Frees the ids of destinations that nothing names any more, and the rows of deleted services

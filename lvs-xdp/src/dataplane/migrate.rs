@@ -254,7 +254,6 @@ impl Dataplane {
         }
         if old.service_index.len() != new.service_index.len() {
             let control = &new.control[0];
-            let mask = new.service_index.len() as u64 - 1;
             for (id, row) in (0..).zip(new.services.iter()) {
                 if service_key(row).is_some() {
                     let identity = row.identity.load();
@@ -269,7 +268,7 @@ impl Dataplane {
                         u16::try_from(port)?,
                         u8::try_from(protocol)?,
                     );
-                    enter_index(&new.service_index, hash, mask, id);
+                    enter_index(&new.service_index, &new.control[0], hash, id);
                 }
             }
         }

@@ -54,7 +54,7 @@ use self::{
     pins::{LinkPin, Pins, open_map},
 };
 pub use self::{
-    object::require_bpf,
+    object::{object_file, require_bpf},
     pins::is_linked,
     tables::{Capacity, Tables},
 };

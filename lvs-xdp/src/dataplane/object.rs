@@ -20,6 +20,11 @@ use aya::{
 /// The object file; empty where the program could not be built (see build.rs).
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/director"));
 
+/// The object file that is in this binary; empty where the program could not be built.
+pub fn object_file() -> &'static [u8] {
+    OBJECT
+}
+
 /// Refuses a kernel, or a sandbox on it, in which there is no BPF; makes nothing that stays, but for the
 /// BPF file system, which is mounted where nobody has.
 ///

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use lvs_xdp_common::{
     abi::{
         Control, DestinationRow, IndexBucket, Kind, ListEntry, ListWord, Options, RingWord, ServiceRow, Tags,
-        TunnelRow, destination_flag, index_buckets, index_word,
+        TunnelRow, control_flag, destination_flag, index_buckets, index_word,
     },
     atomic::Word,
     packet::{Address, IpProto, Mac},
@@ -28,20 +28,27 @@ use crate::api::types::{
 const LEFT: u64 = index_word(1 << 32, 0);
 
 /// Enters a word into the service index: into its first bucket, or, where that is full or has a word
-/// of the same tag, into its second. The program looks at the second for the same two reasons.
-pub(super) fn enter_index(index: &[IndexBucket], hash: u64, mask: u64, id: u32) {
-    let (first, second) = index_buckets(hash, mask);
+/// of the same tag, into its second. The program looks at the second for the same two reasons, the latter of which
+/// it is told of by [`control_flag::TWINS`].
+pub(super) fn enter_index(index: &[IndexBucket], control: &Control, hash: u64, id: u32) {
+    let (first, second) = index_buckets(hash, control.service_mask.load());
     let tag = index_word(hash, 0) >> 32;
-    let free = [first, second]
-        .into_iter()
-        .filter_map(|bucket| index.get(bucket as usize))
-        .filter(|bucket| {
-            bucket
-                .0
-                .iter()
-                .all(|word| low(word.load()) == 0 || word.load() >> 32 != tag)
-        })
-        .flat_map(|bucket| &bucket.0)
+    let has_twin = |bucket: &&IndexBucket| {
+        let mut words = bucket.0.iter().map(Word::load);
+        words.any(|word| low(word) != 0 && word >> 32 == tag)
+    };
+    let buckets = || {
+        [first, second]
+            .into_iter()
+            .filter_map(|bucket| index.get(bucket as usize))
+    };
+    if buckets().any(|bucket| has_twin(&bucket)) {
+        control.flags.store(control.flags.load() | control_flag::TWINS);
+    }
+    let free = buckets()
+        .filter(|bucket| !has_twin(bucket))
+        // Where the program looks first comes first.
+        .flat_map(|bucket| (0..8).map(move |slot| &bucket.0[slot ^ (tag & 7) as usize]))
         .find(|word| low(word.load()) == 0);
     if let Some(word) = free {
         word.store(index_word(hash, id));
@@ -531,14 +538,14 @@ mod tests {
             row.address[1].store(Address::from_ipv4(VIP).low());
             row.identity.store(ServiceRow::identity(port, IpProto::TCP));
             row.lists[0].store(ListWord::new(Kind::Rr, 0, 0, 0, false).0);
-            enter_index(&maps.service_index, hash_of(port), mask, id_of(port));
+            enter_index(&maps.service_index, &maps.control, hash_of(port), id_of(port));
         }
         for &gone in &ports {
             leave_index(&maps.service_index, id_of(gone));
             for &port in &ports {
                 assert_eq!(found(&maps, port), port != gone, "{port} while {gone} is gone");
             }
-            enter_index(&maps.service_index, hash_of(gone), mask, id_of(gone));
+            enter_index(&maps.service_index, &maps.control, hash_of(gone), id_of(gone));
             assert!(found(&maps, gone), "{gone} is back");
         }
         // All that is left at last are words that name nothing.

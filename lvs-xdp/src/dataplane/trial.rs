@@ -1,9 +1,9 @@
 //! The program on a frame that came from nowhere and goes nowhere: the kernel's BPF_PROG_TEST_RUN.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use anyhow::Context as _;
-use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use aya::programs::{ProgramFd, ProgramInfo, TestRun as _, TestRunOptions, Xdp};
 use aya_obj::programs::XdpAttachType;
 
 use super::{Dataplane, object::director, pins::newest_program};
@@ -102,45 +102,32 @@ impl Trials {
         Ok(result.return_value)
     }
 
-    /// Runs the program `times` times on a frame, which is put back in between by nobody; how long each run
-    /// took on average, what it takes to run it included.
-    ///
-    /// # Errors
-    ///
-    /// Where the kernel refuses the frame.
-    pub fn time(&self, frame: &[u8], times: u32) -> anyhow::Result<Duration> {
-        let mut out = vec![0; frame.len() + 64];
-        let result = self.0.test_run(TestRunOptions {
-            data_in: Some(frame),
-            data_out: Some(&mut out),
-            repeat: times,
-            ..TestRunOptions::new()
-        })?;
-        Ok(result.duration)
-    }
-
-    /// As [`Self::time`], with a frame of its own for each run, so that it may be changed.
-    ///
-    /// # Errors
-    ///
-    /// Where the kernel refuses the frame.
-    pub fn time_each(&self, frame: &[u8], times: u32) -> anyhow::Result<Duration> {
-        let mut total = Duration::ZERO;
-        for _ in 0..times {
-            total += self.time(frame, 1)?;
-        }
-        Ok(total / times.max(1))
-    }
-
     /// Instructions that the kernel's verifier has followed to accept it.
     ///
     /// # Errors
     ///
     /// Where the kernel does not say.
     pub fn verified_instructions(&self) -> anyhow::Result<u32> {
-        self.0
-            .info()?
+        self.info()?
             .verified_instruction_count()
             .context("the kernel does not say how many instructions it has verified")
+    }
+
+    /// What the kernel says of the program.
+    ///
+    /// # Errors
+    ///
+    /// Where it does not.
+    pub fn info(&self) -> anyhow::Result<ProgramInfo> {
+        Ok(self.0.info()?)
+    }
+
+    /// A handle of the program.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no file descriptor left.
+    pub fn program(&self) -> anyhow::Result<ProgramFd> {
+        Ok(self.0.fd()?.try_clone()?)
     }
 }

@@ -10,6 +10,8 @@ pub(crate) mod kernel;
 mod linker;
 pub(crate) mod machine;
 mod packages;
+pub(crate) mod static_target;
+pub(crate) mod tool;
 mod toolchain;
 mod version;
 
@@ -29,6 +31,8 @@ use crate::workspace::Workspace;
 pub(crate) enum Needs<'a> {
     /// The eBPF tool chain and the linker.
     Build,
+    /// What [`Self::Build`] needs, and what links a static program, with the programs that a clean root is made of.
+    Dist,
     /// What [`Self::Build`] needs, and the programs that the lab runs.
     Lab,
     /// What [`Self::Lab`] needs, and a virtual machine for these kernels.
@@ -54,6 +58,10 @@ pub(crate) fn setup(workspace: &Workspace, needs: Needs<'_>) -> Result<()> {
     linker::ensure(workspace)?;
     match needs {
         Needs::Build => {}
+        Needs::Dist => {
+            packages::ensure(packages::DIST)?;
+            static_target::ensure(workspace)?;
+        }
         Needs::Lab => packages::ensure(packages::LAB)?,
         Needs::Kernels(series) => {
             packages::ensure(packages::LAB)?;

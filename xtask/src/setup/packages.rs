@@ -68,10 +68,35 @@ pub(super) const LAB: &[Tool] = &[
         command: "ipvsadm-restore",
         packages: &["ipvsadm"],
     },
-    // To check the units in README.md; it needs no systemd that runs.
+    // To check the units in packaging/; it needs no systemd that runs.
     Tool {
         command: "systemd-analyze",
         packages: &["systemd"],
+    },
+];
+
+/// What makes packages, and a clean root to try them in.
+pub(super) const DIST: &[Tool] = &[
+    // For the parts in C of a static program.
+    Tool {
+        command: "musl-gcc",
+        packages: &["musl-tools"],
+    },
+    Tool {
+        command: "readelf",
+        packages: &["binutils"],
+    },
+    Tool {
+        command: "dpkg",
+        packages: &["dpkg"],
+    },
+    Tool {
+        command: "mmdebstrap",
+        packages: &["mmdebstrap"],
+    },
+    Tool {
+        command: "unshare",
+        packages: &["util-linux"],
     },
 ];
 
@@ -89,7 +114,7 @@ pub(super) fn ensure(tools: &'static [Tool]) -> Result<()> {
     let preferred: Vec<_> = missing.iter().map(|tool| tool.packages[0]).collect();
     let by_hand = apt::install_line(&preferred);
     if !apt::is_usable() {
-        bail!("the tests need {commands}; install them: {by_hand} (or your distribution's packages)");
+        bail!("missing: {commands}; install: {by_hand} (or your distribution's packages)");
     }
     let wanted: Vec<_> = missing.iter().flat_map(|tool| tool.packages).copied().collect();
     let offered: Vec<_> = apt::candidates(&wanted)
@@ -98,7 +123,7 @@ pub(super) fn ensure(tools: &'static [Tool]) -> Result<()> {
         .collect();
     let packages = choose(&missing, &offered);
     if let Err(error) = apt::install(&packages) {
-        bail!("the tests need {commands}, which cannot be installed ({error:#}); try {by_hand}");
+        bail!("missing: {commands}, which cannot be installed ({error:#}); try {by_hand}");
     }
     if packages.iter().any(|package| package.starts_with("nginx"))
         && let Err(error) = apt::disable_service("nginx")

@@ -424,7 +424,9 @@ fn all_ports_of_an_address_are_one_service() {
         ..Client::tcp(port)
     };
     assert_eq!(to(1, 80).send(&maps, SYN), (NotForUs, 0), "nobody has said so");
-    maps.control.flags.store(control_flag::ALL_PORTS);
+    maps.control
+        .flags
+        .store(control_flag::TEMPLATES | control_flag::ALL_PORTS);
     for (port, virtual_port) in [(1, 80), (2, 81), (3, 65_535), (4, 1)] {
         assert_eq!(to(port, virtual_port).send(&maps, SYN), (NewConnection, READY));
         assert_eq!(to(port, virtual_port).send(&maps, ACK), (Connection, READY));
@@ -443,7 +445,9 @@ fn all_ports_of_an_address_are_one_service() {
 fn a_service_of_its_own_leaves_an_all_port_services_connections_alone() {
     let maps = persistent(IpProto::TCP, MINUTE, u32::MAX);
     move_service(&maps, 0);
-    maps.control.flags.store(control_flag::ALL_PORTS);
+    maps.control
+        .flags
+        .store(control_flag::TEMPLATES | control_flag::ALL_PORTS);
     assert_eq!(Client::tcp(1).send(&maps, SYN), (NewConnection, READY));
     enter_service(&maps, 2, 80, IpProto::TCP);
     let own = ListWord::new(Kind::Rr, 20, 1, 0, false);
@@ -470,7 +474,9 @@ fn a_service_of_its_own_leaves_an_all_port_services_connections_alone() {
 fn an_ftp_services_data_goes_with_its_control() {
     let maps = director(Kind::Rr, IpProto::TCP);
     move_service(&maps, FTP_PORT);
-    maps.control.flags.store(control_flag::FTP);
+    maps.control
+        .flags
+        .store(control_flag::TEMPLATES | control_flag::FTP);
     let to = |port, to| Client {
         to,
         ..Client::tcp(port)

@@ -74,7 +74,11 @@ fn check_and_end(maps: &Memory) {
     check_counts(maps).expect("counts are exact while entries are there");
     for (place, entry) in places(maps) {
         assert_ne!(entry.state(), State::Claimed, "no claim is left");
-        assert!(entry.0 == 0 || sharing(maps, place.index / 8, entry.tag()) == 1);
+        let key = Key::new(
+            u64::from(entry.tag()) << 41 | u64::from(place.index / 8),
+            maps.control.bucket_mask.load(),
+        );
+        assert!(entry.0 == 0 || sharing(maps, key.primary, key.partner, entry.tag()) == 1);
     }
     check_control(maps);
     // Connections end first, and templates when they control none; those get a minute more while they do.
@@ -164,6 +168,7 @@ const DESTINATIONS: u32 = 3;
 /// Tables with whole services, whose destinations have thresholds.
 fn director_tables() -> Memory {
     let maps = Memory::new(128, 4, 16);
+    maps.control.flags.store(crate::abi::control_flag::TEMPLATES);
     for (id, (protocol, port)) in (1..).zip(SERVICES) {
         let address = Address::from_ipv4(VIP);
         let row = &maps.services[id as usize];

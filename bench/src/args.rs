@@ -1,0 +1,22 @@
+//! The command line of the benchmark. `cargo xtask bench` has the same, and compiles this file too.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// What to measure, and where to put it.
+#[derive(Args, Debug)]
+pub(crate) struct BenchArgs {
+    /// Measure only rows whose name contains this, and the floors
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) only: Option<String>,
+    /// Rounds; each runs every program once
+    #[arg(long, value_name = "N", default_value_t = 21, value_parser = clap::value_parser!(u16).range(3..=999))]
+    pub(crate) rounds: u16,
+    /// Write the figures to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Draw them into this file as SVG
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plot: Option<PathBuf>,
+}

@@ -1,0 +1,55 @@
+//! `lvs-xdp-bench`: what lvs-xdp costs. `cargo xtask bench` builds all that it takes, and starts it.
+
+mod args;
+mod floors;
+mod frames;
+mod measure;
+mod packets;
+#[path = "../floors/src/plan.rs"]
+mod plan;
+mod plot;
+mod report;
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
+use nix::{
+    sched::{CpuSet, sched_getcpu, sched_setaffinity},
+    unistd::{Pid, geteuid},
+};
+
+use crate::args::BenchArgs;
+
+/// What lvs-xdp costs
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    args: BenchArgs,
+}
+
+/// Keeps this thread on the CPU that it is on: tables stay in that one's caches.
+fn stay() -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(sched_getcpu()?)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus).context("cannot stay on one CPU")
+}
+
+fn main() -> Result<()> {
+    let args = Cli::parse().args;
+    ensure!(
+        geteuid().is_root(),
+        "the benchmark loads programs into the kernel: run it as root, by `cargo xtask bench`"
+    );
+    stay()?;
+    let measured = packets::run(&args)?;
+    print!("{}", report::text(&measured, args.rounds));
+    if let Some(path) = &args.json {
+        let document = report::document(&measured, args.rounds)?;
+        fs::write(path, document).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(path) = &args.plot {
+        plot::draw(&measured, path)?;
+    }
+    Ok(())
+}
