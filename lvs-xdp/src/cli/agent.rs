@@ -130,7 +130,8 @@ mod tests {
     fn every_option_arrives() {
         assert_eq!(
             parse(
-                "lvs-xdp --socket /s agent --interface eth0 --interface eth1 --socket-mode 600 --socket-group adm --state-dir /d --pin-dir /p --config /c.toml \
+                "lvs-xdp --socket /s agent --interface eth0 --interface eth1 --socket-mode 600 --socket-group adm --state-dir /d --pin-dir /p \
+                 --config /c.toml \
                  --xdp-mode generic --connections 2048 --services 5 --destinations 6 --announce --withdraw --tunnel-source 172.16.3.4/16 --log-packets \
                  --log-level debug"
             )
