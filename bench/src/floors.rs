@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Names the object, which `cargo xtask bench` has built.
-const OBJECT_VARIABLE: &str = "LVS_XDP_FLOORS";
+pub(crate) const OBJECT_VARIABLE: &str = "LVS_XDP_FLOORS";
 /// What programs of the object answer with, but for mistakes.
 const ABORTED: u32 = 0;
 

@@ -4,6 +4,7 @@ mod args;
 mod cable;
 mod floors;
 mod frames;
+mod ipvs;
 mod measure;
 mod packets;
 #[path = "../floors/src/plan.rs"]
@@ -46,7 +47,13 @@ fn main() -> Result<()> {
         "the benchmark loads programs into the kernel: run it as root, by `cargo xtask bench`"
     );
     stay()?;
-    let document = if args.wire {
+    let document = if args.ipvs {
+        let Some(counted) = ipvs::run()? else {
+            return Ok(());
+        };
+        print!("{}", ipvs::text(&counted));
+        ipvs::document(&counted)?
+    } else if args.wire {
         let figures = wire::run(args.rounds)?;
         print!("{}", wire::text(&figures, args.rounds));
         wire::document(&figures, args.rounds)?
