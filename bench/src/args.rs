@@ -7,6 +7,12 @@ use clap::Args;
 /// What to measure, and where to put it.
 #[derive(Args, Debug)]
 pub(crate) struct BenchArgs {
+    /// Measure packets a second on a cable: a generator, the director, and what takes the packets off
+    #[arg(long, conflicts_with_all = ["ipvs", "only", "plot"])]
+    pub(crate) wire: bool,
+    /// Measure instructions a packet beside the kernel's own IPVS, in a virtual machine that counts them
+    #[arg(long, conflicts_with_all = ["only", "plot", "rounds"])]
+    pub(crate) ipvs: bool,
     /// Measure only rows whose name contains this, and the floors
     #[arg(long, value_name = "TEXT")]
     pub(crate) only: Option<String>,

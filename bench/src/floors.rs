@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Names the object, which `cargo xtask bench` has built.
-const OBJECT_VARIABLE: &str = "LVS_XDP_FLOORS";
+pub(crate) const OBJECT_VARIABLE: &str = "LVS_XDP_FLOORS";
 /// What programs of the object answer with, but for mistakes.
 const ABORTED: u32 = 0;
 
@@ -82,6 +82,9 @@ impl Floors {
     /// The names of the floors, the least first.
     pub(crate) const NAMES: [&str; 6] = ["nothing", "parsing", "rewriting", "line", "lines", "usual"];
 
+    /// What generates packets, sends them through a cable, and takes them off there.
+    const HELPERS: [&str; 4] = ["generate", "transmit", "sink", "dropping"];
+
     /// Loads them, for a table of `connections` and `services` services.
     ///
     /// # Errors
@@ -102,7 +105,7 @@ impl Floors {
             .load(&object)
             .context("cannot load the floors")?;
         let mut sizes = BTreeMap::new();
-        for name in Self::NAMES.into_iter().chain(["generate"]) {
+        for name in Self::NAMES.into_iter().chain(Self::HELPERS) {
             let program = program(&mut ebpf, name)?;
             program
                 .load()
@@ -145,6 +148,26 @@ impl Floors {
         self.sizes.get(name).copied()
     }
 
+    /// One of its programs, to be attached.
+    ///
+    /// # Errors
+    ///
+    /// When there is none of this name.
+    pub(crate) fn xdp(&mut self, name: &str) -> Result<&mut Xdp> {
+        program(&mut self.ebpf, name)
+    }
+
+    /// Takes a map of the object's.
+    ///
+    /// # Errors
+    ///
+    /// When there is none of this name, or it was taken before.
+    pub(crate) fn take_map(&mut self, name: &str) -> Result<Map> {
+        self.ebpf
+            .take_map(name)
+            .with_context(|| format!("the object has no map `{name}`"))
+    }
+
     /// A handle of a floor.
     ///
     /// # Errors
@@ -160,6 +183,42 @@ impl Floors {
         unsafe { &*self.plan.as_ptr().cast::<Plan>() }
     }
 
+    /// Tells the generator what comes next: a stream, from behind the flow of this number.
+    pub(crate) fn tell(&self, stream: &Stream<'_>, position: u64) {
+        let Stream {
+            template,
+            flows,
+            services,
+            order,
+        } = *stream;
+        let plan = self.plan();
+        let mut words = [[0; 8]; WORDS];
+        for (place, &byte) in words.as_flattened_mut().iter_mut().zip(&template.bytes) {
+            *place = byte;
+        }
+        for (word, bytes) in plan.template.iter().zip(words) {
+            word.store(u64::from_ne_bytes(bytes));
+        }
+        plan.length.store(template.bytes.len() as u64);
+        plan.multiplier.store(order.multiplier);
+        plan.increment.store(order.increment);
+        plan.flow.store(position);
+        plan.flows_mask.store(flows - 1);
+        plan.services_mask.store(services - 1);
+        plan.client_at.store(template.client_at);
+        plan.client_port_at.store(template.client_port_at);
+        for (word, &at) in plan.virtual_at.iter().zip(&template.virtual_at) {
+            word.store(at);
+        }
+        plan.client.store(template.client.into());
+        plan.virtual_address.store(template.virtual_address.into());
+    }
+
+    /// The number of the last flow of which the generator has made a packet.
+    pub(crate) fn position(&self) -> u64 {
+        self.plan().flow.load()
+    }
+
     /// Runs a program on `packets` packets of so many flows to so many services; what it took for each, the
     /// generator included. The last packet's answer must be `action`.
     ///
@@ -168,37 +227,17 @@ impl Floors {
     /// When the kernel refuses, or the last answer was another one.
     pub(crate) fn run(&mut self, run: &mut Run<'_>) -> Result<Duration> {
         self.under_test.set(0, run.program, 0)?;
-        let plan = self.plan();
-        let mut words = [[0; 8]; WORDS];
-        for (place, &byte) in words.as_flattened_mut().iter_mut().zip(&run.template.bytes) {
-            *place = byte;
-        }
-        for (word, bytes) in plan.template.iter().zip(words) {
-            word.store(u64::from_ne_bytes(bytes));
-        }
-        plan.length.store(run.template.bytes.len() as u64);
-        plan.multiplier.store(run.order.multiplier);
-        plan.increment.store(run.order.increment);
-        plan.flow.store(*run.position);
-        plan.flows_mask.store(run.flows - 1);
-        plan.services_mask.store(run.services - 1);
-        plan.client_at.store(run.template.client_at);
-        plan.client_port_at.store(run.template.client_port_at);
-        for (word, &at) in plan.virtual_at.iter().zip(&run.template.virtual_at) {
-            word.store(at);
-        }
-        plan.client.store(run.template.client.into());
-        plan.virtual_address.store(run.template.virtual_address.into());
-
-        let made = plan.made.load();
-        let mut out = vec![0; run.template.bytes.len() + 128];
+        self.tell(&run.stream, *run.position);
+        let made = self.plan().made.load();
+        let template = run.stream.template;
+        let mut out = vec![0; template.bytes.len() + 128];
         let result = program(&mut self.ebpf, "generate")?.test_run(TestRunOptions {
-            data_in: Some(&run.template.bytes),
+            data_in: Some(&template.bytes),
             data_out: Some(&mut out),
             repeat: run.packets,
             ..TestRunOptions::new()
         })?;
-        *run.position = self.plan().flow.load();
+        *run.position = self.position();
         let made = self.plan().made.load() - made;
         if made != u64::from(run.packets) {
             bail!("the generator made {made} packets, not {}", run.packets);
@@ -215,16 +254,22 @@ impl Floors {
     }
 }
 
-/// What [`Floors::run`] is to do.
-#[derive(Debug)]
-pub(crate) struct Run<'a> {
-    pub(crate) program: &'a ProgramFd,
+/// Packets of many flows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stream<'a> {
     pub(crate) template: &'a Template,
     /// A power of two.
     pub(crate) flows: u64,
     /// A power of two.
     pub(crate) services: u64,
     pub(crate) order: Order,
+}
+
+/// What [`Floors::run`] is to do.
+#[derive(Debug)]
+pub(crate) struct Run<'a> {
+    pub(crate) program: &'a ProgramFd,
+    pub(crate) stream: Stream<'a>,
     /// The number of the last flow: the stream goes on behind it, and leaves here where it ends.
     pub(crate) position: &'a mut u64,
     pub(crate) packets: u32,

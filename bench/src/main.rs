@@ -1,14 +1,19 @@
 //! `lvs-xdp-bench`: what lvs-xdp costs. `cargo xtask bench` builds all that it takes, and starts it.
 
 mod args;
+mod cable;
 mod floors;
 mod frames;
+mod ipvs;
 mod measure;
 mod packets;
 #[path = "../floors/src/plan.rs"]
 mod plan;
 mod plot;
 mod report;
+#[path = "../floors/src/trip.rs"]
+mod trip;
+mod wire;
 
 use std::fs;
 
@@ -42,14 +47,26 @@ fn main() -> Result<()> {
         "the benchmark loads programs into the kernel: run it as root, by `cargo xtask bench`"
     );
     stay()?;
-    let measured = packets::run(&args)?;
-    print!("{}", report::text(&measured, args.rounds));
+    let document = if args.ipvs {
+        let Some(counted) = ipvs::run()? else {
+            return Ok(());
+        };
+        print!("{}", ipvs::text(&counted));
+        ipvs::document(&counted)?
+    } else if args.wire {
+        let figures = wire::run(args.rounds)?;
+        print!("{}", wire::text(&figures, args.rounds));
+        wire::document(&figures, args.rounds)?
+    } else {
+        let measured = packets::run(&args)?;
+        print!("{}", report::text(&measured, args.rounds));
+        if let Some(path) = &args.plot {
+            plot::draw(&measured, path)?;
+        }
+        report::document(&measured, args.rounds)?
+    };
     if let Some(path) = &args.json {
-        let document = report::document(&measured, args.rounds)?;
         fs::write(path, document).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    if let Some(path) = &args.plot {
-        plot::draw(&measured, path)?;
     }
     Ok(())
 }

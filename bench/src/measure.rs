@@ -10,7 +10,7 @@ use lvs_xdp_tests::trial::{Director, xdp};
 use serde::Serialize;
 
 use crate::{
-    floors::{Floors, Order, Run},
+    floors::{Floors, Order, Run, Stream},
     frames::Template,
 };
 
@@ -97,7 +97,7 @@ fn nanoseconds(time: Duration) -> f64 {
 }
 
 /// The value that so many of a hundred lie below.
-fn percentile(values: &mut [f64], percent: usize) -> f64 {
+pub(crate) fn percentile(values: &mut [f64], percent: usize) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     let last = values.len().saturating_sub(1);
     values
@@ -177,10 +177,12 @@ impl Stage {
         let before = self.counted(tested);
         let time = self.floors.run(&mut Run {
             program,
-            template,
-            flows,
-            services,
-            order,
+            stream: Stream {
+                template,
+                flows,
+                services,
+                order,
+            },
             position,
             packets,
             action,

@@ -29,9 +29,9 @@ const MANY_FLOWS: u64 = 1 << 23;
 /// More than a table holds: each of their packets is the first of a connection, the table being full of others.
 const NEW_FLOWS: u64 = 1 << 24;
 /// As others are measured: 64 services, of 16 out of 100 real servers each.
-const SERVICES: u32 = 64;
-const SERVERS_EACH: u32 = 16;
-const SERVERS: u32 = 100;
+pub(crate) const SERVICES: u32 = 64;
+pub(crate) const SERVERS_EACH: u32 = 16;
+pub(crate) const SERVERS: u32 = 100;
 /// Services of the director with many.
 const MANY_SERVICES: u32 = 1 << 16;
 
@@ -41,7 +41,8 @@ pub(crate) struct Measured {
     pub(crate) sizes: Vec<(&'static str, Size)>,
 }
 
-fn server(number: u32) -> Ipv4Addr {
+/// The address of a real server, by its number.
+pub(crate) fn server(number: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(Ipv4Addr::new(10, 100, 0, 1).to_bits() + number)
 }
 

@@ -16,7 +16,7 @@ const COLUMN: usize = 18;
 const FIRST: usize = 36;
 
 /// A number of flows, in few letters.
-fn short(number: u64) -> String {
+pub(crate) fn short(number: u64) -> String {
     match number {
         0..1024 => number.to_string(),
         1024..1_048_576 => format!("{} k", number >> 10),
@@ -143,25 +143,35 @@ pub(crate) fn text(measured: &Measured, rounds: u16) -> String {
     out
 }
 
+/// The kernel's release, and the processor where the kernel names it.
+///
+/// # Errors
+///
+/// When the kernel does not say.
+pub(crate) fn machine() -> Result<(String, Option<String>)> {
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let processors = fs::read_to_string("/proc/cpuinfo")?;
+    let processor = processors
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .map(|rest| rest.trim_start_matches(['\t', ' ', ':']).to_owned());
+    Ok((kernel.trim_end().to_owned(), processor))
+}
+
 /// The figures as JSON: times in ns a packet.
 ///
 /// # Errors
 ///
 /// When a figure is no number.
 pub(crate) fn document(measured: &Measured, rounds: u16) -> Result<String> {
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let processors = fs::read_to_string("/proc/cpuinfo")?;
-    let processor = processors
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"))
-        .map(|rest| rest.trim_start_matches(['\t', ' ', ':']));
+    let (kernel, processor) = machine()?;
     let (is_noisy, noise) = noise(&measured.figures);
     let sizes = measured
         .sizes
         .iter()
         .map(|(program, size)| json!({ "program": program, "size": size }));
     Ok(serde_json::to_string_pretty(&json!({
-        "kernel": kernel.trim_end(),
+        "kernel": kernel,
         "processor": processor,
         "rounds": rounds,
         "noise": noise,

@@ -55,7 +55,7 @@ use crate::{
 pub const GUEST_LIMIT: Duration = Duration::from_secs(900);
 
 /// The series of Linux that the tests' guest runs.
-const TESTED: &str = "6.12";
+pub const TESTED: &str = "6.12";
 /// Names the directory with `venv/bin/vng` and `kernels/SERIES`; `vm` in cargo's target directory otherwise.
 const DIRECTORY_VARIABLE: &str = "LVS_XDP_VM";
 /// Set in the guest: the directory that the host reads, too.
@@ -68,6 +68,8 @@ const PASSED: &str = "passed";
 pub struct Machine {
     vng: PathBuf,
     image: PathBuf,
+    /// What virtme-ng is told about the processors.
+    processors: &'static [&'static str],
 }
 
 impl Machine {
@@ -100,7 +102,20 @@ impl Machine {
                     .is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-"))
             })
             .with_context(missing)?;
-        Ok(Self { vng, image })
+        Ok(Self {
+            vng,
+            image,
+            processors: &["--cpus=2"],
+        })
+    }
+
+    /// The same with one processor whose clock counts instructions, one a nanosecond: what is measured there is the
+    /// same on every machine and at every run. Waiting takes no time, but is counted.
+    pub fn counting_instructions(self) -> Self {
+        Self {
+            processors: &["--cpus=1", "--qemu-opts=-icount shift=0,sleep=off"],
+            ..self
+        }
     }
 
     /// The kernel's release, as `uname -r` has it.
@@ -129,19 +144,21 @@ impl Machine {
 
         let mut boot = String::from("exec ");
         let shared = format!("--rwdir={}", exchange.display());
-        let words = [
+        let machine = [
             self.vng.as_os_str(),
             OsStr::new("--disable-kvm"),
             OsStr::new("--force-9p"),
             OsStr::new("--memory=2G"),
-            OsStr::new("--cpus=2"),
+        ];
+        let guest = [
             OsStr::new(&shared),
             OsStr::new("--run"),
             self.image.as_os_str(),
             OsStr::new("--"),
             script.as_os_str(),
         ];
-        for word in words {
+        let processors = self.processors.iter().map(OsStr::new);
+        for word in machine.into_iter().chain(processors).chain(guest) {
             write!(boot, "{} ", quoted(word))?;
         }
         // virtme-ng runs programs that are beside it.

@@ -8,10 +8,11 @@ use std::{
 use anyhow::{Result, anyhow, bail};
 
 use crate::{
+    bench_args::BenchArgs,
     command,
     ebpf::{self, Program},
     run::{BINARY_VARIABLE, become_program},
-    setup::{Needs, setup},
+    setup::{Needs, kernel, machine, setup},
     workspace::{Profile, Workspace, require_root},
 };
 
@@ -35,9 +36,16 @@ const FLOORS_VARIABLE: &str = "LVS_XDP_FLOORS";
 ///
 /// # Errors
 /// Not root, no tool chain or virtual machine, or a failed build; otherwise this does not return.
-pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
+pub(crate) fn run(workspace: &Workspace, args: &BenchArgs) -> Result<ExitCode> {
     require_root("bench")?;
-    setup(workspace, Needs::Lab)?;
+    setup(
+        workspace,
+        if args.ipvs {
+            Needs::Kernels(kernel::TESTED)
+        } else {
+            Needs::Lab
+        },
+    )?;
     let packages = ["--package", "lvs-xdp", "--package", "lvs-xdp-bench"];
     let programs = ["--bin", "lvs-xdp", "--bin", "lvs-xdp-bench"];
     workspace.build(Profile::Release, &[packages, programs].concat())?;
@@ -55,6 +63,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
     program
         .args(env::args_os().skip_while(|word| word != "bench").skip(1))
         .env(BINARY_VARIABLE, workspace.binary(Profile::Release, "lvs-xdp"))
+        .env(machine::VARIABLE, machine::directory(workspace))
         .env(FLOORS_VARIABLE, toolchain.object(FLOORS, ENDIAN));
     become_program(program)
 }

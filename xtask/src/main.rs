@@ -180,7 +180,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         }
         Command::Kernels { version } => kernels::run(&workspace, version.as_deref()),
         // Its words go on to the benchmark as they are.
-        Command::Bench(_) => bench::run(&workspace),
+        Command::Bench(args) => bench::run(&workspace, &args),
         Command::Dist { check } => dist::run(&workspace, check),
         Command::Audit { local } => audit::run(&workspace, local),
         Command::Lint => lint::run(&workspace),

@@ -45,9 +45,10 @@ fn generate(context: XdpContext) -> u32 {
     xdp_action::XDP_ABORTED
 }
 
+/// Makes the frame of the next flow.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "flows and offsets are small")]
-fn make(context: &XdpContext) -> Option<()> {
+pub(crate) fn make(context: &XdpContext) -> Option<()> {
     // SAFETY: the row lives as long as the map, and is made of words.
     let plan = unsafe { &*PLAN.get_ptr(0)? };
     // A locked operation: no packet begins before the stores of the one before are done, as between two packets of a

@@ -8,6 +8,7 @@
 mod floors;
 mod generator;
 mod plan;
+mod trip;
 mod wire;
 
 use aya_ebpf::programs::XdpContext;
