@@ -7,7 +7,8 @@ use clap::Args;
 /// What to measure, and where to put it.
 #[derive(Args, Debug)]
 pub(crate) struct BenchArgs {
-    /// Measure packets a second on a cable: a generator, the director, and what takes the packets off
+    /// Measure packets a second on a cable: a generator, the director, and what takes the packets off; then requests
+    /// a second of real clients
     #[arg(long, conflicts_with_all = ["ipvs", "only", "plot"])]
     pub(crate) wire: bool,
     /// Measure instructions a packet beside the kernel's own IPVS, in a virtual machine that counts them

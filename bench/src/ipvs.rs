@@ -204,15 +204,17 @@ fn balance(netns: &Netns) -> Result<()> {
 
 /// How many packets IPVS has taken for a service: a stack that had refused them would have answered each, too.
 fn balanced(netns: &Netns) -> Result<u64> {
-    // /proc/net is the first thread's.
-    let stats = netns.enter(|| fs::read_to_string("/proc/thread-self/net/ip_vs_stats"))??;
-    // Two lines of headings; then connections, and packets in, as hexadecimal numbers.
-    let packets = stats
-        .lines()
-        .nth(2)
-        .and_then(|line| line.split_whitespace().nth(1));
-    let packets = packets.context("ip_vs_stats has no third line")?;
-    Ok(u64::from_str_radix(packets, 16)?)
+    // /proc/net is the first thread's. The file of the totals is some seconds behind.
+    let stats = netns.enter(|| fs::read_to_string("/proc/thread-self/net/ip_vs_stats_percpu"))??;
+    // A line for each processor: its number, connections, and packets in, all as hexadecimal numbers.
+    let packets = stats.lines().filter_map(|line| {
+        let mut words = line
+            .split_whitespace()
+            .map(|word| u64::from_str_radix(word, 16).ok());
+        words.next()??;
+        words.nth(1)?
+    });
+    Ok(packets.sum())
 }
 
 /// Runs a command with this on its standard input.

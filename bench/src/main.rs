@@ -2,6 +2,7 @@
 
 mod args;
 mod cable;
+mod clients;
 mod floors;
 mod frames;
 mod ipvs;
@@ -55,8 +56,10 @@ fn main() -> Result<()> {
         ipvs::document(&counted)?
     } else if args.wire {
         let figures = wire::run(args.rounds)?;
-        print!("{}", wire::text(&figures, args.rounds));
-        wire::document(&figures, args.rounds)?
+        println!("{}", wire::text(&figures, args.rounds));
+        let clients = clients::run()?;
+        print!("{}", clients::text(&clients));
+        wire::document(&figures, &clients, args.rounds)?
     } else {
         let measured = packets::run(&args)?;
         print!("{}", report::text(&measured, args.rounds));

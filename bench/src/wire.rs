@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::{
     cable::{Cable, Generator, Seen, direct},
+    clients,
     floors::{Floors, Order, Stream},
     frames::{PORT, Template},
     measure::percentile,
@@ -254,7 +255,7 @@ pub(crate) fn text(figures: &[Figure], rounds: u16) -> String {
 /// # Errors
 ///
 /// When the kernel does not say what it is, or a figure is no number.
-pub(crate) fn document(figures: &[Figure], rounds: u16) -> Result<String> {
+pub(crate) fn document(figures: &[Figure], clients: &[clients::Figure], rounds: u16) -> Result<String> {
     let (kernel, processor) = machine()?;
     Ok(serde_json::to_string_pretty(&json!({
         "kernel": kernel,
@@ -262,5 +263,6 @@ pub(crate) fn document(figures: &[Figure], rounds: u16) -> Result<String> {
         "rounds": rounds,
         "cores": 1,
         "figures": figures,
+        "clients": clients,
     }))?)
 }

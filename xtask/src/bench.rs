@@ -42,6 +42,8 @@ pub(crate) fn run(workspace: &Workspace, args: &BenchArgs) -> Result<ExitCode> {
         workspace,
         if args.ipvs {
             Needs::Kernels(kernel::TESTED)
+        } else if args.wire {
+            Needs::Clients
         } else {
             Needs::Lab
         },

@@ -38,7 +38,7 @@ fn transmit(context: XdpContext) -> u32 {
     }
     let number = trip.sent.load();
     trip.sent.store(number + 1);
-    if number % BETWEEN_MARKS == 0 {
+    if number.is_multiple_of(BETWEEN_MARKS) {
         // SAFETY: it only reads the clock.
         let now = unsafe { bpf_ktime_get_ns() };
         if number == 0 {

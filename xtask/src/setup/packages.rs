@@ -75,6 +75,12 @@ pub(super) const LAB: &[Tool] = &[
     },
 ];
 
+/// What the benchmark runs beside the lab.
+pub(super) const BENCH: &[Tool] = &[Tool {
+    command: "wrk",
+    packages: &["wrk"],
+}];
+
 /// What makes packages, and a clean root to try them in.
 pub(super) const DIST: &[Tool] = &[
     // For the parts in C of a static program.
