@@ -6,7 +6,9 @@ use std::{fs, path::PathBuf, process::ExitCode};
 use anyhow::{Context as _, Result};
 
 use crate::{
+    bench::FLOORS,
     command,
+    ebpf::DIRECTOR,
     fuzz::{self, Task},
     run::BINARY_VARIABLE,
     setup::{Needs, machine, setup},
@@ -24,12 +26,14 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, options: &[String
     let binary = build_agents(workspace)?;
     let mut cargo = workspace.cargo();
     cargo
-        // The eBPF crate is no program of the host; lvs-xdp's build script has built it.
+        // What is for the kernel is no program of the host.
         .args([
             "test",
             "--workspace",
             "--exclude",
-            "lvs-xdp-ebpf",
+            DIRECTOR.package,
+            "--exclude",
+            FLOORS.package,
             "--no-fail-fast",
         ])
         .args(filter)
