@@ -14,6 +14,9 @@ pub(crate) struct BenchArgs {
     /// Measure instructions a packet beside the kernel's own IPVS, in a virtual machine that counts them
     #[arg(long, conflicts_with_all = ["only", "plot", "rounds"])]
     pub(crate) ipvs: bool,
+    /// Measure what changes, lists and large tables cost the agent
+    #[arg(long, conflicts_with_all = ["wire", "ipvs", "only", "plot", "rounds"])]
+    pub(crate) control: bool,
     /// Measure only rows whose name contains this, and the floors
     #[arg(long, value_name = "TEXT")]
     pub(crate) only: Option<String>,

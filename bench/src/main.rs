@@ -3,6 +3,7 @@
 mod args;
 mod cable;
 mod clients;
+mod control;
 mod floors;
 mod frames;
 mod ipvs;
@@ -47,20 +48,27 @@ fn main() -> Result<()> {
         geteuid().is_root(),
         "the benchmark loads programs into the kernel: run it as root, by `cargo xtask bench`"
     );
-    stay()?;
-    let document = if args.ipvs {
+    let document = if args.control {
+        // On all CPUs: the agent inherits where this may run.
+        let control = control::run()?;
+        print!("{}", control::text(&control));
+        serde_json::to_string_pretty(&control)?
+    } else if args.ipvs {
+        stay()?;
         let Some(counted) = ipvs::run()? else {
             return Ok(());
         };
         print!("{}", ipvs::text(&counted));
         ipvs::document(&counted)?
     } else if args.wire {
+        stay()?;
         let figures = wire::run(args.rounds)?;
         println!("{}", wire::text(&figures, args.rounds));
         let clients = clients::run()?;
         print!("{}", clients::text(&clients));
         wire::document(&figures, &clients, args.rounds)?
     } else {
+        stay()?;
         let measured = packets::run(&args)?;
         print!("{}", report::text(&measured, args.rounds));
         if let Some(path) = &args.plot {

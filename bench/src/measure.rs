@@ -267,3 +267,38 @@ pub(crate) fn noise(figures: &[Figure]) -> (bool, f64) {
         .fold(0.0, f64::max);
     (spread > QUIET, spread)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_of_the_values_in_order() {
+        let mut values = vec![5.0, 1.0, 4.0, 2.0, 3.0];
+        assert_eq!(
+            [0, 10, 50, 90, 100].map(|percent| percentile(&mut values, percent)),
+            [1.0, 1.0, 3.0, 5.0, 5.0]
+        );
+        assert!(percentile(&mut [], 50).is_nan());
+    }
+
+    #[test]
+    fn figures_are_net_of_the_same_round() {
+        let case = Case {
+            row: "row",
+            flows: 1,
+            services: 64,
+            template: Template::udp(),
+            tested: Tested::Floor(NOTHING),
+            before: 0,
+        };
+        let nanoseconds = Duration::from_nanos;
+        // A machine that was busy in one round costs both programs.
+        let times = [(50, 80), (50, 82), (90, 121)]
+            .map(|(nothing, program)| (nanoseconds(nothing), nanoseconds(program)));
+        let figure = Figure::of(&case, &times);
+        assert_eq!(figure.median.round(), 31.0);
+        assert_eq!((figure.p10.round(), figure.p90.round()), (30.0, 32.0));
+        assert_eq!(figure.quiet.round(), 30.0);
+    }
+}

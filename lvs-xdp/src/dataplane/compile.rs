@@ -535,14 +535,18 @@ impl Compiler {
 
     /// Frees the rows of deleted services that have no destinations.
     pub fn bury_empty(&mut self) {
-        let busy: HashSet<u32> = self.members.values().map(|(service, _)| *service).collect();
-        let empty: Vec<_> = self
+        let deleted: Vec<_> = self
             .services
             .iter()
-            .filter(|(_, slot)| slot.word.kind() == Kind::Tombstone && !busy.contains(&slot.id))
-            .map(|(key, _)| *key)
+            .filter(|(_, slot)| slot.word.kind() == Kind::Tombstone)
+            .map(|(key, slot)| (*key, slot.id))
             .collect();
-        for key in empty {
+        if deleted.is_empty() {
+            // Nearly always: all destinations need not be walked through every second.
+            return;
+        }
+        let busy: HashSet<u32> = self.members.values().map(|(service, _)| *service).collect();
+        for (key, _) in deleted.into_iter().filter(|(_, id)| !busy.contains(id)) {
             self.bury(key);
         }
     }
