@@ -39,7 +39,7 @@ const SIZES: [(u32, u32); 6] = [
     (10_000, 10),
     (1_000, 1),
     (1_000, 100),
-    (1_000, 1_000),
+    (1_000, 300),
 ];
 /// Real servers that an agent takes: an entry has 20 bits for one.
 const MOST_DESTINATIONS: u32 = (1 << 20) - 1;
