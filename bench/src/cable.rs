@@ -13,15 +13,14 @@
 //! kernel lets the director and the sink have their turn after each batch.
 
 use std::{
-    os::fd::{AsFd as _, AsRawFd as _},
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use aya::{
     TestRunAttrs,
-    maps::{Map, MapData, PerCpuArray},
+    maps::{MapData, PerCpuArray},
     programs::{TestRun as _, TestRunOptions, XdpMode},
 };
 use lvs_xdp::{
@@ -33,10 +32,9 @@ use lvs_xdp_tests::{
     netns::Netns,
     trial::{Director, add_server, add_service, service_key},
 };
-use memmap2::{MmapOptions, MmapRaw};
 
 use crate::{
-    floors::{Floors, Stream},
+    floors::{Floors, OfWords, Shared, Stream},
     frames::{PORT, virtual_address},
     packets::{SERVERS, SERVERS_EACH, SERVICES, server},
     trip::{BETWEEN_MARKS, Trip},
@@ -68,12 +66,15 @@ pub(crate) struct Seen {
     pub(crate) each: f64,
 }
 
+// SAFETY: all of its fields are words.
+unsafe impl OfWords for Trip {}
+
 /// The generator.
 pub(crate) struct Generator {
     pub(crate) floors: Floors,
     netns: Netns,
     received: PerCpuArray<MapData, u64>,
-    trip: MmapRaw,
+    trip: Shared<Trip>,
     cables: u32,
 }
 
@@ -85,13 +86,7 @@ impl Generator {
     /// When there can be no namespace, or the object is not as expected.
     pub(crate) fn new(mut floors: Floors) -> Result<Self> {
         let received = PerCpuArray::try_from(floors.take_map("RECEIVED")?)?;
-        let Map::Array(trip) = floors.take_map("TRIP")? else {
-            bail!("TRIP is no array");
-        };
-        let trip = MmapOptions::new()
-            .len(size_of::<Trip>())
-            .map_raw(trip.fd().as_fd().as_raw_fd())
-            .context("cannot map what the generator notes")?;
+        let trip = Shared::map(floors.take_map("TRIP")?)?;
         Ok(Self {
             floors,
             netns: Netns::new("generator")?,
@@ -99,12 +94,6 @@ impl Generator {
             trip,
             cables: 0,
         })
-    }
-
-    fn trip(&self) -> &Trip {
-        // SAFETY: the mapping is as long as the row, aligned to a page, and lives as long as `self`; the row is
-        // made of words, which may change at any time.
-        unsafe { &*self.trip.as_ptr().cast::<Trip>() }
     }
 
     /// Lays a cable to a new director: nothing is on its end yet.
@@ -165,7 +154,7 @@ impl Generator {
         packets: u32,
     ) -> Result<Seen> {
         self.floors.tell(stream, *position);
-        let trip = self.trip();
+        let trip = &*self.trip;
         trip.if_index.store(cable.if_index.into());
         trip.sent.store(0);
         let before = self.received()?;
@@ -181,7 +170,7 @@ impl Generator {
             Ok(())
         })??;
         *position = self.floors.position();
-        let trip = self.trip();
+        let trip = &*self.trip;
         let sent = trip.sent.load();
         ensure!(
             sent == u64::from(packets),

@@ -3,6 +3,8 @@
 use std::{
     collections::BTreeMap,
     env, fs,
+    marker::PhantomData,
+    ops::Deref,
     os::fd::{AsFd as _, AsRawFd as _},
     time::Duration,
 };
@@ -70,11 +72,52 @@ impl Size {
     }
 }
 
+/// A row that is made of [`Word`](lvs_xdp_common::atomic::Word)s and of nothing else.
+///
+/// # Safety
+///
+/// Of no other type: what is shared with programs changes at any time.
+pub(crate) unsafe trait OfWords {}
+
+// SAFETY: all of its fields are words, or arrays of them.
+unsafe impl OfWords for Plan {}
+
+/// The one row of an array of the object's, shared with its programs.
+pub(crate) struct Shared<T>(MmapRaw, PhantomData<T>);
+
+impl<T: OfWords> Shared<T> {
+    /// Maps the array into memory.
+    ///
+    /// # Errors
+    ///
+    /// When it is no array, or the kernel refuses.
+    pub(crate) fn map(map: Map) -> Result<Self> {
+        let Map::Array(array) = map else {
+            bail!("a row is shared of an array only");
+        };
+        let memory = MmapOptions::new()
+            .len(size_of::<T>())
+            .map_raw(array.fd().as_fd().as_raw_fd())
+            .context("cannot map an array of the object's")?;
+        Ok(Self(memory, PhantomData))
+    }
+}
+
+impl<T: OfWords> Deref for Shared<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // SAFETY: the mapping is as long as the row, aligned to a page, and lives as long as `self`; the row is
+        // made of words, which may change at any time.
+        unsafe { &*self.0.as_ptr().cast::<T>() }
+    }
+}
+
 /// The programs, with tables as large as those of a director with so many connections.
 pub(crate) struct Floors {
     ebpf: Ebpf,
     under_test: ProgramArray<MapData>,
-    plan: MmapRaw,
+    plan: Shared<Plan>,
     sizes: BTreeMap<&'static str, Size>,
 }
 
@@ -128,13 +171,7 @@ impl Floors {
             }
         }
         let under_test = ProgramArray::try_from(ebpf.take_map("UNDER_TEST").context("no UNDER_TEST")?)?;
-        let Some(Map::Array(plan)) = ebpf.take_map("PLAN") else {
-            bail!("the object has no array PLAN");
-        };
-        let plan = MmapOptions::new()
-            .len(size_of::<Plan>())
-            .map_raw(plan.fd().as_fd().as_raw_fd())
-            .context("cannot map the generator's plan")?;
+        let plan = Shared::map(ebpf.take_map("PLAN").context("no PLAN")?)?;
         Ok(Self {
             ebpf,
             under_test,
@@ -177,12 +214,6 @@ impl Floors {
         Ok(program(&mut self.ebpf, name)?.fd()?.try_clone()?)
     }
 
-    fn plan(&self) -> &Plan {
-        // SAFETY: the mapping is as long as the row, aligned to a page, and lives as long as `self`; the row is
-        // made of words, which may change at any time.
-        unsafe { &*self.plan.as_ptr().cast::<Plan>() }
-    }
-
     /// Tells the generator what comes next: a stream, from behind the flow of this number.
     pub(crate) fn tell(&self, stream: &Stream<'_>, position: u64) {
         let Stream {
@@ -191,7 +222,7 @@ impl Floors {
             services,
             order,
         } = *stream;
-        let plan = self.plan();
+        let plan = &*self.plan;
         let mut words = [[0; 8]; WORDS];
         for (place, &byte) in words.as_flattened_mut().iter_mut().zip(&template.bytes) {
             *place = byte;
@@ -216,7 +247,7 @@ impl Floors {
 
     /// The number of the last flow of which the generator has made a packet.
     pub(crate) fn position(&self) -> u64 {
-        self.plan().flow.load()
+        self.plan.flow.load()
     }
 
     /// Runs a program on `packets` packets of so many flows to so many services; what it took for each, the
@@ -228,7 +259,7 @@ impl Floors {
     pub(crate) fn run(&mut self, run: &mut Run<'_>) -> Result<Duration> {
         self.under_test.set(0, run.program, 0)?;
         self.tell(&run.stream, *run.position);
-        let made = self.plan().made.load();
+        let made = self.plan.made.load();
         let template = run.stream.template;
         let mut out = vec![0; template.bytes.len() + 128];
         let result = program(&mut self.ebpf, "generate")?.test_run(TestRunOptions {
@@ -238,7 +269,7 @@ impl Floors {
             ..TestRunOptions::new()
         })?;
         *run.position = self.position();
-        let made = self.plan().made.load() - made;
+        let made = self.plan.made.load() - made;
         if made != u64::from(run.packets) {
             bail!("the generator made {made} packets, not {}", run.packets);
         }

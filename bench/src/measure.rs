@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::programs::ProgramFd;
 use lvs_xdp::dataplane::trial::Trials;
-use lvs_xdp_common::reason::{Outcome, Reason};
-use lvs_xdp_tests::trial::{Director, xdp};
+use lvs_xdp_common::reason::Reason;
+use lvs_xdp_tests::trial::{Director, action, xdp};
 use serde::Serialize;
 
 use crate::{
@@ -165,14 +165,7 @@ impl Stage {
     ) -> Result<Duration> {
         let (program, action) = match tested {
             Tested::Floor(name) => (&self.floors.program(name)?, xdp::TX),
-            Tested::Director(number, reason) => {
-                let action = match reason.outcome() {
-                    Outcome::Forward | Outcome::Answer => xdp::TX,
-                    Outcome::Pass => xdp::PASS,
-                    Outcome::Drop => xdp::DROP,
-                };
-                (&self.directors[*number].1, action)
-            }
+            Tested::Director(number, reason) => (&self.directors[*number].1, action(*reason, false)),
         };
         let before = self.counted(tested);
         let time = self.floors.run(&mut Run {

@@ -121,6 +121,20 @@ fn director(connections: u32, groups: &[Group]) -> Result<Director> {
     Ok(director)
 }
 
+/// Has a director know so many flows: `first` opens them, `next` goes on.
+fn open(
+    stage: &mut Stage,
+    director: usize,
+    [first, next]: [&Template; 2],
+    flows: u64,
+    services: u64,
+) -> Result<()> {
+    for (template, reason) in [(first, Reason::NewConnection), (next, Reason::Connection)] {
+        stage.fill(template, flows, services, &Tested::Director(director, reason))?;
+    }
+    Ok(())
+}
+
 /// Fills and measures the known connections of a director: `first` opens one, `next` is measured.
 fn known(
     stage: &mut Stage,
@@ -132,18 +146,7 @@ fn known(
     let number = stage.add(director)?;
     let all = flows.iter().copied().max().unwrap_or(1);
     let services = u64::from(SERVICES);
-    stage.fill(
-        &first,
-        all,
-        services,
-        &Tested::Director(number, Reason::NewConnection),
-    )?;
-    stage.fill(
-        &next,
-        all,
-        services,
-        &Tested::Director(number, Reason::Connection),
-    )?;
+    open(stage, number, [&first, &next], all, services)?;
     for &flows in flows {
         stage.measure(Case {
             row,
@@ -432,18 +435,7 @@ fn many_services(wanted: &Wanted<'_>, _: &mut Sizes) -> Result<Option<Stage>> {
             client: template.client + (services.ilog2() << 16),
             ..template.clone()
         };
-        stage.fill(
-            &of(&first),
-            1 << 16,
-            services,
-            &Tested::Director(number, Reason::NewConnection),
-        )?;
-        stage.fill(
-            &of(&next),
-            1 << 16,
-            services,
-            &Tested::Director(number, Reason::Connection),
-        )?;
+        open(&mut stage, number, [&of(&first), &of(&next)], 1 << 16, services)?;
         for row in ["line", row] {
             stage.measure(Case {
                 row,

@@ -39,7 +39,7 @@ impl Tables {
     pub fn sweep(&self) -> u64 {
         let now = self.now();
         let mut live = 0;
-        for (index, word) in (0..).zip(self.hot.iter().flat_map(|bucket| &bucket.0)) {
+        for Place { word, index } in self.places() {
             let entry = Entry(word.load());
             if entry.0 == 0 {
                 continue;
@@ -60,6 +60,12 @@ impl Tables {
             live += u64::from(!is_gone);
         }
         live
+    }
+
+    /// Every place of the table.
+    fn places(&self) -> impl Iterator<Item = Place<'_>> {
+        let words = self.hot.iter().flat_map(|bucket| &bucket.0);
+        (0..).zip(words).map(|(index, word)| Place { word, index })
     }
 
     fn is_draining(&self, entry: Entry) -> bool {
@@ -90,7 +96,7 @@ impl Tables {
     pub fn flush(&self, matches: impl Fn(&Listed) -> bool) -> u64 {
         let now = self.now();
         let mut removed = 0;
-        for (index, word) in (0..).zip(self.hot.iter().flat_map(|bucket| &bucket.0)) {
+        for Place { word, index } in self.places() {
             // Packets may change its word meanwhile; it is gone when somebody has taken it out.
             while let Some(listed) = self.listed(index, word, now).filter(&matches) {
                 if table::remove(self, Place { word, index }, listed.entry) {
@@ -105,7 +111,7 @@ impl Tables {
     /// yet to come.
     pub(super) fn renew_templates(&self) {
         let now = self.now();
-        for (index, word) in (0..).zip(self.hot.iter().flat_map(|bucket| &bucket.0)) {
+        for Place { word, index } in self.places() {
             let entry = Entry(word.load());
             if entry.is_live() && table::is_expired(self, entry, now) {
                 table::is_kept(self, Place { word, index }, entry, now);
