@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The version of this layout.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// The most destinations that one service can have.
 pub const LIST_MAX: u32 = 4096;
@@ -177,10 +177,13 @@ impl Control {
 #[derive(Debug, Default)]
 pub struct IndexBucket(pub [Word; 8]);
 
+/// Set in every word of the index, so that a free one is found under no hash.
+const TAGGED: u64 = 1 << 62;
+
 /// The word of the service index for a service hash and id.
 #[inline(always)]
 pub const fn index_word(hash: u64, id: u32) -> u64 {
-    hash & !0xffff_ffff | id as u64
+    hash & !0xffff_ffff | TAGGED | id as u64
 }
 
 /// The two buckets of the service index for a service hash.
@@ -410,6 +413,13 @@ impl ListWord {
     #[inline(always)]
     pub const fn kind(self) -> Kind {
         Kind::from_number(self.0 & 0xf)
+    }
+
+    /// The same list, for a scheduler of this number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn scheduled_by(self, kind: u32) -> Self {
+        Self(self.0 & !0xf | kind as u64 & 0xf)
     }
 
     /// Whether the scheduler starts anew, as after a change of scheduler.
@@ -642,15 +652,14 @@ pub struct TunnelRow {
 }
 
 impl DestinationRow {
-    /// The real server's MAC address and ours towards it, where a frame that came in by this interface goes back by it
-    /// with nothing else changed.
+    /// What the packet of a connection wants to know of it, each word read once.
     #[inline(always)]
-    pub fn plain(&self, ingress: u32) -> Option<(Mac, Mac)> {
-        use destination_flag::{LOCAL, RESOLVED, SPECIAL};
-        let towards = self.towards.load();
-        let is_plain = towards & (RESOLVED | SPECIAL | LOCAL) == RESOLVED;
-        (is_plain && self.place.load() as u32 == ingress)
-            .then(|| (Mac(towards & Mac::MASK), Mac(self.from.load() & Mac::MASK)))
+    pub fn way(&self) -> Way {
+        Way {
+            towards: self.towards.load(),
+            from: self.from.load(),
+            place: self.place.load(),
+        }
     }
 
     /// The tags of frames to it.
@@ -663,6 +672,44 @@ impl DestinationRow {
     #[inline(always)]
     pub fn service(&self) -> u32 {
         (self.place.load() >> 32) as u32
+    }
+}
+
+/// The way to a destination: the first three words of its row, as they were at one time.
+#[derive(Debug, Clone, Copy)]
+pub struct Way {
+    towards: u64,
+    from: u64,
+    place: u64,
+}
+
+impl Way {
+    /// Whether it is by this interface, from this MAC address of ours.
+    #[inline(always)]
+    pub const fn is_by(self, if_index: u32, mac: Mac) -> bool {
+        self.place as u32 == if_index && self.from & Mac::MASK == mac.0
+    }
+
+    /// The service that the destination belongs to.
+    #[inline(always)]
+    pub const fn service(self) -> u32 {
+        (self.place >> 32) as u32
+    }
+
+    /// Whether the destination was removed.
+    #[inline(always)]
+    pub const fn is_removed(self) -> bool {
+        self.towards & destination_flag::REMOVED != 0
+    }
+
+    /// The real server's MAC address and ours towards it, where a frame that came in by this interface goes back by it
+    /// with nothing else changed.
+    #[inline(always)]
+    pub fn plain(self, ingress: u32) -> Option<(Mac, Mac)> {
+        use destination_flag::{LOCAL, RESOLVED, SPECIAL};
+        let is_plain = self.towards & (RESOLVED | SPECIAL | LOCAL) == RESOLVED;
+        (is_plain && self.place as u32 == ingress)
+            .then_some((Mac(self.towards & Mac::MASK), Mac(self.from & Mac::MASK)))
     }
 }
 
@@ -706,7 +753,7 @@ pub struct ColdRow {
     pub client: [Word; 2],
     /// The virtual address, in halves.
     pub address: [Word; 2],
-    /// Bits 0..16 client port, 16..32 virtual port, 32..40 protocol.
+    /// Bits 0..16 virtual port, 16..32 client port, 32..40 protocol.
     pub ports: Word,
     /// The service's id.
     pub service: Word,

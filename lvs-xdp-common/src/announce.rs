@@ -75,9 +75,10 @@ pub fn asked<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -> u
 
 #[inline(always)]
 fn find<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -> Option<Reason> {
-    let (mac, ether_type, at) = parse::ethernet(frame)?;
+    let (header, ether_type, at) = parse::ethernet(frame)?;
     let (row, _) = interface(maps, ingress)?;
-    if !mac.is_group() && !row.takes(ingress, mac) || parse::source_mac(frame)?.is_group() {
+    let mac = header.to();
+    if !mac.is_group() && !row.takes(ingress, mac) || header.from().is_group() {
         return None;
     }
     match ether_type {
@@ -196,7 +197,7 @@ fn reply<F: Frame + ?Sized>(frame: &mut F, own: Mac, at: usize) -> Option<()> {
 /// Who has no address yet is answered together with all others (RFC 4861, 7.2.4).
 #[inline(always)]
 fn advertisement<F: Resize + ?Sized>(frame: &mut F, own: Mac, at: usize) -> Option<()> {
-    let asker = parse::source_mac(frame)?;
+    let asker = parse::ethernet(frame)?.0.from();
     let source = Address::from_words(frame.load(at + 8)?);
     let target = Address::from_words(frame.load(at + IPV6 + 8)?);
     let is_probe = source.high() == 0 && source.low() == 0;

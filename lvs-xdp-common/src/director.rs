@@ -2,8 +2,8 @@
 
 use crate::{
     abi::{
-        DestinationRow, INTERFACE_ROWS, IndexBucket, Kind, ListWord, Options, RingWord, ServiceRow,
-        control_flag, destination_flag, index_buckets, index_word, service_flag,
+        INTERFACE_ROWS, IndexBucket, Kind, ListWord, Options, RingWord, ServiceRow, Way, control_flag,
+        index_buckets, index_word, service_flag,
     },
     connection::{Entry, State},
     decision::{Decision, Verdict},
@@ -12,7 +12,7 @@ use crate::{
     hash,
     maps::{Maps, Note},
     packet::{Address, EtherType, IpProto, Packet},
-    parse,
+    parse::{self, Ethernet},
     reason::{Outcome, Reason},
     scheduler,
     signal::Signal,
@@ -26,14 +26,30 @@ pub const ANSWERS_A_SECOND: u64 = 1000;
 /// Ports from here on may be FTP data connections' (`ip_unprivileged_port_start`).
 const UNPRIVILEGED: u16 = 1024;
 
+/// The entry of a packet's tag, its place (bucket * 8 + slot), and the way to its destination.
+#[derive(Clone, Copy)]
+struct Hit {
+    index: u32,
+    entry: Entry,
+    way: Way,
+}
+
+/// A packet that may tell something of its connection.
+struct Telling<'a> {
+    packet: &'a Packet,
+    /// Its service.
+    id: u32,
+    /// The hash of its flow.
+    hash: u64,
+    is_first_fragment: bool,
+}
+
 /// What an entry of a packet's tag means for the packet.
-enum Fate<'a> {
-    /// It goes to this destination, and changes nothing.
-    Plain(u32, &'a DestinationRow),
-    /// It goes to this destination.
-    Kept(u32),
-    /// Its destination was removed, and this becomes of it.
-    Ended(Reason),
+enum Fate {
+    /// It goes to the entry's destination, and changes nothing.
+    Plain,
+    /// It may change the entry, whose row says whether it is the packet's.
+    Telling,
     /// The entry is none for it.
     New,
 }
@@ -48,16 +64,16 @@ pub fn decide<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -> 
 /// [`decide`] before it is said in full: a common packet may have been sent by then, which [`Decision::is_done`] says.
 #[inline(always)]
 pub fn consider<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -> Decision {
-    let Some((mac, ether_type, at)) = parse::ethernet(frame) else {
+    let Some((header, ether_type, at)) = parse::ethernet(frame) else {
         return Decision::stays(Reason::Malformed);
     };
-    if mac.is_group() {
+    if header.to().is_group() {
         return asked(frame, maps, ingress, Reason::NotUnicast);
     }
     let parsed = match ether_type {
         EtherType::IPV4 => match parse::ipv4(frame, at) {
             // A path of its own: that its addresses have but 32 bits is known all along it.
-            Ok(packet) => return judge(frame, maps, ingress, &packet, false),
+            Ok(packet) => return judge(frame, maps, header, ingress, &packet, false),
             Err(reason) => Err(reason),
         },
         EtherType::IPV6 => parse::ipv6(frame, at),
@@ -68,7 +84,9 @@ pub fn consider<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -
         Err(reason) if reason.may_be_ours() => {
             let seen = Decision(frame.look(maps));
             if !seen.is_packet() {
-                return look_again(frame, maps, ingress, seen);
+                return look_again(maps, header, ingress, seen, || {
+                    asked(frame, maps, ingress, seen.reason())
+                });
             }
             let Some(found) = maps.unusual() else {
                 return Decision::stays(Reason::Internal);
@@ -77,7 +95,7 @@ pub fn consider<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -
         }
         Err(reason) => return Decision::stays(reason),
     };
-    judge(frame, maps, ingress, &packet, is_first_fragment)
+    judge(frame, maps, header, ingress, &packet, is_first_fragment)
 }
 
 /// Decides about a packet.
@@ -85,77 +103,76 @@ pub fn consider<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -
 fn judge<F: Frame + ?Sized, M: Maps>(
     frame: &F,
     maps: &M,
+    header: &Ethernet,
     ingress: u32,
     packet: &Packet,
     is_first_fragment: bool,
 ) -> Decision {
     let control = maps.control();
+    let flags = control.flags.load();
     // Where a service has what is its own and no more, its hash says enough: a packet of a connection is told by its own,
     // and of what has none [`begin`] looks who it is for.
-    let id = if is_simple(maps) {
+    let id = if flags & SEARCHED == 0 {
         listed(maps, packet)
     } else {
         search_service(maps, packet)
     };
-    if id == 0 && !is_unmarked(maps) {
+    if id == 0 && flags & control_flag::UNMARKED == 0 {
         return Decision::stays(Reason::NotForUs);
     }
-    if is_others(frame, maps, ingress) {
-        return Decision::stays(Reason::OtherHost);
+    let hash = hash::flow(control.key(), &Flow::new(packet, id));
+    let telling = Telling {
+        packet,
+        id,
+        hash,
+        is_first_fragment,
+    };
+    let key = Key::new(hash, control.bucket_mask.load());
+    let Some(hit) = look_for(maps, key) else {
+        if let Some(reason) = not_ours(maps, flags, header, ingress) {
+            return Decision::stays(reason);
+        }
+        return told(maps, &telling, 0, Entry::EMPTY);
+    };
+    // To the address of ours that it leaves from, it was sent to us; only else the interface's row is looked at.
+    if !hit.way.is_by(ingress, header.to()) || flags & control_flag::PEERS != 0 {
+        if let Some(reason) = not_ours(maps, flags, header, ingress) {
+            return Decision::stays(reason);
+        }
     }
-    if control.flags.load() & control_flag::PEERS != 0
-        && parse::source_mac(frame).is_some_and(|mac| maps.is_peer(mac))
+    match known(maps, packet.signal, id, hit) {
+        Fate::Plain => {}
+        Fate::Telling => return told(maps, &telling, hit.index, hit.entry),
+        Fate::New => return told(maps, &telling, 0, Entry::EMPTY),
+    }
+    let destination = hit.entry.destination();
+    if is_first_fragment {
+        maps.keep_fragment_to(destination);
+    } else if let Some((to, from)) = hit.way.plain(ingress)
+        && frame.send_back(to, from, destination, packet.length)
     {
-        return Decision::stays(Reason::FromPeer);
+        return Decision::DONE;
     }
-    let flow = Flow::new(packet, id);
-    let new = New {
-        hash: hash::flow(control.key(), &flow),
-        flow,
-    };
-    let key = Key::new(new.hash, control.bucket_mask.load());
-    let fate = table::find(maps, key).map_or(Fate::New, |(place, entry)| {
-        known(maps, packet.signal, &new, place, entry)
-    });
-    let (reason, destination) = match fate {
-        Fate::Plain(destination, row) => {
-            if !is_first_fragment
-                && let Some((to, from)) = row.plain(ingress)
-                && frame.send_back(to, from, destination, packet.length)
-            {
-                return Decision::DONE;
-            }
-            (Reason::Connection, destination)
-        }
-        Fate::Kept(destination) => (Reason::Connection, destination),
-        Fate::Ended(reason) => (reason, 0),
-        Fate::New => match maps.note(Note::Connection, &new) {
-            Some(new) => Begun(maps.begin(new, u32::from(packet.signal.0))).unpack(),
-            None => (Reason::Internal, 0),
-        },
-    };
-    match reason.outcome() {
-        Outcome::Forward => {
-            if is_first_fragment {
-                maps.keep_fragment_to(destination);
-            }
-            Decision::goes(reason, destination, packet.length)
-        }
-        Outcome::Pass | Outcome::Drop | Outcome::Answer => Decision::stays(reason),
-    }
+    Decision::goes(Reason::Connection, destination, packet.length)
 }
 
 /// The verdict on what the second look has found to be no packet of its own.
 #[inline(always)]
-fn look_again<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32, seen: Decision) -> Decision {
+fn look_again<M: Maps>(
+    maps: &M,
+    header: &Ethernet,
+    ingress: u32,
+    seen: Decision,
+    asked: impl FnOnce() -> Decision,
+) -> Decision {
     let reason = seen.reason();
     if matches!(reason, Reason::OtherProtocol) {
-        return asked(frame, maps, ingress, reason);
+        return asked();
     }
     if !matches!(reason.outcome(), Outcome::Forward | Outcome::Answer) {
         return seen;
     }
-    if is_others(frame, maps, ingress) {
+    if is_others(header, maps, ingress) {
         return Decision::stays(Reason::OtherHost);
     }
     let destination = match reason {
@@ -182,13 +199,24 @@ fn asked<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32, otherwis
     Decision::stays(otherwise)
 }
 
+/// Why a frame with a packet for a service is none of ours, if it is none: it is addressed to another host, or comes from
+/// a director like this one.
+#[inline(always)]
+fn not_ours<M: Maps>(maps: &M, flags: u64, header: &Ethernet, ingress: u32) -> Option<Reason> {
+    if is_others(header, maps, ingress) {
+        Some(Reason::OtherHost)
+    } else if flags & control_flag::PEERS != 0 && maps.is_peer(header.from()) {
+        Some(Reason::FromPeer)
+    } else {
+        None
+    }
+}
+
 /// Whether a frame is addressed to another host.
 #[inline(always)]
-fn is_others<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -> bool {
-    let (Some(row), Some(mac)) = (maps.interface(ingress & (INTERFACE_ROWS - 1)), parse::mac(frame)) else {
-        return false;
-    };
-    !row.takes(ingress, mac)
+fn is_others<M: Maps>(header: &Ethernet, maps: &M, ingress: u32) -> bool {
+    maps.interface(ingress & (INTERFACE_ROWS - 1))
+        .is_some_and(|row| !row.takes(ingress, header.to()))
 }
 
 /// Whether what no service takes may be of a connection that has one: a rule gave it its mark, and is gone. As in
@@ -245,7 +273,7 @@ enum Tagged {
 
 #[inline(always)]
 fn tagged(bucket: &IndexBucket, tag: u64) -> Tagged {
-    let is_it = |word: u64| word >> 32 == tag && word << 32 != 0;
+    let is_it = |word: u64| word >> 32 == tag;
     // Most are where they are best.
     let word = bucket.0[opaque(tag as usize) & 7].load();
     if is_it(word) {
@@ -309,7 +337,7 @@ pub fn other_service<M: Maps>(maps: &M, high: u64, low: u64, identity: u64, mark
     let port = (identity & PORT) as u16;
     let is_tcp = identity & !PORT == ServiceRow::identity(0, IpProto::TCP);
     let may_be_ftp = is_tcp && (port == FTP_DATA_PORT || port >= UNPRIVILEGED);
-    let mut deleted = 0;
+    let mut deleted = Found::NONE;
     let mut round = 0;
     // One after the other in a loop, so that the verifier has one look-up to follow.
     while round < 4 {
@@ -332,9 +360,11 @@ pub fn other_service<M: Maps>(maps: &M, high: u64, low: u64, identity: u64, mark
             return found.0;
         }
         // Which one it is matters little: entries are found by the flow, whichever service they came by.
-        deleted |= if deleted == 0 { found.0 } else { 0 };
+        if found.0 != 0 {
+            deleted = found;
+        }
     }
-    deleted
+    deleted.0
 }
 
 /// Looks in the service index: one cache line, and the service's own.
@@ -377,36 +407,72 @@ fn live_service<M: Maps>(maps: &M, id: u32, row: &ServiceRow) -> Found {
     }
 }
 
-/// A packet whose tag is in the table.
+/// The entry of a key.
 #[inline(always)]
-fn known<'a, M: Maps>(maps: &'a M, signal: Signal, new: &New, place: Place<'_>, entry: Entry) -> Fate<'a> {
+fn look_for<M: Maps>(maps: &M, key: Key) -> Option<Hit> {
+    let (Place { index, .. }, entry) = table::find(maps, key)?;
+    let way = maps.destination(entry.destination())?.way();
+    Some(Hit { index, entry, way })
+}
+
+/// What the entry of its tag means for a packet of service `id`.
+#[inline(always)]
+fn known<M: Maps>(maps: &M, signal: Signal, id: u32, hit: Hit) -> Fate {
+    let Hit { index, entry, way } = hit;
     let now = maps.now();
-    // Past its time it is no entry.
-    let Some(row) = maps.destination(entry.destination()) else {
-        return Fate::New;
-    };
     // What was seen in this very second is not over, and has nothing to note.
     let is_current = entry.is_current(now);
     if !is_current && table::is_expired(maps, entry, now) {
+        // Past its time it is no entry.
         return Fate::New;
     }
     // An entry of another service is another flow's of the same tag, or was made when there was no other
     // service for this one: its row tells.
-    let is_gone = row.towards.load() & destination_flag::REMOVED != 0;
-    if u64::from(row.service()) == new.flow.service && !is_gone && table::is_plain(entry.state(), signal) {
-        if !is_current {
-            table::refresh(maps, place, entry, now);
-        }
-        return Fate::Plain(entry.destination(), row);
+    if way.service() != id || way.is_removed() || !table::is_plain(entry, signal) {
+        return Fate::Telling;
     }
-    let Some(new) = maps.note(Note::Connection, new) else {
-        return Fate::New;
+    if !is_current {
+        table::refresh(maps, index, entry, now);
+    }
+    Fate::Plain
+}
+
+/// Decides about a packet that may change the `entry` at `index`, or has none (`EMPTY`).
+#[inline(always)]
+fn told<M: Maps>(maps: &M, telling: &Telling<'_>, index: u32, entry: Entry) -> Decision {
+    let &Telling {
+        packet,
+        id,
+        hash,
+        is_first_fragment,
+    } = telling;
+    let new = New {
+        hash,
+        flow: Flow::new(&packet.anew(), id),
     };
-    match table::change(maps, place, entry, &new.flow, signal) {
-        Changed::Kept => Fate::Kept(entry.destination()),
-        Changed::Foreign | Changed::Over => Fate::New,
-        Changed::Dropped => Fate::Ended(Reason::DestinationRemoved),
-        Changed::Reset => Fate::Ended(Reason::Reset),
+    let Some(new) = maps.note(Note::Connection, &new) else {
+        return Decision::stays(Reason::Internal);
+    };
+    let signal = packet.signal;
+    let changed = if entry == Entry::EMPTY {
+        Changed::Foreign
+    } else {
+        table::change(maps, index, entry, &new.flow, signal)
+    };
+    let (reason, destination) = match changed {
+        Changed::Kept => (Reason::Connection, entry.destination()),
+        Changed::Dropped => (Reason::DestinationRemoved, 0),
+        Changed::Reset => (Reason::Reset, 0),
+        Changed::Foreign | Changed::Over => Begun(maps.begin(new, u32::from(signal.0))).unpack(),
+    };
+    match reason.outcome() {
+        Outcome::Forward => {
+            if is_first_fragment {
+                maps.keep_fragment_to(destination);
+            }
+            Decision::goes(reason, destination, packet.length)
+        }
+        Outcome::Pass | Outcome::Drop | Outcome::Answer => Decision::stays(reason),
     }
 }
 

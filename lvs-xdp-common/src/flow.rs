@@ -14,7 +14,7 @@ pub struct Flow {
     pub client: Address,
     /// The virtual address.
     pub address: Address,
-    /// Bits 0..16 client port, 16..32 virtual port, 32..40 protocol, 40 set for a template.
+    /// Bits 0..16 virtual port, 16..32 client port, as they go over the wire; 32..40 protocol, 40 set for a template.
     ports: u64,
     /// The service's id.
     pub service: u64,
@@ -33,8 +33,8 @@ impl Flow {
         Self {
             client: packet.source,
             address: packet.destination,
-            ports: packet.source_port as u64
-                | (packet.destination_port as u64) << 16
+            ports: packet.destination_port as u64
+                | (packet.source_port as u64) << 16
                 | (packet.protocol.0 as u64) << 32,
             service: service as u64,
         }
@@ -47,7 +47,7 @@ impl Flow {
         Self {
             client: masked(self.client, mask),
             address: self.address,
-            ports: self.ports & 0xff_0000_0000 | (port as u64) << 16 | TEMPLATE,
+            ports: self.ports & 0xff_0000_0000 | port as u64 | TEMPLATE,
             service: self.service,
         }
     }
@@ -83,13 +83,13 @@ impl Flow {
     /// The client's port; 0 for a template.
     #[inline(always)]
     pub const fn client_port(&self) -> u16 {
-        (self.ports & 0xffff) as u16
+        (self.ports >> 16 & 0xffff) as u16
     }
 
     /// The virtual port.
     #[inline(always)]
     pub const fn port(&self) -> u16 {
-        (self.ports >> 16 & 0xffff) as u16
+        (self.ports & 0xffff) as u16
     }
 
     /// The protocol.

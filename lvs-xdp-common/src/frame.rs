@@ -8,6 +8,10 @@ use crate::{announce, maps::Maps, packet::Mac, tunnel, unusual};
 pub trait Frame {
     /// The value at `offset` bytes from the frame's start, in the frame's own byte order; `None` past the end.
     fn load<T: AnyBitPattern>(&self, offset: usize) -> Option<T>;
+    /// What is at `offset` bytes from the frame's start, where it lies; `None` past the end. `T` has fields that need no
+    /// alignment, in the frame's own byte order. Unlike [`Self::load`] it is not carried about: of a copy the compiler
+    /// makes loads that no field asked for.
+    fn view<T: AnyBitPattern>(&self, offset: usize) -> Option<&T>;
     /// Writes `value` at `offset`; `None`, and nothing written, past the end.
     fn store<T: NoUninit>(&mut self, offset: usize, value: T) -> Option<()>;
     /// Whether it has at least `length` bytes, those in further buffers included, which cannot be read.
@@ -62,6 +66,16 @@ pub trait Resize: Frame {
     }
 }
 
+/// Both MAC addresses of a frame, each word as its octets are lowest first.
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C, packed)]
+struct Macs {
+    first: u64,
+    second: u32,
+}
+
+const _: () = assert!(cfg!(target_endian = "little"));
+
 /// Writes both MAC addresses of a frame: of a plain frame, the only bytes that direct routing changes.
 ///
 /// As one 8-byte and one 4-byte store, not octet by octet.
@@ -71,14 +85,21 @@ pub trait Resize: Frame {
     reason = "what does not fit went into the first store"
 )]
 pub fn rewrite_macs<F: Frame + ?Sized>(frame: &mut F, to: Mac, from: Mac) -> Option<()> {
-    frame.store(0, (to.0 & Mac::MASK | from.0 << 48).to_le_bytes())?;
-    frame.store(8, ((from.0 >> 16) as u32).to_le_bytes())
+    let macs = Macs {
+        first: to.0 & Mac::MASK | from.0 << 48,
+        second: (from.0 >> 16) as u32,
+    };
+    frame.store(0, macs)
 }
 
 impl Frame for [u8] {
     fn load<T: AnyBitPattern>(&self, offset: usize) -> Option<T> {
         let bytes = self.get(offset..offset.checked_add(size_of::<T>())?)?;
         Some(bytemuck::pod_read_unaligned(bytes))
+    }
+
+    fn view<T: AnyBitPattern>(&self, offset: usize) -> Option<&T> {
+        bytemuck::try_from_bytes(self.get(offset..offset.checked_add(size_of::<T>())?)?).ok()
     }
 
     fn store<T: NoUninit>(&mut self, offset: usize, value: T) -> Option<()> {
@@ -107,6 +128,10 @@ mod memory {
     impl Frame for Vec<u8> {
         fn load<T: AnyBitPattern>(&self, offset: usize) -> Option<T> {
             self.as_slice().load(offset)
+        }
+
+        fn view<T: AnyBitPattern>(&self, offset: usize) -> Option<&T> {
+            self.as_slice().view(offset)
         }
 
         fn store<T: NoUninit>(&mut self, offset: usize, value: T) -> Option<()> {

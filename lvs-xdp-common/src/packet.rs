@@ -1,6 +1,6 @@
 //! What the director needs to know of a packet, and the words that it is told in.
 
-use crate::signal::Signal;
+use crate::{signal::Signal, verifier::opaque};
 
 /// An EtherType (IEEE 802.3), host byte order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,6 +181,27 @@ pub struct Packet {
     pub signal: Signal,
     /// Length of the IP packet in bytes, as its header says: at most 65,575 (IPv6's header is not in its own length).
     pub length: u32,
+}
+
+impl Packet {
+    /// The same packet, of whose IPv4 addresses the compiler knows no more than their 32 bits: what else belongs to them
+    /// is computed where it is wanted, and not carried along by the packets for which it never is.
+    #[inline(always)]
+    #[must_use]
+    pub fn anew(&self) -> Self {
+        let anew = |address: Address| {
+            if address.is_ipv4() {
+                Address::from_ipv4(opaque(address.low() as u32 as usize) as u32)
+            } else {
+                address
+            }
+        };
+        Self {
+            source: anew(self.source),
+            destination: anew(self.destination),
+            ..*self
+        }
+    }
 }
 
 #[cfg(test)]

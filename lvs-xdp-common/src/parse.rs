@@ -4,6 +4,7 @@
 //! past the end is ever read, whatever the lengths inside say. What is not common has a reason here, and is
 //! looked at again where it may be for a service ([`crate::unusual`]).
 
+use bytemuck::AnyBitPattern;
 use network_types::{
     eth::EthHdr,
     ip::{Ipv4Hdr, Ipv6Hdr},
@@ -28,6 +29,69 @@ pub(crate) const FRAGMENT_MASK: u16 = 0x3fff;
 /// IPv4: the offset of a fragment, in units of 8 octets (RFC 791, 3.1).
 pub(crate) const OFFSET_MASK: u16 = 0x1fff;
 
+/// An Ethernet header as it goes over the wire: both addresses in two words, which is how they are written, too.
+#[derive(Clone, Copy, AnyBitPattern)]
+#[repr(C, packed)]
+pub struct Ethernet {
+    /// To whom, and the first two octets of from whom.
+    first: [u8; 8],
+    second: [u8; 4],
+    ether_type: u16,
+}
+
+impl Ethernet {
+    /// To whom the frame is addressed.
+    #[inline(always)]
+    pub fn to(&self) -> Mac {
+        Mac(u64::from_le_bytes(self.first) & Mac::MASK)
+    }
+
+    /// From whom it comes.
+    #[inline(always)]
+    pub fn from(&self) -> Mac {
+        Mac(u64::from_le_bytes(self.first) >> 48 | u64::from(u32::from_le_bytes(self.second)) << 16)
+    }
+}
+
+/// An IPv4 header without options as it goes over the wire (RFC 791, 3.1), its fields whole numbers: of octets the
+/// compiler makes loads that no field asked for, and takes them apart again.
+#[derive(Clone, Copy, AnyBitPattern)]
+#[repr(C, packed)]
+struct RawIpv4 {
+    version_and_length: u8,
+    _service: u8,
+    total: u16,
+    identification: u16,
+    fragment: u16,
+    _time_to_live: u8,
+    protocol: u8,
+    _checksum: u16,
+    source: u32,
+    destination: u32,
+}
+
+/// The beginning of a TCP header (RFC 9293, 3.1), in the same way.
+#[derive(Clone, Copy, AnyBitPattern)]
+#[repr(C, packed)]
+struct RawTcp {
+    ports: u32,
+    _sequence: u32,
+    _acknowledgment: u32,
+    offset: u8,
+    flags: u8,
+}
+
+/// A UDP header (RFC 768), in the same way.
+#[derive(Clone, Copy, AnyBitPattern)]
+#[repr(C, packed)]
+struct RawUdp {
+    ports: u32,
+    length: u16,
+    _checksum: u16,
+}
+
+const _: () = assert!(size_of::<RawIpv4>() == Ipv4Hdr::LEN && size_of::<RawUdp>() == UdpHdr::LEN);
+
 #[inline(always)]
 pub(crate) fn be16<F: Frame + ?Sized>(frame: &F, offset: usize) -> Option<u16> {
     frame.load::<[u8; 2]>(offset).map(u16::from_be_bytes)
@@ -39,13 +103,11 @@ pub(crate) fn network<F: Frame + ?Sized>(frame: &F) -> Option<(EtherType, usize)
     ethernet(frame).map(|(_, ether_type, at)| (ether_type, at))
 }
 
-/// To whom a frame is addressed, what is behind its tags, and where that begins.
+/// A frame's Ethernet header, what is behind its tags, and where that begins.
 #[inline(always)]
-pub(crate) fn ethernet<F: Frame + ?Sized>(frame: &F) -> Option<(Mac, EtherType, usize)> {
-    // One load, so that one check of the end covers all of it.
-    let [a, b, c, d, e, f, _, _, _, _, _, _, high, low]: [u8; EthHdr::LEN] = frame.load(0)?;
-    let mac = Mac::from_octets([a, b, c, d, e, f]);
-    let mut ether_type = EtherType(u16::from_be_bytes([high, low]));
+pub(crate) fn ethernet<F: Frame + ?Sized>(frame: &F) -> Option<(&Ethernet, EtherType, usize)> {
+    let header: &Ethernet = frame.view(0)?;
+    let mut ether_type = EtherType(u16::from_be(header.ether_type));
     let mut at = EthHdr::LEN;
     // Not a loop: the verifier is to know where the header begins.
     if ether_type.is_tag() {
@@ -56,7 +118,7 @@ pub(crate) fn ethernet<F: Frame + ?Sized>(frame: &F) -> Option<(Mac, EtherType, 
             at += TAG;
         }
     }
-    Some((mac, ether_type, at))
+    Some((header, ether_type, at))
 }
 
 /// Reads the headers of a TCP, UDP or SCTP packet, not a fragment, over IPv4, or over IPv6 without extension
@@ -68,8 +130,8 @@ pub(crate) fn ethernet<F: Frame + ?Sized>(frame: &F) -> Option<(Mac, EtherType, 
 /// found in it.
 #[inline(always)]
 pub fn parse<F: Frame + ?Sized>(frame: &F) -> Result<Packet, Reason> {
-    let (mac, ether_type, at) = ethernet(frame).ok_or(Reason::Malformed)?;
-    if mac.is_group() {
+    let (header, ether_type, at) = ethernet(frame).ok_or(Reason::Malformed)?;
+    if header.to().is_group() {
         return Err(Reason::NotUnicast);
     }
     match ether_type {
@@ -96,18 +158,6 @@ pub(crate) fn ipv6<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Packet, Re
     transport(frame, header.packet, at + Ipv6Hdr::LEN, header.room, true)
 }
 
-/// To whom a frame is addressed.
-#[inline(always)]
-pub fn mac<F: Frame + ?Sized>(frame: &F) -> Option<Mac> {
-    frame.load(0).map(Mac::from_octets)
-}
-
-/// From whom a frame comes.
-#[inline(always)]
-pub fn source_mac<F: Frame + ?Sized>(frame: &F) -> Option<Mac> {
-    frame.load(6).map(Mac::from_octets)
-}
-
 /// An IPv4 header.
 pub(crate) struct Ipv4 {
     /// Addresses, protocol and length; the rest is still to be read.
@@ -121,10 +171,10 @@ pub(crate) struct Ipv4 {
 }
 
 impl Ipv4 {
-    /// Octets behind the header, as the header says.
+    /// Octets behind the header, as the header says: no less than none, which was looked at when it was read.
     #[inline(always)]
     pub(crate) fn room(&self) -> usize {
-        (self.packet.length as usize).saturating_sub(self.length)
+        self.packet.length as usize - self.length
     }
 
     /// Reads a header whose packet is all there.
@@ -140,29 +190,25 @@ impl Ipv4 {
     /// Reads a header whose packet may have been cut off, as one in an ICMP error.
     #[inline(always)]
     pub(crate) fn read_cut<F: Frame + ?Sized>(frame: &F, at: usize) -> Result<Self, Reason> {
-        // One check for the whole fixed header: the loads below it need none of their own.
-        let header: [u8; Ipv4Hdr::LEN] = frame.load(at).ok_or(Reason::Malformed)?;
-        let field16 = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
-        let field32 =
-            |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-        let length = usize::from(header[0] & 0x0f) * 4;
-        let total = field16(2);
-        if header[0] >> 4 != 4 || length < Ipv4Hdr::LEN || usize::from(total) < length {
+        let header: &RawIpv4 = frame.view(at).ok_or(Reason::Malformed)?;
+        let length = usize::from(header.version_and_length & 0x0f) * 4;
+        let total = u16::from_be(header.total);
+        if header.version_and_length >> 4 != 4 || length < Ipv4Hdr::LEN || usize::from(total) < length {
             return Err(Reason::Malformed);
         }
         Ok(Self {
             packet: Packet {
-                source: Address::from_ipv4(field32(12)),
-                destination: Address::from_ipv4(field32(16)),
+                source: Address::from_ipv4(u32::from_be(header.source)),
+                destination: Address::from_ipv4(u32::from_be(header.destination)),
                 source_port: 0,
                 destination_port: 0,
-                protocol: IpProto(header[9]),
+                protocol: IpProto(header.protocol),
                 signal: Signal(0),
                 length: u32::from(total),
             },
             length,
-            identification: field16(4),
-            fragment: field16(6),
+            identification: u16::from_be(header.identification),
+            fragment: u16::from_be(header.fragment),
         })
     }
 }
@@ -228,25 +274,23 @@ pub(crate) fn transport<F: Frame + ?Sized>(
     match packet.protocol {
         IpProto::TCP => {
             // One load, so that one check of the end covers both the ports and the flags.
-            let header: [u8; 14] = frame.load(at).ok_or(Reason::Malformed)?;
-            let length = usize::from(header[12] >> 4) * 4;
+            let header: &RawTcp = frame.view(at).ok_or(Reason::Malformed)?;
+            let length = usize::from(header.offset >> 4) * 4;
             if length < TcpHdr::LEN || length > room {
                 return Err(Reason::Malformed);
             }
-            let ports = u32::from_be_bytes([header[0], header[1], header[2], header[3]]);
             Ok(Packet {
-                signal: Signal(header[13]),
-                ..with_ports(packet, ports)
+                signal: Signal(header.flags),
+                ..with_ports(packet, u32::from_be(header.ports))
             })
         }
         IpProto::UDP => {
-            let header: [u8; UdpHdr::LEN] = frame.load(at).ok_or(Reason::Malformed)?;
-            let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
+            let header: &RawUdp = frame.view(at).ok_or(Reason::Malformed)?;
+            let length = usize::from(u16::from_be(header.length));
             if room < UdpHdr::LEN || length < UdpHdr::LEN || (is_whole && length > room) {
                 return Err(Reason::Malformed);
             }
-            let ports = u32::from_be_bytes([header[0], header[1], header[2], header[3]]);
-            Ok(with_ports(packet, ports))
+            Ok(with_ports(packet, u32::from_be(header.ports)))
         }
         IpProto::SCTP => {
             if room < SCTP_HEADER {

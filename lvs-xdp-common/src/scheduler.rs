@@ -168,9 +168,8 @@ pub fn turn<M: Maps>(maps: &M, list: ListWord, cursor: Cursor) -> Cursor {
     let start = u32::from(cursor.position);
     let mut search = Search {
         list,
-        start: Alone(start),
+        place: Alone(start),
         threshold: Alone(1),
-        found: Alone(NONE),
     };
     let mut rounds = length;
     if is_weighted {
@@ -180,13 +179,13 @@ pub fn turn<M: Maps>(maps: &M, list: ListWord, cursor: Cursor) -> Cursor {
         search.threshold.0 = cursor.current_weight;
         rounds = length.saturating_sub(start);
     } else if start >= length {
-        search.start.0 = 0;
+        search.place.0 = 0;
     }
     // Nearly always the very next one is usable; only where it is not is there a loop.
     if rounds > 0 && search.step(maps, 0) {
         maps.repeat(rounds, &mut search);
     }
-    if search.found.0 == NONE && is_weighted {
+    if search.place.0 < FOUND && is_weighted {
         let heaviest = least::heaviest(maps, list);
         if heaviest == 0 {
             return after_refusal(cursor, di, mw);
@@ -198,13 +197,13 @@ pub fn turn<M: Maps>(maps: &M, list: ListWord, cursor: Cursor) -> Cursor {
             current = lower(mw, di, heaviest);
         }
         cursor.current_weight = current;
-        search.start.0 = 0;
+        search.place.0 = 0;
         search.threshold.0 = current;
         maps.repeat(length, &mut search);
     }
-    if search.found.0 != NONE {
+    if search.place.0 >= FOUND {
         cursor.generation = CHOSEN;
-        cursor.position = search.found.0 as u16 + 1;
+        cursor.position = search.place.0 as u16 + 1;
     }
     cursor
 }
@@ -244,24 +243,27 @@ const fn lower(from: u32, di: u32, limit: u32) -> u32 {
     }
 }
 
-/// Looks for a usable destination whose weight is at least `threshold`, from `start` on, round the list.
+/// Looks for a usable destination whose weight is at least `threshold`, round the list.
 struct Search {
     list: ListWord,
-    start: Alone,
+    /// Where it begins; once one is found, where that is, and [`FOUND`].
+    place: Alone,
     threshold: Alone,
-    found: Alone,
 }
+
+/// More than any place in a list.
+const FOUND: u32 = 1 << 16;
 
 impl<M: Maps> Step<M> for Search {
     #[inline(always)]
     fn step(&mut self, maps: &M, index: u32) -> bool {
-        let mut at = self.start.0 + index;
+        let mut at = self.place.0 + index;
         if at >= self.list.length() {
             at -= self.list.length();
         }
         let entry = entry(maps, self.list, at);
         if entry.weight() >= self.threshold.0 && is_usable(maps, entry) {
-            self.found.0 = at;
+            self.place.0 = FOUND | at;
             return false;
         }
         true

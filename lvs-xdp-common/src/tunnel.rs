@@ -468,25 +468,30 @@ impl<F: Resize + ?Sized> Sum<'_, F> {
         let at = opaque(at as usize) & 0x7fff;
         // What is behind the first buffer is not to be had so.
         // The few that are left at the end are not worth two ways, which the verifier would both follow.
-        let first = if N == CHUNK as usize {
-            self.frame.load::<[u8; N]>(at)
+        if N == CHUNK as usize
+            && let Some(octets) = self.frame.view::<[u8; N]>(at)
+        {
+            self.total += added(octets);
+        } else if let Some(octets) = self.frame.read::<[u8; N]>(at) {
+            self.total += added(&octets);
         } else {
-            None
-        };
-        let octets = first.or_else(|| self.frame.read(at));
-        let Some(octets) = octets else {
             self.missing = 1;
-            return;
-        };
-        // Lowest octet first, four at once: the sum of RFC 1071 but for the order of its octets.
-        let mut index = 0;
-        while index < N {
-            let octet = |at: usize| if at < N { octets[at] } else { 0 };
-            let word = [octet(index), octet(index + 1), octet(index + 2), octet(index + 3)];
-            self.total += u64::from(u32::from_le_bytes(word));
-            index += 4;
         }
     }
+}
+
+/// The sum of octets, lowest first, four at once: that of RFC 1071 but for the order of its octets.
+#[inline(always)]
+fn added<const N: usize>(octets: &[u8; N]) -> u64 {
+    let mut total = 0;
+    let mut index = 0;
+    while index < N {
+        let octet = |at: usize| if at < N { octets[at] } else { 0 };
+        let word = [octet(index), octet(index + 1), octet(index + 2), octet(index + 3)];
+        total += u64::from(u32::from_le_bytes(word));
+        index += 4;
+    }
+    total
 }
 
 impl<F: Resize + ?Sized, M: Maps> Step<M> for Sum<'_, F> {

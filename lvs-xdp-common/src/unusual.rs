@@ -133,11 +133,11 @@ impl Unusual {
 /// Looks at a frame that [`parse::parse`] found to be no common packet. The result is [`Decision`]'s.
 #[inline(always)]
 pub fn look<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M) -> u64 {
-    let Some((mac, ether_type, at)) = parse::ethernet(frame) else {
+    let Some((header, ether_type, at)) = parse::ethernet(frame) else {
         return Decision::stays(Reason::Malformed).0;
     };
     let seen = match ether_type {
-        _ if mac.is_group() => Ok(Decision::stays(Reason::NotUnicast)),
+        _ if header.to().is_group() => Ok(Decision::stays(Reason::NotUnicast)),
         EtherType::IPV4 => ipv4(frame, maps, at),
         EtherType::IPV6 => ipv6(frame, maps, at),
         _ => Ok(Decision::stays(Reason::NotIp)),

@@ -1,6 +1,6 @@
 //! The packet of an XDP program as a frame with a checked end.
 
-use core::mem::MaybeUninit;
+use core::{hint::assert_unchecked, mem::MaybeUninit};
 
 use aya_ebpf::{
     helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
@@ -37,6 +37,17 @@ impl Frame for Packet<'_> {
         // SAFETY: `at` has compared the value's end with the packet's; any bytes are a valid `T`.
         self.at::<T>(offset)
             .map(|value| unsafe { value.read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn view<T: AnyBitPattern>(&self, offset: usize) -> Option<&T> {
+        const { assert!(align_of::<T>() == 1) };
+        let value = self.at::<T>(offset)?;
+        // SAFETY: no packet is at address 0, of which the compiler would make a check of its own.
+        unsafe { assert_unchecked(!value.is_null()) };
+        // SAFETY: `at` has compared the value's end with the packet's; any bytes are a valid `T`, which needs no
+        // alignment. What changes the packet takes it by `&mut`, or returns to nobody who looks at it again.
+        Some(unsafe { &*value })
     }
 
     #[inline(always)]

@@ -10,11 +10,12 @@ use aya_ebpf::{Global, bindings::xdp_action, helpers::bpf_ktime_get_ns, macros::
 use aya_log_ebpf::info;
 use lvs_xdp_common::{
     answer,
-    decision::Verdict,
+    decision::{Decision, Verdict},
     director,
     frame::rewrite_macs,
     reason::{Outcome, Reason},
     rewrite,
+    verifier::opaque,
 };
 
 use crate::{
@@ -29,6 +30,7 @@ pub(crate) static LOG_PACKETS: Global<u32> = Global::new(0);
 
 /// Decides about every packet that comes in.
 #[xdp(frags)]
+#[inline(always)]
 #[expect(
     clippy::needless_pass_by_value,
     reason = "the macro hands the context over by value"
@@ -42,7 +44,8 @@ fn director(context: XdpContext) -> u32 {
     if decision.is_done() {
         return xdp_action::XDP_TX;
     }
-    let verdict = decision.verdict(&kernel);
+    // Without this the compiler prepares, before the first look at the packet, what a verdict would say that stops there.
+    let verdict = Decision(opaque(decision.0 as usize) as u64).verdict(&kernel);
     if LOG_PACKETS.load() != 0 {
         log(&context, &verdict);
     }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    abi::{DestinationRow, ListEntry},
+    abi::{DestinationRow, ListEntry, destination_flag},
     maps::memory::Memory,
     packet::{Address, Mac},
     reason::Reason::{

@@ -16,8 +16,7 @@ const ACTIVE_SHIFT: u32 = 8;
 #[inline(always)]
 pub fn choose<M: Maps>(maps: &M, list: ListWord, kind: u32) -> u32 {
     let mut least = Least {
-        list,
-        kind: Alone(kind),
+        list: list.scheduled_by(kind),
         best: Load::NOBODY,
         id: Alone(NONE),
     };
@@ -93,7 +92,6 @@ pub(super) fn is_over<M: Maps>(maps: &M, id: u32, weight: u64) -> bool {
 
 struct Least {
     list: ListWord,
-    kind: Alone,
     best: Load,
     id: Alone,
 }
@@ -105,7 +103,7 @@ impl<M: Maps> Step<M> for Least {
         if !is_usable(maps, entry) {
             return true;
         }
-        let kind = Kind::from_number(u64::from(self.kind.0));
+        let kind = self.list.kind();
         let connections = connections(maps, entry.id());
         let weight = u64::from(entry.weight());
         let load = match kind {

@@ -81,7 +81,7 @@ fn counts(maps: &Memory, destination: usize) -> (u64, u64) {
 /// A packet of a flow whose entry is there.
 fn packet(maps: &Memory, new: &New, flags: u8) -> Changed {
     let (place, entry) = find(maps, key(maps, new)).expect("the entry is there");
-    change(maps, place, entry, &new.flow, Signal(flags))
+    change(maps, place.index, entry, &new.flow, Signal(flags))
 }
 
 const FIN: u8 = 0x01;
@@ -256,7 +256,7 @@ fn another_flow_of_the_same_tag_changes_nothing() {
             });
         }
         for other in &others {
-            assert!(!is_plain(state, Signal(flags)));
+            assert!(!is_plain(Entry::EMPTY.with_state(state), Signal(flags)));
             assert_eq!(packet(&maps, other, flags), Changed::Foreign);
             assert_eq!(words(&maps), before);
         }
@@ -269,10 +269,10 @@ fn a_plain_packet_only_restarts_the_time_and_writes_once_a_second() {
     let new = new(3, 0, 1);
     assert_eq!(enter_in(&maps, &new, 4, State::Established), Inserted::Done);
     let (place, before) = find(&maps, key(&maps, &new)).expect("it was entered");
-    refresh(&maps, place, before, maps.now());
+    refresh(&maps, place.index, before, maps.now());
     assert_eq!(place.word.load(), before.0);
     maps.pass_time(7);
-    refresh(&maps, place, before, maps.now());
+    refresh(&maps, place.index, before, maps.now());
     let after = Entry(place.word.load());
     assert_eq!((after.age(maps.now()), before.age(maps.now())), (0, 7));
     assert_eq!(
@@ -280,7 +280,7 @@ fn a_plain_packet_only_restarts_the_time_and_writes_once_a_second() {
         (3, 4, State::Established)
     );
     // Whoever comes late changes nothing.
-    refresh(&maps, place, before, maps.now());
+    refresh(&maps, place.index, before, maps.now());
     assert_eq!(place.word.load(), after.0);
     assert_eq!(counts(&maps, 4), (1, 0));
 }
@@ -315,7 +315,7 @@ proptest! {
                 model.get(&client).map(|(destination, state, _)| (*destination, *state))
             );
             if let Some((place, entry)) = found {
-                match change(&maps, place, entry, &new.flow, flags) {
+                match change(&maps, place.index, entry, &new.flow, flags) {
                     Changed::Kept => {
                         let next = entry.state().next(flags.event(IpProto::TCP));
                         model.insert(client, (entry.destination(), next, now));

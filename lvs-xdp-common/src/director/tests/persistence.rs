@@ -219,13 +219,18 @@ fn a_client_at_port_0_is_no_template() {
 #[test]
 fn a_templates_time_is_not_touched_by_a_flow_of_its_tag() {
     let maps = persistent(IpProto::TCP, MINUTE, u32::MAX);
-    let stranger = Client::tcp(9);
     assert_eq!(Client::tcp(1).send(&maps, SYN), (NewConnection, READY));
-    // The template's entry at the stranger's place, as if their tags were the same.
+    // The template's entry at a stranger's place, as if their tags were the same.
     let (place, entry) = entry_of(&maps, &template(Client::tcp(1))).expect("the template");
-    let hash = hash::flow(maps.control.key(), &stranger.flow());
-    let word = &maps.hot[usize::try_from(hash & maps.control.bucket_mask.load()).expect("small")].0[7];
-    assert_eq!(word.load(), 0);
+    let place_of = |stranger: Client| {
+        let hash = hash::flow(maps.control.key(), &stranger.flow());
+        let bucket = usize::try_from(hash & maps.control.bucket_mask.load()).expect("small");
+        (stranger, hash, &maps.hot[bucket].0[7])
+    };
+    let (stranger, hash, word) = (9..)
+        .map(|port| place_of(Client::tcp(port)))
+        .find(|(_, _, word)| word.load() == 0)
+        .expect("a free place");
     let tag = u32::try_from(hash >> 41).expect("23 bits");
     place.word.store(0);
     word.store(entry.with_tag(tag).0);

@@ -144,11 +144,11 @@ fn one_packet(maps: &Memory, client: u32, destination: u32, flags: Signal) {
         if own && place.word.load() == entry.0 {
             assert_eq!(entry.destination(), destination);
         }
-        if is_plain(entry.state(), flags) {
-            refresh(maps, place, entry, now);
+        if is_plain(entry, flags) {
+            refresh(maps, place.index, entry, now);
             return;
         }
-        if change(maps, place, entry, &new.flow, flags) == Changed::Kept {
+        if change(maps, place.index, entry, &new.flow, flags) == Changed::Kept {
             return;
         }
     }
