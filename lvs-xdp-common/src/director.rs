@@ -128,6 +128,9 @@ fn judge<F: Frame + ?Sized, M: Maps>(
         is_first_fragment,
     };
     let key = Key::new(hash, control.bucket_mask.load());
+    if packet.signal.is_syn() {
+        table::fetch(maps, key);
+    }
     let Some(hit) = look_for(maps, key) else {
         if let Some(reason) = not_ours(maps, flags, header, ingress) {
             return Decision::stays(reason);
@@ -135,10 +138,10 @@ fn judge<F: Frame + ?Sized, M: Maps>(
         return told(maps, &telling, 0, Entry::EMPTY);
     };
     // To the address of ours that it leaves from, it was sent to us; only else the interface's row is looked at.
-    if !hit.way.is_by(ingress, header.to()) || flags & control_flag::PEERS != 0 {
-        if let Some(reason) = not_ours(maps, flags, header, ingress) {
-            return Decision::stays(reason);
-        }
+    if (!hit.way.is_by(ingress, header.to()) || flags & control_flag::PEERS != 0)
+        && let Some(reason) = not_ours(maps, flags, header, ingress)
+    {
+        return Decision::stays(reason);
     }
     match known(maps, packet.signal, id, hit) {
         Fate::Plain => {}

@@ -22,6 +22,12 @@ impl Signal {
         }
     }
 
+    /// Whether it has TCP's SYN flag. Of another protocol this says nothing.
+    #[inline(always)]
+    pub const fn is_syn(self) -> bool {
+        self.0 & 0x02 != 0
+    }
+
     /// Whether a packet without a connection is scheduled: of TCP a SYN, or, where that is sloppy, anything, but
     /// never an RST (`tcp_conn_schedule`); of SCTP an INIT, or anything (`sctp_conn_schedule`).
     #[inline(always)]

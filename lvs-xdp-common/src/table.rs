@@ -43,7 +43,7 @@ const TRIES: u32 = 4;
 pub struct Key {
     tag: u32,
     primary: u32,
-    partner: u32,
+    mask: u32,
 }
 
 impl Key {
@@ -54,13 +54,20 @@ impl Key {
         // Never 0, so that a free word has no flow's tag.
         let tag = if hash >> 41 == 0 { 1 } else { (hash >> 41) as u32 };
         let primary = (hash & mask) as u32;
-        // Odd times odd is odd: the partner is never the primary.
-        let offset = (tag | 1).wrapping_mul(0x9E37_79B1) & mask as u32 | 1;
         Self {
             tag,
             primary,
-            partner: primary ^ offset,
+            mask: mask as u32,
         }
+    }
+
+    /// The partner of the primary bucket. Computed where it is wanted, which for most packets is nowhere.
+    #[inline(always)]
+    fn partner(self) -> u32 {
+        // Odd times odd is odd: the partner is never the primary.
+        let tag = opaque(self.tag as usize) as u32;
+        let offset = (tag | 1).wrapping_mul(0x9E37_79B1) & self.mask | 1;
+        self.primary ^ offset
     }
 }
 
@@ -170,6 +177,19 @@ fn judge_fewer(counts: &Counts, connections: u64, limits: u64) {
     }
 }
 
+/// Reads what will be wanted of a flow that is probably new, and uses nothing of it: the processor goes on meanwhile, and
+/// what would be fetched from memory one after the other is fetched at once. The program has no other way to say that.
+#[inline(always)]
+pub fn fetch<M: Maps>(maps: &M, key: Key) {
+    if let Some(bucket) = maps.bucket(key.partner()) {
+        bucket.0[0].load();
+    }
+    // Of the rows of the primary bucket, which lie side by side, the one that will probably be written.
+    if let Some(row) = maps.cold(key.primary * 8 + (key.tag & 7)) {
+        row.ports.load();
+    }
+}
+
 /// The live entry of a flow's tag, if there is one; expired ones are returned too.
 #[inline(always)]
 pub fn find<'m, M: Maps>(maps: &'m M, key: Key) -> Option<(Place<'m>, Entry)> {
@@ -185,7 +205,7 @@ pub fn find<'m, M: Maps>(maps: &'m M, key: Key) -> Option<(Place<'m>, Entry)> {
     }
     match scan(maps, bucket, key.primary, key.tag) {
         Some(found) => Some(found),
-        None => scan(maps, maps.bucket(key.partner)?, key.partner, key.tag),
+        None => scan(maps, maps.bucket(key.partner())?, key.partner(), key.tag),
     }
 }
 

@@ -199,7 +199,7 @@ pub fn claim<M: Maps>(maps: &M, new: &New, destination: u32) -> u64 {
         let mut chosen = first;
         let mut bucket = key.primary;
         if first.live() >= CROWDED || first.rank() >= HALF_OPEN {
-            let second = Survey(maps.survey(key.partner, key.tag, now));
+            let second = Survey(maps.survey(key.partner(), key.tag, now));
             // The emptier one; and no entry is displaced while the other bucket has room.
             let better = if second.rank() < HALF_OPEN {
                 second.live() < first.live() || first.rank() >= HALF_OPEN
@@ -208,7 +208,7 @@ pub fn claim<M: Maps>(maps: &M, new: &New, destination: u32) -> u64 {
             };
             if better {
                 chosen = second;
-                bucket = key.partner;
+                bucket = key.partner();
             }
         }
         if chosen.rank() == TAKEN {
@@ -252,7 +252,7 @@ pub fn settle<M: Maps>(maps: &M, new: &New, entry: u64, control: u64, place: u64
     let (Some(word), Some(cold)) = (word_at(maps, index), maps.cold(index)) else {
         return Inserted::Full.pack();
     };
-    if maps.sharing(key.primary, key.partner, key.tag) > 1 {
+    if maps.sharing(key.primary, key.partner(), key.tag) > 1 {
         let outcome = contend(maps, key, &new.flow, index);
         if !matches!(outcome, Inserted::Done) {
             word.store(Entry::EMPTY.0);
@@ -371,7 +371,7 @@ impl<M: Maps> Step<M> for Contest {
         let at = if index < 8 {
             key.primary * 8 + index
         } else {
-            key.partner * 8 + index - 8
+            key.partner() * 8 + index - 8
         };
         let Some(word) = word_at(maps, at) else {
             return true;

@@ -78,7 +78,7 @@ fn check_and_end(maps: &Memory) {
             u64::from(entry.tag()) << 41 | u64::from(place.index / 8),
             maps.control.bucket_mask.load(),
         );
-        assert!(entry.0 == 0 || sharing(maps, key.primary, key.partner, entry.tag()) == 1);
+        assert!(entry.0 == 0 || sharing(maps, key.primary, key.partner(), entry.tag()) == 1);
     }
     check_control(maps);
     // Connections end first, and templates when they control none; those get a minute more while they do.
