@@ -57,19 +57,14 @@ impl State {
     ///
     /// [`ErrorCode::NoSuchService`]; [`ErrorCode::Internal`] where the kernel does not take it.
     pub(super) fn zero(&mut self, service: Option<ServiceKey>) -> Result<(), ApiError> {
-        let only = match service {
-            None => None,
-            Some(key) if self.model.services().contains_key(&key) => self.compiler.service(&key),
-            Some(key) => {
-                return Err(no_such_service(&key));
-            }
+        if let Some(key) = service.filter(|key| !self.model.services().contains_key(key)) {
+            return Err(no_such_service(&key));
+        }
+        let only = service.and_then(|key| self.compiler.service(&key));
+        let ids: Vec<_> = match service {
+            None => self.compiler.members().map(|(id, _)| id).collect(),
+            Some(key) => self.compiler.members_of(&key),
         };
-        let members: Vec<_> = self
-            .compiler
-            .members()
-            .filter(|(_, of)| only.is_none_or(|only| only == *of))
-            .collect();
-        let ids: Vec<_> = members.iter().map(|(id, _)| *id).collect();
         self.dataplane.zero_stats(&ids).map_err(|error| {
             ApiError::new(
                 ErrorCode::Internal,
