@@ -4,18 +4,22 @@
 //! the second's tick. [`state`] is what it owns; [`crate::api::server`] puts requests into the queue.
 //! [`reload`] reads the configuration file. [`crate::nic`] says what the program cannot be attached to, and why.
 //! [`effective`] is the one place that says which servers get new connections; [`slow_start`] is the rule by which they
-//! rise to their weight, [`rates`] that by which rates follow counters. [`privileges`] says what it may do once it is set
+//! rise to their weight, [`rates`] that by which rates follow counters. [`uses`], [`vips`] and [`hops`] know of the live
+//! model what has to be found by address. [`privileges`] says what it may do once it is set
 //! up. [`connections`] lists and removes connection entries beside the task: their tables may change under whoever reads
 //! them.
 //! Forwarding needs none of it: an agent may be killed at any moment, and the next one goes on.
 
 pub(crate) mod connections;
 mod effective;
+mod hops;
 mod privileges;
 mod rates;
 mod reload;
 mod slow_start;
 mod state;
+mod uses;
+mod vips;
 
 use std::{
     io::{self, IsTerminal as _},
