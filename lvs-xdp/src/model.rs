@@ -14,6 +14,8 @@ use std::{
     sync::Arc,
 };
 
+use rpds::RedBlackTreeMapSync;
+
 pub use self::servers::Servers;
 use crate::api::types::{
     ApiError, Change, ClientMask, ErrorCode, Fault, MarkRule, Persistence, Protocol, Scheduler, ServerKey,
@@ -44,13 +46,16 @@ pub struct ServiceEntry {
 /// The longest time-out, of connections and of persistence, in seconds (`MAX_TIMEOUT` of ipvsadm).
 pub const MAX_TIMEOUT: u32 = 86_400 * 31;
 
+/// Services by their identity, in its order. Clones share what they have in common, whatever their size.
+pub type Services = RedBlackTreeMapSync<ServiceKey, Arc<ServiceEntry>>;
+
 /// The whole desired state.
 ///
-/// Clones share their services, so a change can be tried on a copy that replaces the live model only once
-/// everything else has succeeded.
+/// A clone costs nothing and shares its services, so a change can be tried on a copy that replaces the live model only
+/// once everything else has succeeded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Model {
-    services: BTreeMap<ServiceKey, Arc<ServiceEntry>>,
+    services: Services,
     timeouts: Timeouts,
     settings: Settings,
     /// In the order in which they were added.
@@ -62,15 +67,16 @@ type Undo = BTreeMap<ServiceKey, Option<Arc<ServiceEntry>>>;
 
 impl Model {
     /// Every service by its identity.
-    pub fn services(&self) -> &BTreeMap<ServiceKey, Arc<ServiceEntry>> {
+    pub fn services(&self) -> &Services {
         &self.services
     }
 
     /// The same with other entries in the place of some.
     pub fn with_entries(&self, entries: impl IntoIterator<Item = ServiceEntry>) -> Self {
         let mut model = self.clone();
-        let entries = entries.into_iter().map(|entry| (entry.spec.key, Arc::new(entry)));
-        model.services.extend(entries);
+        for entry in entries {
+            model.services.insert_mut(entry.spec.key, Arc::new(entry));
+        }
         model
     }
 
@@ -94,9 +100,9 @@ impl Model {
             (self.timeouts, self.settings, self.marks) = before;
             for (key, entry) in undo {
                 match entry {
-                    Some(entry) => self.services.insert(key, entry),
-                    None => self.services.remove(&key),
-                };
+                    Some(entry) => self.services.insert_mut(key, entry),
+                    None => drop(self.services.remove_mut(&key)),
+                }
             }
             if changes.len() > 1 {
                 error.faults = self.faults(changes);
@@ -150,7 +156,8 @@ impl Model {
         Self {
             services: services.iter().filter_map(entry).collect(),
             marks: Arc::clone(&self.marks),
-            ..*self
+            timeouts: self.timeouts,
+            settings: self.settings,
         }
     }
 
@@ -242,7 +249,7 @@ impl Model {
                 }
                 let spec = checked_service(service, &Servers::default())?;
                 undo.entry(spec.key).or_insert(None);
-                self.services.insert(
+                self.services.insert_mut(
                     spec.key,
                     Arc::new(ServiceEntry {
                         spec,
@@ -257,10 +264,8 @@ impl Model {
                 change_entry(entry, undo).spec = spec;
             }
             Change::DeleteService { service } => {
-                let entry = self
-                    .services
-                    .remove(service)
-                    .ok_or_else(|| no_such_service(service))?;
+                let entry = Arc::clone(self.existing(service)?);
+                self.services.remove_mut(service);
                 undo.entry(*service).or_insert(Some(entry));
             }
             Change::AddServer {
@@ -330,8 +335,8 @@ impl Model {
                 change_entry(entry, undo).servers.remove(server);
             }
             Change::Clear => {
-                for (key, entry) in std::mem::take(&mut self.services) {
-                    undo.entry(key).or_insert(Some(entry));
+                for (key, entry) in &std::mem::take(&mut self.services) {
+                    undo.entry(*key).or_insert_with(|| Some(Arc::clone(entry)));
                 }
             }
         }

@@ -313,7 +313,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
 
 /// Refuses tables without room for what is to be restored, while the program that runs has it all.
 fn check_room(model: &Model, config: &Config, holder: &Path) -> anyhow::Result<()> {
-    let services = model.services().len();
+    let services = model.services().size();
     let servers: usize = model
         .services()
         .values()

@@ -259,7 +259,7 @@ mod tests {
                     }
                     model = next;
                 }
-                let place = usize::from(chosen >> 1) % model.services().len().max(1);
+                let place = usize::from(chosen >> 1) % model.services().size().max(1);
                 if let Some(key) = model.services().keys().nth(place) {
                     vips.set_usable(key, chosen & 1 == 1);
                 }

@@ -674,7 +674,7 @@ impl Plain {
     }
 
     fn assert_same(&self, model: &Model) {
-        assert_eq!(self.0.len(), model.services().len());
+        assert_eq!(self.0.len(), model.services().size());
         let [tcp, tcp_fin, udp] = self.1;
         let timeouts = Timeouts {
             tcp: tcp.unwrap_or(900),
@@ -805,7 +805,7 @@ proptest! {
             let servers = || model.services().values().flat_map(|entry| &entry.servers);
             let drains = servers().filter(|server| server.drain.is_some()).count();
             let settings = model.setting_changes().count();
-            prop_assert_eq!(rebuild.len(), settings + model.services().len() + servers().count() + drains);
+            prop_assert_eq!(rebuild.len(), settings + model.services().size() + servers().count() + drains);
             let mut rebuilt = Model::default();
             rebuilt.apply(&rebuild).unwrap();
             prop_assert_eq!(&rebuilt, &model);

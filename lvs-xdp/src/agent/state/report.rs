@@ -132,7 +132,7 @@ impl State {
             connection_capacity: u64::from(capacity.connections),
             timeouts: self.model.timeouts(),
             settings: self.model.settings(),
-            services: self.model.services().len() as u64,
+            services: self.model.services().size() as u64,
             servers: self
                 .model
                 .services()

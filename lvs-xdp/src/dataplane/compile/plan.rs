@@ -87,7 +87,7 @@ impl Compiler {
         told: &BTreeSet<ServiceKey>,
         weight: impl Fn(&ServiceKey, &ServerSpec) -> u32,
     ) -> Result<Plan, ApiError> {
-        if model.services().len() > self.capacity.services as usize {
+        if model.services().size() > self.capacity.services as usize {
             return Err(full("services", self.capacity.services, "--services"));
         }
         let mut plan = Plan {
