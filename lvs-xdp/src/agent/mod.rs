@@ -4,7 +4,7 @@
 //! the second's tick. [`state`] is what it owns; [`crate::api::server`] puts requests into the queue.
 //! [`reload`] reads the configuration file. [`crate::nic`] says what the program cannot be attached to, and why.
 //! [`effective`] is the one place that says which servers get new connections; [`slow_start`] is the rule by which they
-//! rise to their weight, [`rates`] that by which rates follow counters. [`uses`], [`vips`] and [`hops`] know of the live
+//! rise to their weight, [`rates`] that by which rates follow counters, [`sampling`] which are read. [`uses`], [`vips`] and [`hops`] know of the live
 //! model what has to be found by address. [`privileges`] says what it may do once it is set
 //! up. [`connections`] lists and removes connection entries beside the task: their tables may change under whoever reads
 //! them.
@@ -16,6 +16,7 @@ mod hops;
 mod privileges;
 mod rates;
 mod reload;
+mod sampling;
 mod slow_start;
 mod state;
 mod uses;

@@ -21,7 +21,7 @@ use std::{
 };
 
 use lvs_xdp_common::{
-    abi::{Cursor, Kind, ListWord, Tags, control_flag, destination_flag},
+    abi::{Counts, Cursor, Kind, ListWord, Options, Tags, control_flag, destination_flag},
     scheduler,
 };
 
@@ -102,6 +102,11 @@ pub struct Compiler {
     unsettled: Vec<u32>,
     garbage: Vec<(Extent, Extent)>,
     marks: Marks,
+}
+
+/// Whether connections or templates name a destination.
+fn is_busy(counts: &Counts) -> bool {
+    counts.connections.load() != 0 || counts.templates.load() != 0
 }
 
 /// Whether a scheduler goes by a place in its list.
@@ -417,7 +422,36 @@ impl Compiler {
         self.members.iter()
     }
 
-    /// The same of one service.
+    /// The id of the service whose destination this is.
+    pub fn service_of(&self, id: u32) -> Option<u32> {
+        self.members.get(id).map(|(service, _)| service)
+    }
+
+    /// The id that is above all of destinations.
+    pub fn end(&self) -> u32 {
+        length(&self.tables.destinations)
+    }
+
+    /// Whether there are connections or templates of a destination.
+    pub fn is_busy(&self, id: u32) -> bool {
+        is_busy(&self.tables.counts[id as usize])
+    }
+
+    /// The destinations of which there are.
+    pub fn busy(&self) -> impl Iterator<Item = u32> {
+        let counts = (0..).zip(self.tables.counts.iter());
+        counts.filter(|(_, counts)| is_busy(counts)).map(|(id, _)| id)
+    }
+
+    /// The destinations whose packets leave no connection.
+    pub fn uncounted(&self) -> impl Iterator<Item = u32> {
+        let live = live(&self.tables.control[0]);
+        let options = move |slot: &Slot| Options(self.tables.services[slot.id as usize].options[live].load());
+        let slots = (self.services.values()).filter(move |slot| options(slot).has(Options::ONE_PACKET));
+        slots.flat_map(|slot| slot.ids.iter().copied())
+    }
+
+    /// The ids of one service's destinations.
     pub fn members_of(&self, service: &ServiceKey) -> Vec<u32> {
         let slot = self.services.get(service);
         slot.into_iter()

@@ -50,11 +50,7 @@ impl Compiler {
         if self.is_unsettled() {
             return Vec::new();
         }
-        let unused = |id: &u32| {
-            let counts = &self.tables.counts[*id as usize];
-            counts.connections.load() == 0 && counts.templates.load() == 0
-        };
-        self.members.removed().filter(unused).collect()
+        self.members.removed().filter(|id| !self.is_busy(*id)).collect()
     }
 
     /// Adds a removed destination's counters to its service's and frees its id.
