@@ -68,8 +68,8 @@ pub(crate) struct Size {
     grace: f64,
     /// Milliseconds that one service takes to be listed.
     one: f64,
-    /// Seconds that all take to be listed.
-    list: f64,
+    /// Seconds that all take to be listed; nothing, where that is more than a client waits.
+    list: Option<f64>,
     /// Answers to `status` a second.
     status: f64,
     /// Percent of a CPU that the agent takes with it while nothing happens.
@@ -245,8 +245,9 @@ fn size(services: u32, servers: u32) -> Result<Size> {
     }
     let status = TRIES as f64 / started.elapsed().as_secs_f64();
     let started = Instant::now();
-    client.services()?;
-    let list = started.elapsed().as_secs_f64();
+    let listed = client.services();
+    let list = listed.is_ok().then(|| started.elapsed().as_secs_f64());
+    drop(listed);
     let memory = [memory(pid, "VmRSS")?, memory(pid, "RssAnon")?];
     let idle = share(pid, WATCH)?;
 
@@ -452,7 +453,7 @@ pub(crate) fn text(control: &Control) -> String {
             |what: fn(&Size) -> f64| before.map_or(String::new(), |before| doubling(before, size, what));
         let _ = writeln!(
             out,
-            "{:>9}{:>9}{:>8.2}{:>5}{:>18}{:>5}{:>8.1}{:>8.1}{:>10.1}{:>8.1}{:>8.2}{:>10.0}{:>11.2}{:>5}{:>7.1}{:>12}",
+            "{:>9}{:>9}{:>8.2}{:>5}{:>18}{:>5}{:>8.1}{:>8.1}{:>10.1}{:>8.1}{:>8}{:>10.0}{:>11.2}{:>5}{:>7.1}{:>12}",
             size.services,
             size.servers_each,
             size.load,
@@ -463,7 +464,7 @@ pub(crate) fn text(control: &Control) -> String {
             size.change[2],
             size.grace,
             size.one,
-            size.list,
+            size.list.map_or("-".to_owned(), |list| format!("{list:.2}")),
             size.status,
             size.restart,
             growth(|size| size.restart),

@@ -35,6 +35,9 @@ pub(super) struct Uses {
     are_companions_new: bool,
     /// Services with a drained real server.
     drained: BTreeSet<ServiceKey>,
+    /// Destinations that were looked at.
+    #[cfg(test)]
+    looked_at: usize,
 }
 
 /// The addresses of a service's destinations, each once.
@@ -104,6 +107,7 @@ impl Uses {
 
     fn enter(&mut self, entry: &ServiceEntry) -> BTreeSet<IpAddr> {
         let key = entry.spec.key;
+        self.count(entry);
         for server in entry.destinations() {
             let users = self.users.entry(server.key.address).or_default();
             let way = match server.method.tunnel() {
@@ -122,6 +126,7 @@ impl Uses {
 
     fn leave(&mut self, entry: &ServiceEntry) -> BTreeSet<IpAddr> {
         let key = entry.spec.key;
+        self.count(entry);
         let addresses = addresses(entry);
         self.leave_companions(&addresses);
         self.drained.remove(&key);
@@ -137,6 +142,15 @@ impl Uses {
         }
         addresses
     }
+
+    #[cfg(test)]
+    fn count(&mut self, entry: &ServiceEntry) {
+        self.looked_at += entry.destinations().count();
+    }
+
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, reason = "tests count")]
+    fn count(&self, _: &ServiceEntry) {}
 
     fn is_shared(&self, addresses: &BTreeSet<IpAddr>) -> bool {
         self.own.iter().any(|own| addresses.contains(own))
@@ -228,7 +242,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        api::types::{Change, Fallback, ForwardingMethod, ServerSpec, Tunnel},
+        api::types::{
+            Change, Fallback, ForwardingMethod, Protocol, Scheduler, ServerKey, ServerSpec, ServiceSpec,
+            Tunnel,
+        },
         model::tests::any_change,
     };
 
@@ -321,6 +338,57 @@ mod tests {
                 prop_assert!(uses.drained().eq(drained.map(|(key, _)| key)));
             }
         }
+    }
+
+    #[test]
+    fn one_change_costs_the_same_in_a_large_table() {
+        let key = |number: u32| {
+            let address = IpAddr::V4((0x0a00_0000 + number).into());
+            ServiceKey::new(Protocol::Tcp, address, 80)
+        };
+        let server = |number| {
+            let address = host(number);
+            ServerSpec::new(ServerKey { address, port: 80 }, 1)
+        };
+        let add = |service, host| Change::AddServer {
+            service,
+            server: server(host),
+            require_on_link: false,
+        };
+        let cost = |services: u32| {
+            let mut model = Model::default();
+            let changes = (0..services).flat_map(|number| {
+                let service = ServiceSpec::new(key(number), Scheduler::Rr);
+                let add_service = Change::AddService { service };
+                let servers = (1..=5).map(move |host| add(key(number), host));
+                std::iter::once(add_service).chain(servers)
+            });
+            model.apply(&changes.collect::<Vec<_>>()).unwrap();
+            let mut uses = Uses::of(&model, [host(1)].into());
+            uses.looked_at = 0;
+            let changes = [
+                Change::EditServer {
+                    service: key(3),
+                    server: ServerSpec {
+                        weight: 7,
+                        ..server(2)
+                    },
+                },
+                add(key(3), 6),
+            ];
+            let mut next = model.clone();
+            next.apply(&changes).unwrap();
+            let concerned = uses.follow(&model.touched(&changes), &model, &next);
+            assert_eq!(concerned, (1..=6).map(host).collect());
+            let untouched = next.services().iter().filter(|(key, entry)| {
+                let before = model.services().get(key);
+                before.is_some_and(|before| Arc::ptr_eq(before, entry))
+            });
+            assert_eq!(untouched.count() + 1, services as usize);
+            uses.looked_at
+        };
+        // The service's five destinations before, and six after.
+        assert_eq!((cost(10), cost(2_000)), (11, 11));
     }
 
     /// An address that has become the director's own, or is so no more.
