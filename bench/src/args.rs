@@ -15,9 +15,9 @@ pub(crate) struct BenchArgs {
     #[arg(long, conflicts_with_all = ["only", "plot", "rounds"])]
     pub(crate) ipvs: bool,
     /// Measure what changes, lists and large tables cost the agent
-    #[arg(long, conflicts_with_all = ["wire", "ipvs", "only", "plot", "rounds"])]
+    #[arg(long, conflicts_with_all = ["wire", "ipvs", "rounds"])]
     pub(crate) control: bool,
-    /// Measure only rows whose name contains this, and the floors
+    /// Measure only rows whose name contains this, and the floors; of `--control` the rows that it names while it runs
     #[arg(long, value_name = "TEXT")]
     pub(crate) only: Option<String>,
     /// Rounds; each runs every program once

@@ -33,13 +33,14 @@ use crate::{
 };
 
 /// Services, and real servers of each.
-const SIZES: [(u32, u32); 6] = [
+const SIZES: [(u32, u32); 7] = [
     (100, 10),
     (1_000, 10),
     (10_000, 10),
     (1_000, 1),
     (1_000, 100),
     (1_000, 300),
+    (1_000, 1_000),
 ];
 /// Real servers that an agent takes: an entry has 20 bits for one.
 const MOST_DESTINATIONS: u32 = (1 << 20) - 1;
@@ -55,24 +56,26 @@ const WATCH: Duration = Duration::from_secs(10);
 /// What a configuration of one size costs.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Size {
-    services: u32,
-    servers_each: u32,
+    pub(crate) services: u32,
+    pub(crate) servers_each: u32,
     /// Seconds until all of it is live and durable, sent in requests of [`CHANGES`] to an agent that knows the real
     /// servers' MAC addresses, and nothing else.
-    load: f64,
+    pub(crate) load: f64,
     /// Milliseconds that one weight takes, a real server more, and one less: medians; and of the weight the ninetieth
     /// percentile.
-    change: [f64; 4],
+    pub(crate) change: [f64; 4],
     /// Of these the kernel's grace period, the median.
     grace: f64,
     /// Milliseconds that one service takes to be listed.
     one: f64,
-    /// Seconds that all take to be listed.
-    list: f64,
+    /// Seconds that all take to be listed; nothing, where that is more than a client waits.
+    list: Option<f64>,
     /// Answers to `status` a second.
     status: f64,
+    /// Percent of a CPU that the agent takes with it while nothing happens.
+    idle: f64,
     /// Seconds from the start of an agent that restores it to its readiness.
-    restart: f64,
+    pub(crate) restart: f64,
     /// The agent's memory in MiB: all of it, and what is its own alone.
     memory: [u64; 2],
 }
@@ -98,21 +101,37 @@ pub(crate) struct Control {
     pub(crate) tables: Vec<Table>,
 }
 
-/// Measures all of it.
+impl Size {
+    /// All real servers of all services.
+    pub(crate) fn destinations(&self) -> u32 {
+        self.services * self.servers_each
+    }
+}
+
+/// Measures all of it, or the rows whose name contains a text.
 ///
 /// # Errors
 ///
 /// When the lab or an agent does not start, or something is refused.
-pub(crate) fn run() -> Result<Control> {
+pub(crate) fn run(only: Option<&str>) -> Result<Control> {
+    let is_meant = |name: &str| {
+        let is_meant = only.is_none_or(|text| name.contains(text));
+        if is_meant {
+            eprintln!("{name}");
+        }
+        is_meant
+    };
     let mut sizes = Vec::new();
     for (services, servers) in SIZES {
-        eprintln!("{services} services x {servers} real servers");
-        sizes.push(size(services, servers)?);
+        if is_meant(&format!("{services} services x {servers} real servers")) {
+            sizes.push(size(services, servers)?);
+        }
     }
     let mut tables = Vec::new();
     for entries in TABLES {
-        eprintln!("a table of {entries} entries");
-        tables.push(table(entries)?);
+        if is_meant(&format!("a table of {entries} entries")) {
+            tables.push(table(entries)?);
+        }
     }
     Ok(Control { sizes, tables })
 }
@@ -147,6 +166,7 @@ fn milliseconds(time: Duration) -> f64 {
 }
 
 fn size(services: u32, servers: u32) -> Result<Size> {
+    let _room = NeighbourRoom::raise()?;
     let destinations = ((services + 1) * servers + 64)
         .next_power_of_two()
         .min(MOST_DESTINATIONS)
@@ -225,9 +245,11 @@ fn size(services: u32, servers: u32) -> Result<Size> {
     }
     let status = TRIES as f64 / started.elapsed().as_secs_f64();
     let started = Instant::now();
-    client.services()?;
-    let list = started.elapsed().as_secs_f64();
+    let listed = client.services();
+    let list = listed.is_ok().then(|| started.elapsed().as_secs_f64());
+    drop(listed);
     let memory = [memory(pid, "VmRSS")?, memory(pid, "RssAnon")?];
+    let idle = share(pid, WATCH)?;
 
     let config = lab.config().agent.clone();
     let agent = lab.agent_mut()?;
@@ -244,9 +266,37 @@ fn size(services: u32, servers: u32) -> Result<Size> {
         one,
         list,
         status,
+        idle,
         restart,
         memory,
     })
+}
+
+/// More neighbours than the kernel has room for by default: from 512 on it throws away what is still of use.
+struct NeighbourRoom(Vec<(String, String)>);
+
+impl NeighbourRoom {
+    fn raise() -> Result<Self> {
+        let mut before = Self(Vec::new());
+        // The highest first: each must be above the one before.
+        for (number, room) in [(3, "16384"), (2, "8192"), (1, "8192")] {
+            let path = format!("/proc/sys/net/ipv4/neigh/default/gc_thresh{number}");
+            let value = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+            fs::write(&path, room).with_context(|| format!("cannot write {path}"))?;
+            before.0.push((path, value));
+        }
+        Ok(before)
+    }
+}
+
+impl Drop for NeighbourRoom {
+    fn drop(&mut self) {
+        for (path, value) in self.0.iter().rev() {
+            if let Err(error) = fs::write(path, value) {
+                eprintln!("{path} is not what it was, {}: {error}", value.trim_end());
+            }
+        }
+    }
 }
 
 /// Gives the one real server of the lab the addresses of all.
@@ -366,16 +416,25 @@ fn fill(pins: &Path, connections: u64) -> Result<()> {
     Ok(())
 }
 
+/// How many times as much something costs for each doubling of the table from one size to another: 2 where it grows as
+/// the table does, 4 where with its square.
+fn doubling(from: &Size, to: &Size, what: impl Fn(&Size) -> f64) -> String {
+    let doublings = (f64::from(to.destinations()) / f64::from(from.destinations())).log2();
+    format!("{:.1}", (what(to) / what(from)).powf(1.0 / doublings))
+}
+
 /// As it is printed.
 pub(crate) fn text(control: &Control) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "{:>9}{:>9}{:>9}{:>18}{:>8}{:>8}{:>10}{:>9}{:>8}{:>10}{:>11}{:>13}",
+        "{:>9}{:>9}{:>8}{:>5}{:>18}{:>5}{:>8}{:>8}{:>10}{:>8}{:>8}{:>10}{:>11}{:>5}{:>7}{:>12}",
         "services",
         "servers",
         "load s",
+        "x2",
         "weight ms (90%)",
+        "x2",
         "add ms",
         "del ms",
         "grace ms",
@@ -383,23 +442,33 @@ pub(crate) fn text(control: &Control) -> String {
         "all s",
         "status/s",
         "restart s",
+        "x2",
+        "idle %",
         "MiB (own)"
     );
-    for size in &control.sizes {
+    for (number, size) in control.sizes.iter().enumerate() {
+        let before = number.checked_sub(1).map(|before| &control.sizes[before]);
+        let before = before.filter(|before| before.destinations() < size.destinations());
+        let growth =
+            |what: fn(&Size) -> f64| before.map_or(String::new(), |before| doubling(before, size, what));
         let _ = writeln!(
             out,
-            "{:>9}{:>9}{:>9.2}{:>18}{:>8.1}{:>8.1}{:>10.1}{:>9.1}{:>8.2}{:>10.0}{:>11.2}{:>13}",
+            "{:>9}{:>9}{:>8.2}{:>5}{:>18}{:>5}{:>8.1}{:>8.1}{:>10.1}{:>8.1}{:>8}{:>10.0}{:>11.2}{:>5}{:>7.1}{:>12}",
             size.services,
             size.servers_each,
             size.load,
+            growth(|size| size.load),
             format!("{:.1} ({:.1})", size.change[0], size.change[3]),
+            growth(|size| size.change[0]),
             size.change[1],
             size.change[2],
             size.grace,
             size.one,
-            size.list,
+            size.list.map_or("-".to_owned(), |list| format!("{list:.2}")),
             size.status,
             size.restart,
+            growth(|size| size.restart),
+            size.idle,
             format!("{} ({})", size.memory[0], size.memory[1])
         );
     }

@@ -50,8 +50,11 @@ fn main() -> Result<()> {
     );
     let document = if args.control {
         // On all CPUs: the agent inherits where this may run.
-        let control = control::run()?;
+        let control = control::run(args.only.as_deref())?;
         print!("{}", control::text(&control));
+        if let Some(path) = &args.plot {
+            plot::growth(&control, path)?;
+        }
         serde_json::to_string_pretty(&control)?
     } else if args.ipvs {
         stay()?;

@@ -1,11 +1,18 @@
-//! Figures drawn: one line a row, over the number of flows.
+//! Figures drawn: of packets one line a row, over the number of flows; of the agent over the size of its table.
 
 use std::path::Path;
 
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 
-use crate::{measure::Figure, packets::Measured};
+use crate::{
+    control::{Control, Size},
+    measure::Figure,
+    packets::Measured,
+};
+
+/// A line's name, and what it shows of a size.
+type Row = (&'static str, fn(&Size) -> f64);
 
 const SIZE: (u32, u32) = (1000, 640);
 /// Colours that are told apart on paper, too (Okabe and Ito's, without yellow).
@@ -63,6 +70,59 @@ pub(crate) fn draw(measured: &Measured, path: &Path) -> Result<()> {
             .map_err(|error| failed(&error))?
             .label(*row)
             .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK)
+        .draw()
+        .map_err(|error| failed(&error))?;
+    root.present().map_err(|error| failed(&error))
+}
+
+/// Draws what a load, a restart and a change of one weight take, over the number of real servers of all services. On
+/// both axes a tenfold is the same length, so that what grows as the table does is a straight line of half a right
+/// angle.
+///
+/// # Errors
+///
+/// When the file cannot be written.
+pub(crate) fn growth(control: &Control, path: &Path) -> Result<()> {
+    let rows: [Row; 3] = [
+        ("load", |size| size.load * 1e3),
+        ("restart", |size| size.restart * 1e3),
+        ("one weight", |size| size.change[0]),
+    ];
+    let mut sizes: Vec<&Size> = control.sizes.iter().collect();
+    sizes.sort_by_key(|size| size.destinations());
+    let most = sizes.iter().map(|size| size.destinations()).max().unwrap_or(1);
+    let all = sizes.iter().flat_map(|size| rows.map(|(_, of)| of(size)));
+    let slowest = all.fold(10.0, f64::max);
+
+    let root = SVGBackend::new(path, SIZE).into_drawing_area();
+    let failed = |error: &dyn std::fmt::Display| anyhow!("cannot draw {}: {error}", path.display());
+    root.fill(&WHITE).map_err(|error| failed(&error))?;
+    let mut chart = ChartBuilder::on(&root)
+        .margin(12)
+        .caption("what a table of services costs the agent", ("sans-serif", 20))
+        .x_label_area_size(40)
+        .y_label_area_size(60)
+        .build_cartesian_2d((500..2 * most).log_scale(), (1.0..slowest * 2.0).log_scale())
+        .map_err(|error| failed(&error))?;
+    chart
+        .configure_mesh()
+        .x_desc("real servers of all services")
+        .y_desc("ms")
+        .draw()
+        .map_err(|error| failed(&error))?;
+    for ((row, of), colour) in rows.iter().zip(COLOURS) {
+        let points = sizes.iter().map(|size| (size.destinations(), of(size)));
+        chart
+            .draw_series(LineSeries::new(points, colour.stroke_width(2)).point_size(3))
+            .map_err(|error| failed(&error))?
+            .label(*row)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
     }
     chart
         .configure_series_labels()

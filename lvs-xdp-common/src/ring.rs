@@ -3,7 +3,7 @@
 //! The rules are those of the kernel's ip_vs_sh.c, ip_vs_dh.c, ip_vs_mh.c and ip_vs_wrr.c; their
 //! results were compared with the kernel's, connection by connection.
 
-use alloc::{vec, vec::Vec};
+use alloc::{collections::BTreeMap, vec, vec::Vec};
 
 use crate::{
     abi::RingWord,
@@ -122,15 +122,12 @@ pub fn weighted_marks(weights: impl Iterator<Item = u32> + Clone) -> (u32, u32) 
 /// place 0 is the list's head, place i + 1 the destination of index i. The mark of a destination that
 /// is gone moves back by one, as `ip_vs_rr_del_dest` has it.
 pub fn places(old: &[u32], new: &[u32]) -> Vec<u16> {
+    let place_of: BTreeMap<u32, u16> = new.iter().copied().zip(1..=u16::MAX).collect();
     let mut places = Vec::with_capacity(old.len() + 1);
     places.push(0);
     for id in old {
         let before = places.last().copied().unwrap_or(0);
-        let place = new
-            .iter()
-            .position(|other| other == id)
-            .and_then(|index| u16::try_from(index + 1).ok());
-        places.push(place.unwrap_or(before));
+        places.push(place_of.get(id).copied().unwrap_or(before));
     }
     places
 }

@@ -5,6 +5,7 @@
 
 mod checks;
 mod marks;
+mod servers;
 
 use std::{
     borrow::Cow,
@@ -13,6 +14,9 @@ use std::{
     sync::Arc,
 };
 
+use rpds::RedBlackTreeMapSync;
+
+pub use self::servers::Servers;
 use crate::api::types::{
     ApiError, Change, ClientMask, ErrorCode, Fault, MarkRule, Persistence, Protocol, Scheduler, ServerKey,
     ServerSpec, ServiceKey, ServiceSpec, Setting, Settings, Timeouts, Tunnel,
@@ -36,19 +40,22 @@ pub struct ServiceEntry {
     /// The service's settings; its flags are sorted, without repetition.
     pub spec: ServiceSpec,
     /// The real servers in the schedulers' order, which is IPVS's: the one added last first.
-    pub servers: Vec<ServerSpec>,
+    pub servers: Servers,
 }
 
 /// The longest time-out, of connections and of persistence, in seconds (`MAX_TIMEOUT` of ipvsadm).
 pub const MAX_TIMEOUT: u32 = 86_400 * 31;
 
+/// Services by their identity, in its order. Clones share what they have in common, whatever their size.
+pub type Services = RedBlackTreeMapSync<ServiceKey, Arc<ServiceEntry>>;
+
 /// The whole desired state.
 ///
-/// Clones share their services, so a change can be tried on a copy that replaces the live model only once
-/// everything else has succeeded.
+/// A clone costs nothing and shares its services, so a change can be tried on a copy that replaces the live model only
+/// once everything else has succeeded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Model {
-    services: BTreeMap<ServiceKey, Arc<ServiceEntry>>,
+    services: Services,
     timeouts: Timeouts,
     settings: Settings,
     /// In the order in which they were added.
@@ -60,15 +67,16 @@ type Undo = BTreeMap<ServiceKey, Option<Arc<ServiceEntry>>>;
 
 impl Model {
     /// Every service by its identity.
-    pub fn services(&self) -> &BTreeMap<ServiceKey, Arc<ServiceEntry>> {
+    pub fn services(&self) -> &Services {
         &self.services
     }
 
     /// The same with other entries in the place of some.
     pub fn with_entries(&self, entries: impl IntoIterator<Item = ServiceEntry>) -> Self {
         let mut model = self.clone();
-        let entries = entries.into_iter().map(|entry| (entry.spec.key, Arc::new(entry)));
-        model.services.extend(entries);
+        for entry in entries {
+            model.services.insert_mut(entry.spec.key, Arc::new(entry));
+        }
         model
     }
 
@@ -92,9 +100,9 @@ impl Model {
             (self.timeouts, self.settings, self.marks) = before;
             for (key, entry) in undo {
                 match entry {
-                    Some(entry) => self.services.insert(key, entry),
-                    None => self.services.remove(&key),
-                };
+                    Some(entry) => self.services.insert_mut(key, entry),
+                    None => drop(self.services.remove_mut(&key)),
+                }
             }
             if changes.len() > 1 {
                 error.faults = self.faults(changes);
@@ -148,7 +156,8 @@ impl Model {
         Self {
             services: services.iter().filter_map(entry).collect(),
             marks: Arc::clone(&self.marks),
-            ..*self
+            timeouts: self.timeouts,
+            settings: self.settings,
         }
     }
 
@@ -238,13 +247,13 @@ impl Model {
                         ),
                     ));
                 }
-                let spec = checked_service(service, &[])?;
+                let spec = checked_service(service, &Servers::default())?;
                 undo.entry(spec.key).or_insert(None);
-                self.services.insert(
+                self.services.insert_mut(
                     spec.key,
                     Arc::new(ServiceEntry {
                         spec,
-                        servers: Vec::new(),
+                        servers: Servers::default(),
                     }),
                 );
             }
@@ -255,10 +264,8 @@ impl Model {
                 change_entry(entry, undo).spec = spec;
             }
             Change::DeleteService { service } => {
-                let entry = self
-                    .services
-                    .remove(service)
-                    .ok_or_else(|| no_such_service(service))?;
+                let entry = Arc::clone(self.existing(service)?);
+                self.services.remove_mut(service);
                 undo.entry(*service).or_insert(Some(entry));
             }
             Change::AddServer {
@@ -268,7 +275,7 @@ impl Model {
             } => {
                 let entry = self.defined(service)?;
                 check_ranges(server)?;
-                if entry.position(&server.key).is_some() {
+                if entry.servers.contains(&server.key) {
                     return Err(ApiError::new(
                         ErrorCode::ServerExists,
                         format!(
@@ -288,15 +295,17 @@ impl Model {
                         ),
                     ));
                 }
-                change_entry(entry, undo).servers.insert(0, undrained(server));
+                change_entry(entry, undo).servers.add(undrained(server));
             }
             Change::EditServer { service, server } => {
                 let entry = self.defined(service)?;
                 check_ranges(server)?;
-                let position = entry.existing(&server.key)?;
+                entry.check_existing(&server.key)?;
                 check_server(service, server)?;
                 checks::check_added(entry, server)?;
-                change_entry(entry, undo).servers[position] = undrained(server);
+                if let Some(own) = change_entry(entry, undo).servers.get_mut(&server.key) {
+                    *own = undrained(server);
+                }
             }
             Change::DrainServer {
                 service,
@@ -304,10 +313,11 @@ impl Model {
                 drain,
             } => {
                 let entry = self.defined(service)?;
-                let position = entry.existing(server)?;
-                let server = &mut change_entry(entry, undo).servers[position];
-                server.weight = 0;
-                server.drain = Some(*drain);
+                entry.check_existing(server)?;
+                if let Some(own) = change_entry(entry, undo).servers.get_mut(server) {
+                    own.weight = 0;
+                    own.drain = Some(*drain);
+                }
             }
             Change::SetSettings { settings } => {
                 let mut settings = *settings;
@@ -321,12 +331,12 @@ impl Model {
             Change::ClearMarks => self.marks = Arc::default(),
             Change::DeleteServer { service, server } => {
                 let entry = self.defined(service)?;
-                let position = entry.existing(server)?;
-                change_entry(entry, undo).servers.remove(position);
+                entry.check_existing(server)?;
+                change_entry(entry, undo).servers.remove(server);
             }
             Change::Clear => {
-                for (key, entry) in std::mem::take(&mut self.services) {
-                    undo.entry(key).or_insert(Some(entry));
+                for (key, entry) in &std::mem::take(&mut self.services) {
+                    undo.entry(*key).or_insert_with(|| Some(Arc::clone(entry)));
                 }
             }
         }
@@ -352,17 +362,8 @@ impl Model {
 impl ServiceEntry {
     /// The shortest list of changes that makes this service where it does not exist.
     pub fn changes(&self) -> impl Iterator<Item = Change> {
-        let service = self.spec.key;
         // Each added server goes to the head, so the tail must be added first.
-        let servers = self
-            .servers
-            .iter()
-            .rev()
-            .flat_map(move |server| server.added(service));
-        std::iter::once(Change::AddService {
-            service: self.spec.clone(),
-        })
-        .chain(servers)
+        self.spec.added(self.servers.iter().rev())
     }
 
     /// The fallback as a destination of this service.
@@ -384,20 +385,28 @@ impl ServiceEntry {
         servers.chain(self.fallback().map(Cow::Owned))
     }
 
-    fn position(&self, key: &ServerKey) -> Option<usize> {
-        self.servers.iter().position(|server| server.key == *key)
+    fn check_existing(&self, key: &ServerKey) -> Result<(), ApiError> {
+        if self.servers.contains(key) {
+            return Ok(());
+        }
+        Err(ApiError::new(
+            ErrorCode::NoSuchServer,
+            format!(
+                "there is no real server {key} in service {}: list the service to see which there are",
+                self.spec.key
+            ),
+        ))
     }
+}
 
-    fn existing(&self, key: &ServerKey) -> Result<usize, ApiError> {
-        self.position(key).ok_or_else(|| {
-            ApiError::new(
-                ErrorCode::NoSuchServer,
-                format!(
-                    "there is no real server {key} in service {}: list the service to see which there are",
-                    self.spec.key
-                ),
-            )
+impl ServiceSpec {
+    /// The changes that make this service with these real servers, in the order of adding, where it does not exist.
+    pub fn added<'a>(&self, servers: impl Iterator<Item = &'a ServerSpec>) -> impl Iterator<Item = Change> {
+        let service = self.key;
+        std::iter::once(Change::AddService {
+            service: self.clone(),
         })
+        .chain(servers.flat_map(move |server| server.added(service)))
     }
 }
 
@@ -449,7 +458,7 @@ fn undrained(spec: &ServerSpec) -> ServerSpec {
 }
 
 /// The settings as they are kept: valid, with their flags in order, and without a mask that masks nothing.
-fn checked_service(spec: &ServiceSpec, servers: &[ServerSpec]) -> Result<ServiceSpec, ApiError> {
+fn checked_service(spec: &ServiceSpec, servers: &Servers) -> Result<ServiceSpec, ApiError> {
     let ServiceSpec {
         key,
         scheduler: _,

@@ -104,12 +104,12 @@ impl Service {
             .iter()
             .any(|(_, standing)| matches!(standing, Standing::Down(_)));
         let seen = (has_down || has_fallen_back).then(|| {
+            let servers = standings.into_iter().filter_map(seen_server);
             let mut seen = ServiceEntry {
                 spec: entry.spec.clone(),
-                servers: standings.into_iter().filter_map(seen_server).collect(),
+                servers: servers.chain(fallback).collect(),
             };
-            if let Some(fallback) = fallback {
-                seen.servers.push(fallback);
+            if has_fallen_back {
                 // The rings of these keep the places of servers without weight, whose clients would be refused. With
                 // one that has any, all schedulers are the same.
                 if matches!(seen.spec.scheduler, Scheduler::Sh | Scheduler::Dh | Scheduler::Mh) {

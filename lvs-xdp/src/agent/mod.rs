@@ -4,18 +4,23 @@
 //! the second's tick. [`state`] is what it owns; [`crate::api::server`] puts requests into the queue.
 //! [`reload`] reads the configuration file. [`crate::nic`] says what the program cannot be attached to, and why.
 //! [`effective`] is the one place that says which servers get new connections; [`slow_start`] is the rule by which they
-//! rise to their weight, [`rates`] that by which rates follow counters. [`privileges`] says what it may do once it is set
+//! rise to their weight, [`rates`] that by which rates follow counters, [`sampling`] which are read. [`uses`], [`vips`] and [`hops`] know of the live
+//! model what has to be found by address. [`privileges`] says what it may do once it is set
 //! up. [`connections`] lists and removes connection entries beside the task: their tables may change under whoever reads
 //! them.
 //! Forwarding needs none of it: an agent may be killed at any moment, and the next one goes on.
 
 pub(crate) mod connections;
 mod effective;
+mod hops;
 mod privileges;
 mod rates;
 mod reload;
+mod sampling;
 mod slow_start;
 mod state;
+mod uses;
+mod vips;
 
 use std::{
     io::{self, IsTerminal as _},
@@ -309,7 +314,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
 
 /// Refuses tables without room for what is to be restored, while the program that runs has it all.
 fn check_room(model: &Model, config: &Config, holder: &Path) -> anyhow::Result<()> {
-    let services = model.services().len();
+    let services = model.services().size();
     let servers: usize = model
         .services()
         .values()

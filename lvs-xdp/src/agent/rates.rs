@@ -44,7 +44,7 @@ impl Rate {
 
 /// What is known of one service or destination.
 #[derive(Debug, Clone, Copy, Default)]
-struct Estimate {
+pub(super) struct Estimate {
     last: Stats,
     connections: Rate,
     packets: Rate,
@@ -52,7 +52,8 @@ struct Estimate {
 }
 
 impl Estimate {
-    fn follow(&mut self, now: Stats, elapsed: Duration) {
+    /// Takes a sample, so long after the last one.
+    pub(super) fn follow(&mut self, now: Stats, elapsed: Duration) {
         // Counters that have fallen were set to 0 meanwhile.
         let grown = |now: u64, last: u64| if now < last { now } else { now - last };
         let Self {
@@ -67,7 +68,24 @@ impl Estimate {
         *last = now;
     }
 
-    fn read(&self) -> Rates {
+    /// Takes a first sample, which later ones are compared with.
+    pub(super) fn begin(&mut self, now: Stats) {
+        self.last = now;
+    }
+
+    /// What had been counted at the last sample.
+    pub(super) fn last(&self) -> Stats {
+        self.last
+    }
+
+    /// Whether samples without anything new change nothing any more.
+    pub(super) fn is_still(&self) -> bool {
+        let rates = [self.connections, self.packets, self.bytes];
+        rates.iter().all(|rate| -rate.0 >> 2 == 0)
+    }
+
+    /// The rates as they are listed.
+    pub(super) fn read(&self) -> Rates {
         Rates {
             connections: self.connections.read::<FINE>(),
             packets: self.packets.read::<FINE>(),
@@ -115,7 +133,7 @@ impl<K: Copy + Eq + Hash> Estimator<K> {
                 let mut estimate = before.get(&key).copied().unwrap_or_default();
                 match elapsed {
                     Some(elapsed) => estimate.follow(stats, elapsed),
-                    None => estimate.last = stats,
+                    None => estimate.begin(stats),
                 }
                 (key, estimate)
             })

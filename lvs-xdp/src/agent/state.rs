@@ -6,7 +6,9 @@ mod configure;
 mod counters;
 mod drain;
 mod interfaces;
+mod live;
 mod report;
+mod servers;
 mod tunnels;
 
 use std::{
@@ -23,21 +25,19 @@ use tokio::{sync::oneshot, task::JoinHandle};
 use tracing::{error, info, warn};
 
 use self::announcements::Announcements;
-use self::configure::{Made, Task};
+use self::configure::Task;
 use self::counters::Estimators;
-use self::tunnels::{reach, tunnelled};
-use super::{
-    Config, Request,
-    effective::{Effective, Standing},
-    slow_start::SlowStart,
-};
+use super::{Config, Request, hops::Hops, slow_start::SlowStart, uses::Uses, vips::Vips};
 use crate::{
-    api::types::{ApiError, ErrorCode, Plan, ServerKey, ServerSpec, ServiceKey},
+    api::types::{ApiError, ErrorCode, Plan, ServerKey, ServiceKey},
     checks::Checks,
-    dataplane::{self, Dataplane, compile::Compiler},
-    journal::{Journal, Transaction},
+    dataplane::{
+        self, Dataplane,
+        compile::{Compiler, Way},
+    },
+    journal::Journal,
     model::Model,
-    neighbour::{self, Event, Neighbours, Resolution},
+    neighbour::{Event, Neighbours, Resolution},
 };
 
 /// How long the neighbours of the restored state are waited for before the first compilation.
@@ -113,6 +113,11 @@ pub(crate) struct State {
     left_out: HashSet<(ServiceKey, ServerKey)>,
     /// The services whose fallback takes all new connections.
     fallen_back: BTreeSet<ServiceKey>,
+    uses: Uses,
+    vips: Vips,
+    hops: Hops,
+    /// Addresses that have begun or ended to be of use since [`State::follow_servers`], as far as anybody knows.
+    unfollowed: BTreeSet<IpAddr>,
     /// What was last heard of each address that is watched: servers', and routers' on the way to tunnels' ends.
     usable: BTreeMap<IpAddr, bool>,
     /// The same of servers behind tunnels.
@@ -139,8 +144,18 @@ impl State {
         config: Config,
         warnings: Vec<String>,
     ) -> anyhow::Result<Self> {
+        let compiler = dataplane.compiler()?;
+        let walked = Uses::of(&model, BTreeSet::new());
+        let own = walked
+            .addresses()
+            .filter(|address| compiler.way(*address) == Some(Way::Local));
+        let uses = Uses::of(&model, own.collect());
         Ok(Self {
-            compiler: dataplane.compiler()?,
+            unfollowed: uses.addresses().collect(),
+            uses,
+            vips: Vips::of(&model, &BTreeSet::new()),
+            hops: Hops::default(),
+            compiler,
             dataplane,
             model,
             journal,
@@ -171,7 +186,6 @@ impl State {
     /// Brings the maps to what the journal says, whatever an agent before has left in them; or to another table, by
     /// its name, where one is given.
     pub(super) async fn start(&mut self, wanted: Option<(Model, String)>) -> anyhow::Result<()> {
-        let servers = servers(&self.model);
         let known = self.compiler.services();
         for (service, entry) in self.model.services() {
             for server in &entry.servers {
@@ -184,18 +198,7 @@ impl State {
         }
         self.note_macs();
         self.adopt_announced();
-        for &address in &servers {
-            self.neighbours.watch(address).await;
-        }
-        let known = servers
-            .iter()
-            .map(|&address| self.neighbours.resolve(address, FIRST_RESOLUTION));
-        futures_util::future::join_all(known).await;
-        let routers = self.routers();
-        let known = routers
-            .iter()
-            .map(|&address| self.neighbours.resolve(address, FIRST_RESOLUTION));
-        futures_util::future::join_all(known).await;
+        self.find_servers().await;
         self.stale = self.compiler.services();
         self.stale.extend(self.model.services().keys().copied());
         if let Some((model, how)) = wanted {
@@ -291,12 +294,12 @@ impl State {
 
     /// Carries out every change that waits, in one step, unless the last one has not settled.
     pub(super) async fn carry_out(&mut self) {
-        if std::mem::take(&mut self.are_peers_stale) {
-            let peers = self.peers(&self.model);
-            self.follow_peers(&peers);
+        if self.uses.take_new_companions() || std::mem::take(&mut self.are_peers_stale) {
+            self.follow_peers();
         }
         if std::mem::take(&mut self.are_vips_stale) {
-            self.follow_announced();
+            let all = self.vips.addresses().chain(self.announced()).collect();
+            self.follow_announced(&all);
         }
         if std::mem::take(&mut self.is_steering_stale) {
             self.follow_steered();
@@ -329,54 +332,6 @@ impl State {
             self.grace = Some(tokio::task::spawn_blocking(dataplane::grace));
         }
         self.follow_servers().await;
-    }
-
-    /// Makes live in one step what waits, and brings stale services up to date. What makes no sense is
-    /// refused at once, and hinders nothing else.
-    ///
-    /// # Errors
-    ///
-    /// Why nothing of the rest was made, and the rest.
-    fn attempt(
-        &mut self,
-        stale: &BTreeSet<ServiceKey>,
-        waiting: Vec<Waiting>,
-    ) -> Result<(), (ApiError, Vec<Waiting>)> {
-        let mut wanted = self.model.clone();
-        let mut touched = stale.clone();
-        let mut accepted = Vec::new();
-        for request in waiting {
-            let changes = request.task.changes(&wanted);
-            let also = wanted.touched(&changes);
-            // Of a table of thousands of services most changes touch one.
-            let before = wanted.part(&also);
-            match wanted.apply(&changes) {
-                Ok(()) => {
-                    let made = self.made(&request, changes, &before, &wanted.part(&also));
-                    touched.extend(also);
-                    accepted.push((request, made));
-                }
-                Err(error) => self.answer(request.origin, Err(error)),
-            }
-        }
-        if accepted.is_empty() && stale.is_empty() {
-            return Ok(());
-        }
-        let (requests, made): (Vec<_>, Vec<_>) = accepted.into_iter().unzip();
-        let (transactions, plans): (Vec<_>, Vec<_>) = (made
-            .into_iter()
-            .map(|Made { transaction, plan }| (transaction, plan)))
-        .unzip();
-        if let Err(error) = self.make_live(wanted, &touched, transactions) {
-            return Err((error, requests));
-        }
-        if !stale.is_empty() {
-            self.faults.note(STALE, Ok::<_, ApiError>(()));
-        }
-        for (request, plan) in requests.into_iter().zip(plans) {
-            self.answer(request.origin, Ok(plan));
-        }
-        Ok(())
     }
 
     /// Says that something was not made. Stale services stay so: nobody has asked, so nobody asks again.
@@ -425,124 +380,13 @@ impl State {
         }
     }
 
-    /// Plans, keeps and makes live: in this order, so that what is live is always what is kept, and what
-    /// is kept has always fitted.
-    fn make_live(
-        &mut self,
-        wanted: Model,
-        touched: &BTreeSet<ServiceKey>,
-        transactions: Vec<Transaction>,
-    ) -> Result<(), ApiError> {
-        let changes = transactions.iter().flat_map(|made| &made.changes);
-        let told = Model::told(changes);
-        let addresses: BTreeSet<_> = touched
-            .iter()
-            .filter_map(|key| wanted.services().get(key))
-            .flat_map(|entry| entry.destinations().map(|server| server.key.address))
-            .collect();
-        for address in addresses {
-            self.note_way(address);
-        }
-        for address in tunnelled(&wanted).into_keys() {
-            self.note_tunnel(address);
-        }
-        let Self {
-            compiler,
-            neighbours,
-            held_back,
-            slow_start,
-            checks,
-            left_out,
-            ..
-        } = self;
-        let weight = |service: &ServiceKey, server: &ServerKey| {
-            let is_left_out = left_out.contains(&(*service, *server));
-            compiler
-                .effective_weight(service, server)
-                .or(is_left_out.then_some(0))
-        };
-        let checked = checks.next(&wanted, touched, weight);
-        let effective = Effective::new(&wanted, touched, |entry, server| {
-            if let Some(follows) = checked.down(&entry.spec.key, &server.key) {
-                Standing::Down(follows)
-            } else if is_usable(reach(neighbours, server).as_ref(), held_back, server.key.address) {
-                Standing::Usable
-            } else {
-                Standing::Unreachable
-            }
-        });
-        let is_usable = |service: &ServiceKey, server: &ServerSpec| effective.is_usable(service, &server.key);
-        let risen = slow_start.next(&wanted, touched, is_usable, Instant::now());
-        let seen = effective.seen(&wanted);
-        let plan = compiler.plan(&seen, touched, &told, |service, server| {
-            if is_usable(service, server) {
-                risen.weight(service, server)
-            } else {
-                0
-            }
-        })?;
-        if let Err(cause) = self.journal.append(transactions) {
-            self.compiler.discard(plan);
-            return Err(ApiError::new(
-                ErrorCode::Internal,
-                format!(
-                    "the change could not be written to {}, so it was not made: {cause}",
-                    self.config.state_dir.display()
-                ),
-            ));
-        }
-        self.dataplane.set_timeouts(wanted.timeouts());
-        // Before the first packet could go round in circles.
-        let peers = self.peers(&wanted);
-        self.follow_peers(&peers);
-        // The new ones before their services, the old ones until these are gone.
-        let mut vips = self.vips(&self.model);
-        vips.extend(self.vips(&wanted));
-        self.checks.host().set_vips(vips.keys().copied().collect());
-        self.follow_vips(vips);
-        self.checks.adopt(checked);
-        self.follow_steered();
-        self.compiler.apply(plan);
-        self.slow_start.adopt(risen);
-        self.note_fallen_back(&wanted, effective.fallen_back());
-        self.model = wanted;
-        self.follow_announced();
-        Ok(())
-    }
-
-    /// Watches the servers that there are, and no others.
-    async fn follow_servers(&mut self) {
-        let mut wanted = servers(&self.model);
-        wanted.extend(self.routers());
-        for &address in &wanted {
-            if !self.usable.contains_key(&address) {
-                self.neighbours.watch(address).await;
-                let usable = is_usable(
-                    self.neighbours.resolution(address).as_ref(),
-                    &self.held_back,
-                    address,
-                );
-                self.usable.insert(address, usable);
-            }
-        }
-        let gone: Vec<_> = self
-            .usable
-            .keys()
-            .copied()
-            .filter(|address| !wanted.contains(address))
-            .collect();
-        for address in gone {
-            self.usable.remove(&address);
-            self.neighbours.forget(address).await;
-        }
-    }
-
     /// Takes in what the kernel says of neighbours, addresses and interfaces.
     pub(super) fn hear(&mut self, event: Event) {
         match event {
             Event::Resolution { address, resolution } => self.hear_resolution(address, &resolution),
             Event::Path { address, .. } => {
                 self.is_steering_stale = true;
+                self.follow_hop(address);
                 self.hear_hop(address);
             }
             Event::LocalAddresses(addresses) => {
@@ -554,41 +398,6 @@ impl State {
                 self.hear_link(if_index, link);
             }
         }
-    }
-
-    fn hear_resolution(&mut self, address: IpAddr, resolution: &Resolution) {
-        if !matches!(resolution, Resolution::Resolving) {
-            self.held_back.remove(&address);
-        }
-        self.note_way(address);
-        self.hear_hop(address);
-        let usable = is_usable(Some(resolution), &self.held_back, address);
-        let Some(before) = self.usable.get_mut(&address) else {
-            return;
-        };
-        if *before == usable {
-            return;
-        }
-        *before = usable;
-        let concerned =
-            self.services_with(|server| server.key.address == address && server.method.tunnel().is_none());
-        if concerned.is_empty() {
-            return;
-        }
-        match resolution {
-            Resolution::Ready { interface, .. } => {
-                info!("real server {address} answers on {interface}: it gets new connections");
-            }
-            Resolution::Local => info!("real server {address} is this director: it gets new connections"),
-            Resolution::NotOnLink(why) => {
-                warn!("real server {address} cannot work with direct routing: {why}");
-            }
-            Resolution::Unreachable | Resolution::Resolving => {
-                let asked_by = neighbour::protocol(address);
-                warn!("real server {address} does not answer {asked_by}: it gets no new connections");
-            }
-        }
-        self.stale.extend(concerned);
     }
 
     /// The second's work: expired entries, drained servers, slow starts, ids that nothing names any more, the
@@ -626,13 +435,6 @@ impl State {
 fn a_second() -> std::io::Result<()> {
     std::thread::sleep(Duration::from_secs(1));
     Ok(())
-}
-
-fn servers(model: &Model) -> BTreeSet<IpAddr> {
-    let entries = model.services().values();
-    entries
-        .flat_map(|entry| entry.destinations().map(|server| server.key.address))
-        .collect()
 }
 
 /// Whether a server gets new connections. While it is asked for the first time it does, as with IPVS.

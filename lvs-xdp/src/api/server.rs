@@ -1,6 +1,6 @@
 //! The API's server: HTTP/1.1 and JSON on a Unix socket, described by OpenAPI at `/openapi.json`.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -40,7 +40,7 @@ use crate::{
         Request,
         connections::{self, Format, Listing},
     },
-    neighbour::{Neighbours, OffLink, Resolution},
+    neighbour::{Neighbours, Resolution},
 };
 
 /// How long an added server's neighbour is waited for, so that the first connection finds it resolved.
@@ -364,10 +364,18 @@ impl Api {
                 _ => None,
             })
             .collect();
-        let resolutions = added.iter().map(|(server, _)| self.resolve_server(server));
-        let resolutions = futures_util::future::join_all(resolutions).await;
-        for ((server, required), resolution) in added.iter().zip(resolutions) {
-            if let (true, Resolution::NotOnLink(why)) = (required, resolution) {
+        // Thousands of services may have the same real servers.
+        let addresses: BTreeSet<_> = added.iter().map(|(server, _)| server.key.address).collect();
+        self.neighbours.resolve_all(addresses, RESOLUTION).await;
+        let is_tunnelled = |server: &ServerSpec| server.method.tunnel().is_some();
+        let tunnelled = added.iter().filter(|(server, _)| is_tunnelled(server));
+        let routers: BTreeSet<_> = tunnelled
+            .filter_map(|(server, _)| self.neighbours.resolution(server.key.address)?.router())
+            .collect();
+        self.neighbours.resolve_all(routers, RESOLUTION).await;
+        for (server, _) in added.iter().filter(|(_, is_required)| *is_required) {
+            let reached = self.neighbours.reach(server.key.address, is_tunnelled(server));
+            if let Some(Resolution::NotOnLink(why)) = reached {
                 let method = match server.method {
                     ForwardingMethod::Dr => "work with direct routing",
                     ForwardingMethod::Tunnel(_) => "be reached through a tunnel",
@@ -380,17 +388,6 @@ impl Api {
             }
         }
         Ok(())
-    }
-
-    /// What is known of the way to a server after a moment: of one behind a tunnel, of the way to the router.
-    async fn resolve_server(&self, server: &ServerSpec) -> Resolution {
-        let direct = self.neighbours.resolve(server.key.address, RESOLUTION).await;
-        match (&direct, server.method) {
-            (Resolution::NotOnLink(OffLink::Gateway(Some(router))), ForwardingMethod::Tunnel(_)) => {
-                self.neighbours.resolve(*router, RESOLUTION).await
-            }
-            _ => direct,
-        }
     }
 }
 

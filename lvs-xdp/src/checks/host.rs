@@ -55,10 +55,16 @@ impl Host {
         facts.steered = interfaces.into_iter().collect();
     }
 
-    /// Notes the virtual addresses.
-    pub(crate) fn set_vips(&self, vips: BTreeSet<IpAddr>) {
+    /// Notes which addresses are virtual ones, and which are so no more.
+    pub(crate) fn note_vips(&self, vips: impl IntoIterator<Item = (IpAddr, bool)>) {
         let mut facts = self.facts.write().unwrap_or_else(PoisonError::into_inner);
-        facts.vips = vips;
+        for (address, is_vip) in vips {
+            if is_vip {
+                facts.vips.insert(address);
+            } else {
+                facts.vips.remove(&address);
+            }
+        }
     }
 
     /// The way to a target.

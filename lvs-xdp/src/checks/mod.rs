@@ -113,6 +113,8 @@ pub(crate) struct Checks {
     entries: BTreeMap<Name, Entry>,
     /// Who it is that the runner's reports are about.
     names: HashMap<u64, Name>,
+    /// The real servers that are asked for a virtual address, with how many checks do so.
+    steered: BTreeMap<IpAddr, u32>,
     last_id: u64,
 }
 
@@ -123,6 +125,7 @@ impl Checks {
             host,
             entries: BTreeMap::new(),
             names: HashMap::new(),
+            steered: BTreeMap::new(),
             last_id: 0,
         }
     }
@@ -157,18 +160,21 @@ impl Checks {
         Next(touched.iter().map(of).collect())
     }
 
-    /// Begins the checks that there are to be, and ends those that there are not.
-    pub(crate) fn adopt(&mut self, next: Next) {
+    /// Begins the checks that there are to be, and ends those that there are not. Whether others than before are
+    /// [`Checks::steered`].
+    pub(crate) fn adopt(&mut self, next: Next) -> bool {
+        let mut is_other = false;
         for (service, checked) in next.0 {
             for name in self.names_of(&service) {
                 if !checked.contains_key(&name.1) {
-                    self.end(&name);
+                    is_other |= self.end(&name);
                 }
             }
             for (server, (job, state)) in checked {
-                self.begin((service, server), job, state);
+                is_other |= self.begin((service, server), job, state);
             }
         }
+        is_other
     }
 
     fn names_of(&self, service: &ServiceKey) -> Vec<Name> {
@@ -181,10 +187,10 @@ impl Checks {
     }
 
     /// Begins a check, or goes on with one; what is known of the real server stays.
-    fn begin(&mut self, name: Name, job: Job, state: CheckState) {
+    fn begin(&mut self, name: Name, job: Job, state: CheckState) -> bool {
         let before = self.entries.get_mut(&name);
         if before.as_ref().is_some_and(|before| before.job == job) {
-            return;
+            return false;
         }
         self.last_id += 1;
         let id = self.last_id;
@@ -199,13 +205,33 @@ impl Checks {
         health.fault = job.target.as_ref().err().cloned();
         self.runner.begin(id, job.clone());
         self.names.insert(id, name);
-        self.entries.insert(name, Entry { id, job, health });
+        let mut is_other = self.note_steered(&job, true);
+        if let Some(before) = self.entries.insert(name, Entry { id, job, health }) {
+            is_other |= self.note_steered(&before.job, false);
+        }
+        is_other
     }
 
-    fn end(&mut self, name: &Name) {
-        if let Some(entry) = self.entries.remove(name) {
-            self.runner.end(entry.id);
-            self.names.remove(&entry.id);
+    fn end(&mut self, name: &Name) -> bool {
+        let Some(entry) = self.entries.remove(name) else {
+            return false;
+        };
+        self.runner.end(entry.id);
+        self.names.remove(&entry.id);
+        self.note_steered(&entry.job, false)
+    }
+
+    /// Notes that there is a check, or is one no more. Whether its real server is the first or last such.
+    fn note_steered(&mut self, job: &Job, is_there: bool) -> bool {
+        let target = job.target.as_ref().ok();
+        let Some(target) = target.filter(|target| target.asked.ip() != target.rip) else {
+            return false;
+        };
+        let count = self.steered.entry(target.rip).or_default();
+        *count = if is_there { *count + 1 } else { *count - 1 };
+        match *count {
+            0 => self.steered.remove(&target.rip).is_some(),
+            count => count == 1 && is_there,
         }
     }
 
@@ -232,20 +258,10 @@ impl Checks {
         Some(service)
     }
 
-    /// What needs attention about a real server: that it is down, or cannot be checked, and why.
-    pub(crate) fn complaint(&self, service: &ServiceKey, server: &ServerKey) -> Option<String> {
-        let Health {
-            state, last, fault, ..
-        } = &self.entries.get(&(*service, *server))?.health;
-        match (state, fault, last) {
-            (CheckState::Up, None, _) => None,
-            (CheckState::Up, Some(fault), _) => Some(format!("cannot be checked, and counts as up: {fault}")),
-            (CheckState::Down, Some(fault), _) => {
-                Some(format!("cannot be checked, and counts as down: {fault}"))
-            }
-            (CheckState::Down, None, Some(last)) => Some(format!("is down: {}", last.why)),
-            (CheckState::Down, None, None) => Some("counts as down until its first check".to_owned()),
-        }
+    /// The real servers that need attention: that they are down, or cannot be checked, and why.
+    pub(crate) fn complaints(&self) -> impl Iterator<Item = (ServiceKey, ServerKey, String)> {
+        let entries = self.entries.iter();
+        entries.filter_map(|(&(service, server), entry)| Some((service, server, complaint(&entry.health)?)))
     }
 
     /// The host that the checks leave from.
@@ -254,15 +270,8 @@ impl Checks {
     }
 
     /// The real servers that are asked for a virtual address.
-    pub(crate) fn steered(&self) -> BTreeSet<IpAddr> {
-        let targets = self
-            .entries
-            .values()
-            .filter_map(|entry| entry.job.target.as_ref().ok());
-        targets
-            .filter(|target| target.asked.ip() != target.rip)
-            .map(|target| target.rip)
-            .collect()
+    pub(crate) fn steered(&self) -> impl Iterator<Item = IpAddr> {
+        self.steered.keys().copied()
     }
 
     /// Every check with its last result.
@@ -295,6 +304,19 @@ impl Next {
     pub(crate) fn down(&self, service: &ServiceKey, server: &ServerKey) -> Option<OnFailure> {
         let (job, state) = self.0.get(service)?.get(server)?;
         (*state == CheckState::Down).then_some(job.check.on_failure)
+    }
+}
+
+fn complaint(health: &Health) -> Option<String> {
+    let Health {
+        state, last, fault, ..
+    } = health;
+    match (state, fault, last) {
+        (CheckState::Up, None, _) => None,
+        (CheckState::Up, Some(fault), _) => Some(format!("cannot be checked, and counts as up: {fault}")),
+        (CheckState::Down, Some(fault), _) => Some(format!("cannot be checked, and counts as down: {fault}")),
+        (CheckState::Down, None, Some(last)) => Some(format!("is down: {}", last.why)),
+        (CheckState::Down, None, None) => Some("counts as down until its first check".to_owned()),
     }
 }
 

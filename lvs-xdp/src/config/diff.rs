@@ -118,7 +118,7 @@ pub fn steps(
         }
         let servers = Servers::of(present, wanted);
         for server in present.servers.iter().rev() {
-            if !wanted.servers.iter().any(|other| other.key == server.key) {
+            if !wanted.servers.contains(&server.key) {
                 let touched = connections(key, &server.key);
                 push(
                     Action::Delete,
@@ -130,7 +130,7 @@ pub fn steps(
         }
         for (position, server) in wanted.servers.iter().rev().enumerate() {
             let object = words::server(key, &server.key);
-            let Some(old) = present.servers.iter().find(|old| old.key == server.key) else {
+            let Some(old) = present.servers.get(&server.key) else {
                 push(
                     Action::Add,
                     object,
@@ -225,7 +225,7 @@ fn edits(present: &ServiceEntry, wanted: &ServiceEntry) -> Vec<Change> {
         }
     }
     for server in in_order().take(kept) {
-        let old = present.servers.iter().find(|old| old.key == server.key);
+        let old = present.servers.get(&server.key);
         if let Some(old) = old.filter(|old| *old != server) {
             changes.extend(edit(service, old, server));
         }

@@ -20,7 +20,7 @@ pub use self::{
 
 use crate::{
     api::types::{ApiError, Change, Configuration, ConfiguredService},
-    model::{Model, ServiceEntry},
+    model::Model,
 };
 
 impl Configuration {
@@ -51,13 +51,7 @@ impl Configuration {
             Change::SetTimeouts { timeouts: *timeouts },
         ];
         let marks = mark.iter().cloned().map(|rule| Change::AddMark { rule });
-        let services = service.iter().flat_map(|service| {
-            let entry = ServiceEntry {
-                spec: service.spec.clone(),
-                servers: service.server.iter().rev().cloned().collect(),
-            };
-            entry.changes().collect::<Vec<_>>()
-        });
+        let services = (service.iter()).flat_map(|service| service.spec.added(service.server.iter()));
         general.into_iter().chain(marks).chain(services).collect()
     }
 

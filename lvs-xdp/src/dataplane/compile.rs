@@ -7,7 +7,12 @@
 //!
 //! What the rows say is all there is: an agent that adopts pinned maps reads its bookkeeping from them.
 
+mod adopt;
+mod ending;
+mod members;
 mod plan;
+mod ways;
+mod wide;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -16,25 +21,23 @@ use std::{
 };
 
 use lvs_xdp_common::{
-    abi::{Cursor, Kind, ListEntry, ListWord, RingWord, Tags, control_flag, destination_flag, service_flag},
-    flow::FTP_PORT,
-    hash,
-    maps::Maps as _,
+    abi::{Counts, Cursor, Kind, ListWord, Options, Tags, control_flag, destination_flag},
     scheduler,
 };
 
 pub use self::plan::Plan;
-use self::plan::{Planned, Setting};
+use self::{
+    members::Members,
+    plan::{Planned, Setting},
+    wide::Wide,
+};
 use super::{
     extents::{Extent, Extents},
     marks::Marks,
-    rows::{
-        address, count, enter_index, high, leave_index, length, list_extent, live, ring_extent, server_key,
-        service_key, service_row, store, store_tunnel, store_way, tunnel_way, way,
-    },
+    rows::{address, high, length, live, low, service_row, store, store_way},
     tables::{Capacity, Tables},
 };
-use crate::api::types::{Protocol, ServerKey, ServiceKey, Stats};
+use crate::api::types::{ServerKey, ServiceKey, Stats};
 
 /// The way to a real server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,9 +89,10 @@ pub struct Compiler {
     lists: Extents,
     rings: Extents,
     services: BTreeMap<ServiceKey, Slot>,
-    destinations: HashMap<(u32, ServerKey), u32>,
-    members: HashMap<u32, (u32, ServerKey)>,
-    removed: BTreeSet<u32>,
+    members: Members,
+    wide: Wide,
+    /// Services whose row is kept for the connections of their destinations.
+    deleted: BTreeSet<ServiceKey>,
     free_services: BTreeSet<u32>,
     free_destinations: BTreeSet<u32>,
     ways: HashMap<IpAddr, Way>,
@@ -98,6 +102,11 @@ pub struct Compiler {
     unsettled: Vec<u32>,
     garbage: Vec<(Extent, Extent)>,
     marks: Marks,
+}
+
+/// Whether connections or templates name a destination.
+fn is_busy(counts: &Counts) -> bool {
+    counts.connections.load() != 0 || counts.templates.load() != 0
 }
 
 /// Whether a scheduler goes by a place in its list.
@@ -117,9 +126,9 @@ impl Compiler {
             lists: Extents::new(length(&tables.lists)),
             rings: Extents::new(length(&tables.rings)),
             services: BTreeMap::new(),
-            destinations: HashMap::new(),
-            members: HashMap::new(),
-            removed: BTreeSet::new(),
+            members: Members::default(),
+            wide: Wide::default(),
+            deleted: BTreeSet::new(),
             free_services: (1..length(&tables.services)).collect(),
             free_destinations: (1..length(&tables.destinations)).collect(),
             ways: HashMap::new(),
@@ -135,70 +144,6 @@ impl Compiler {
         compiler
     }
 
-    fn adopt(&mut self) {
-        let tables = Arc::clone(&self.tables);
-        let live = live(&tables.control[0]);
-        for (id, row) in (0..).zip(tables.services.iter()) {
-            let Some(key) = service_key(row) else { continue };
-            let word = ListWord(row.lists[live].load());
-            // An agent that was killed between making a change live and settling it left the other
-            // configuration behind; one that was killed before left a row that nothing refers to.
-            row.lists[1 - live].store(word.0);
-            row.rings[1 - live].store(row.rings[live].load());
-            row.options[1 - live].store(row.options[live].load());
-            if word.kind() == Kind::Absent {
-                self.clear(id);
-                continue;
-            }
-            self.free_services.remove(&id);
-            let ids: Vec<u32> = (0..word.length())
-                .filter_map(|index| tables.list(word.offset() + 1 + index))
-                .map(|entry| ListEntry(entry.load()).id())
-                .collect();
-            let list = list_extent(word);
-            let ring = ring_extent(RingWord(row.rings[live].load()));
-            self.lists.reserve(list);
-            self.rings.reserve(ring);
-            if takes_turns(word.kind()) {
-                self.carry_cursor(id, word);
-            }
-            self.services.insert(
-                key,
-                Slot {
-                    id,
-                    list,
-                    ring,
-                    word,
-                    ids,
-                },
-            );
-        }
-        let listed: HashSet<u32> = self
-            .services
-            .values()
-            .flat_map(|slot| slot.ids.iter().copied())
-            .collect();
-        for (id, row) in (0..).zip(tables.destinations.iter()) {
-            let towards = row.towards.load();
-            if towards & destination_flag::USED == 0 {
-                continue;
-            }
-            let server = server_key(row);
-            self.free_destinations.remove(&id);
-            self.destinations.insert((row.service(), server), id);
-            self.members.insert(id, (row.service(), server));
-            if towards & destination_flag::REMOVED != 0 || !listed.contains(&id) {
-                row.towards.store(towards | destination_flag::REMOVED);
-                self.removed.insert(id);
-            } else if let Some(tunnel) = tunnel_way(row, &tables.tunnels[id as usize]) {
-                self.tunnels.insert(server.address, tunnel);
-            } else if let Some(way) = way(row) {
-                // What was known goes on until the neighbours are known anew.
-                self.ways.insert(server.address, way);
-            }
-        }
-    }
-
     /// Makes a plan live, in one step. [`Compiler::settle`] must have been called since the last one.
     pub fn apply(&mut self, plan: Plan) {
         let tables = Arc::clone(&self.tables);
@@ -212,7 +157,7 @@ impl Compiler {
             .services
             .iter()
             .map(|planned| (planned.key, planned.slot.word.kind()));
-        self.note_wide_services(planned.chain(self.kinds()));
+        self.wide.announce(control, planned);
         if let Some(rules) = &plan.marks {
             self.marks.announce(rules);
         }
@@ -256,7 +201,7 @@ impl Compiler {
             row.address[1].store(address.low());
             row.identity.store(identity);
             row.flags.store(self.local_flag(key));
-            self.enter(slot.id, *key);
+            self.enter(slot.id, key);
         }
         for (id, server) in added {
             self.write_destination(*id, slot.id, *server);
@@ -326,24 +271,6 @@ impl Compiler {
         }
     }
 
-    /// Notes by which method packets go to a destination, which is by what [`tunnel_word`](super::rows::tunnel_word)
-    /// says, and the way that is known for it.
-    fn lead(&self, id: u32, tunnel: u64) {
-        let tables = &self.tables;
-        let row = &tables.destinations[id as usize];
-        let server = server_key(row).address;
-        let towards = row.towards.load() & !destination_flag::TUNNEL;
-        if tunnel == 0 {
-            row.towards.store(towards);
-            store_way(row, self.ways.get(&server).copied());
-            return;
-        }
-        store_tunnel(&tables.tunnels[id as usize], tunnel, self.tunnels.get(&server));
-        // Of no effect before the way follows, which makes the destination a special one.
-        row.towards.store(towards | destination_flag::TUNNEL);
-        store_way(row, self.tunnels.get(&server).map(|tunnel| tunnel.way));
-    }
-
     fn write_destination(&mut self, id: u32, service: u32, server: ServerKey) {
         let row = &self.tables.destinations[id as usize];
         let address = address(server.address);
@@ -353,8 +280,7 @@ impl Compiler {
         row.place.store(u64::from(service) << 32);
         row.joined.store(0);
         row.towards.store(destination_flag::USED);
-        self.destinations.insert((service, server), id);
-        self.members.insert(id, (service, server));
+        self.members.enter(id, service, server);
         if let Some(way) = self.ways.get(&server.address) {
             store_way(row, Some(*way));
         }
@@ -370,12 +296,12 @@ impl Compiler {
             ..
         } = planned;
         for id in revived {
-            self.removed.remove(&id);
+            self.members.revive(id);
         }
         for id in removed {
             let towards = &self.tables.destinations[id as usize].towards;
             towards.store(towards.load() | destination_flag::REMOVED);
-            self.removed.insert(id);
+            self.members.remove(id);
         }
         if takes_turns(slot.word.kind()) {
             self.carry_cursor(slot.id, slot.word);
@@ -383,26 +309,17 @@ impl Compiler {
             self.forget_choices(&slot);
         }
         self.unsettled.push(slot.id);
-        if let Some(old) = self.services.insert(key, slot) {
+        let next = slot.word.kind();
+        let old = self.services.insert(key, slot);
+        let before = old.as_ref().map_or(Kind::Absent, |old| old.word.kind());
+        self.wide.note(&key, before, next);
+        if next == Kind::Tombstone {
+            self.deleted.insert(key);
+        } else {
+            self.deleted.remove(&key);
+        }
+        if let Some(old) = old {
             self.garbage.push((old.list, old.ring));
-        }
-    }
-
-    /// lblc must not take the next destination of this id for the one that it remembers.
-    fn forget_choice(&self, service: u32, id: u32) {
-        let cursor = &self.tables.cursors[service as usize];
-        let seen = cursor.load();
-        if scheduler::remembered(seen) != Some(id) {
-            return;
-        }
-        // Last, since there may be thousands of services, and as many destinations go in one step.
-        let is_lblc = self
-            .services
-            .values()
-            .any(|slot| slot.id == service && slot.word.kind() == Kind::Lblc);
-        if is_lblc {
-            // Where this fails it remembers another one by now.
-            let _ = cursor.swap(seen, 0);
         }
     }
 
@@ -437,28 +354,6 @@ impl Compiler {
         }
     }
 
-    fn kinds(&self) -> impl Iterator<Item = (ServiceKey, Kind)> {
-        self.services.iter().map(|(key, slot)| (*key, slot.word.kind()))
-    }
-
-    /// Notes whether there are services that take other ports than their own.
-    fn note_wide_services(&self, services: impl Iterator<Item = (ServiceKey, Kind)>) {
-        let wide = services
-            .filter(|(_, kind)| !matches!(kind, Kind::Absent | Kind::Tombstone))
-            .fold(0, |flags, (key, _)| match key {
-                ServiceKey::Endpoint { port: 0, .. } => flags | control_flag::ALL_PORTS,
-                ServiceKey::Endpoint {
-                    protocol: Protocol::Tcp,
-                    port: FTP_PORT,
-                    ..
-                } => flags | control_flag::FTP,
-                _ => flags,
-            });
-        let flags = &self.tables.control[0].flags;
-        let others = flags.load() & !(control_flag::ALL_PORTS | control_flag::FTP);
-        flags.store(others | wide);
-    }
-
     /// Whether a change was made live that has not been settled.
     pub fn is_unsettled(&self) -> bool {
         !self.unsettled.is_empty() || self.marks.is_unsettled()
@@ -474,7 +369,7 @@ impl Compiler {
             row.options[1 - live].store(row.options[live].load());
             row.lists[1 - live].store(row.lists[live].load());
         }
-        self.note_wide_services(self.kinds());
+        self.wide.announce(&self.tables.control[0], std::iter::empty());
         if let Err(error) = self.marks.settle() {
             tracing::error!(
                 "the rules of marks are not settled, and no change is made until they are: {error}"
@@ -483,165 +378,6 @@ impl Compiler {
         for (list, ring) in std::mem::take(&mut self.garbage) {
             self.lists.give(list);
             self.rings.give(ring);
-        }
-    }
-
-    /// Enters a service into the index.
-    fn enter(&self, id: u32, key: ServiceKey) {
-        let control = &self.tables.control[0];
-        let (address, _) = service_row(&key);
-        let protocol = key.protocol().map_or(0, Protocol::number);
-        let hash = hash::service(control.key(), address, key.port(), protocol);
-        enter_index(&self.tables.service_index, control, hash, id);
-    }
-
-    /// Frees the ids of destinations that nothing names any more, and the rows of deleted services
-    /// without destinations. Returns the destinations, whose counters are to be retired by
-    /// [`Compiler::retire`] before they are used again.
-    pub fn reap(&mut self) -> Vec<u32> {
-        if self.is_unsettled() {
-            return Vec::new();
-        }
-        let unused = |id: &u32| {
-            let counts = &self.tables.counts[*id as usize];
-            counts.connections.load() == 0 && counts.templates.load() == 0
-        };
-        self.removed.iter().copied().filter(unused).collect()
-    }
-
-    /// Adds a removed destination's counters to its service's and frees its id.
-    pub fn retire(&mut self, id: u32, stats: Stats) {
-        let Some((service, server)) = self.members.remove(&id) else {
-            return;
-        };
-        self.destinations.remove(&(service, server));
-        self.removed.remove(&id);
-        let retired = &self.tables.services[service as usize].retired;
-        for (word, value) in retired
-            .iter()
-            .zip([stats.connections, stats.packets, stats.bytes])
-        {
-            word.add(value);
-        }
-        self.forget_choice(service, id);
-        let row = &self.tables.destinations[id as usize];
-        row.towards.store(0);
-        row.joined.store(0);
-        let counts = &self.tables.counts[id as usize];
-        counts.limits.store(0);
-        counts.overload.store(0);
-        self.free_destinations.insert(id);
-    }
-
-    /// Frees the rows of deleted services that have no destinations.
-    pub fn bury_empty(&mut self) {
-        let deleted: Vec<_> = self
-            .services
-            .iter()
-            .filter(|(_, slot)| slot.word.kind() == Kind::Tombstone)
-            .map(|(key, slot)| (*key, slot.id))
-            .collect();
-        if deleted.is_empty() {
-            // Nearly always: all destinations need not be walked through every second.
-            return;
-        }
-        let busy: HashSet<u32> = self.members.values().map(|(service, _)| *service).collect();
-        for (key, _) in deleted.into_iter().filter(|(_, id)| !busy.contains(id)) {
-            self.bury(key);
-        }
-    }
-
-    fn bury(&mut self, key: ServiceKey) {
-        let Some(slot) = self.services.remove(&key) else {
-            return;
-        };
-        self.clear(slot.id);
-        self.free_services.insert(slot.id);
-    }
-
-    /// Takes a service's row out of the index. A packet that found the row before reads on in it, and
-    /// finds no list, also when the row is used again: its list is what becomes visible last.
-    fn clear(&self, id: u32) {
-        let row = &self.tables.services[id as usize];
-        row.lists
-            .iter()
-            .chain([&row.identity])
-            .chain(&row.address)
-            .for_each(|word| word.store(0));
-        leave_index(&self.tables.service_index, id);
-    }
-
-    /// Notes the way to a real server, or that it is not known; every destination there follows at once.
-    pub fn set_way(&mut self, server: IpAddr, way: Option<Way>) {
-        match way {
-            Some(way) => self.ways.insert(server, way),
-            None => self.ways.remove(&server),
-        };
-        for (id, (_, key)) in &self.members {
-            if key.address == server && self.setting(*id).tunnel == 0 {
-                store_way(&self.tables.destinations[*id as usize], way);
-            }
-        }
-    }
-
-    /// Notes the way to a real server through a tunnel; every destination there that has one follows at once.
-    pub fn set_tunnel(&mut self, server: IpAddr, way: TunnelWay) {
-        if self.tunnels.insert(server, way) == Some(way) {
-            return;
-        }
-        for (id, (_, key)) in &self.members {
-            let tunnel = self.setting(*id).tunnel;
-            if key.address == server && tunnel != 0 {
-                self.lead(*id, tunnel);
-            }
-        }
-    }
-
-    /// What was noted last of the way to a real server.
-    pub fn way(&self, server: IpAddr) -> Option<Way> {
-        self.ways.get(&server).copied()
-    }
-
-    /// Whether the host holds an address.
-    pub fn is_local(&self, address: IpAddr) -> bool {
-        self.local.contains(&address)
-    }
-
-    /// Notes which addresses the host holds: a packet that the program has no use for goes to the host
-    /// only where the VIP is one of them.
-    pub fn set_local(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
-        self.local = addresses.into_iter().collect();
-        self.note_local();
-    }
-
-    fn note_local(&self) {
-        for (key, slot) in &self.services {
-            let flags = self.local_flag(key);
-            self.tables.services[slot.id as usize].flags.store(flags);
-        }
-    }
-
-    fn local_flag(&self, key: &ServiceKey) -> u64 {
-        let is_local = match key {
-            ServiceKey::Endpoint { address, .. } => self.local.contains(address),
-            ServiceKey::Mark { mark, ipv6 } => self.marks.is_local(*mark, *ipv6, &self.local),
-        };
-        if is_local { service_flag::LOCAL } else { 0 }
-    }
-
-    /// Ends the search for connections that a removed rule has led to a mark's service, where such services have
-    /// no connection any more.
-    pub(super) fn forget_unmarked(&self) {
-        let flags = &self.tables.control[0].flags;
-        if flags.load() & control_flag::UNMARKED == 0 {
-            return;
-        }
-        let is_busy = self.members.iter().any(|(id, (service, _))| {
-            self.tables.services[*service as usize].is_mark()
-                && self.tables.counts[*id as usize].connections.load() != 0
-        });
-        if !is_busy {
-            flags.store(flags.load() & !control_flag::UNMARKED);
         }
     }
 
@@ -656,28 +392,22 @@ impl Compiler {
 
     /// The id of a destination.
     pub fn destination(&self, service: &ServiceKey, server: &ServerKey) -> Option<u32> {
-        let slot = self.services.get(service)?;
-        self.destinations.get(&(slot.id, *server)).copied()
+        self.members.id(self.service(service)?, server)
     }
 
     /// The effective weight that a service's list gives a server now.
     pub fn effective_weight(&self, service: &ServiceKey, server: &ServerKey) -> Option<u32> {
-        let slot = self.services.get(service)?;
-        let id = self.destinations.get(&(slot.id, *server))?;
-        let index = slot.ids.iter().position(|other| other == id)?;
-        let entry = self.tables.list(slot.word.offset() + 1 + count(index))?;
-        Some(high(entry.load()))
+        let id = self.destination(service, server)?;
+        // The row says what the list says, which is where packets look.
+        let weight = || low(self.tables.destinations[id as usize].weight.load());
+        (!self.members.is_removed(id)).then(weight)
     }
 
     /// Ids of the destinations that a service had and whose connections have not ended.
     pub fn leftovers(&self, service: &ServiceKey) -> Vec<u32> {
-        let Some(slot) = self.services.get(service) else {
-            return Vec::new();
-        };
-        self.removed
-            .iter()
-            .copied()
-            .filter(|id| self.members.get(id).is_some_and(|(of, _)| *of == slot.id))
+        let own = self.service(service);
+        own.into_iter()
+            .flat_map(|id| self.members.removed_of(id))
             .collect()
     }
 
@@ -689,7 +419,44 @@ impl Compiler {
     /// Every destination that has an id, with its service's: those that are removed and have connections left
     /// among them.
     pub fn members(&self) -> impl Iterator<Item = (u32, u32)> {
-        self.members.iter().map(|(id, (service, _))| (*id, *service))
+        self.members.iter()
+    }
+
+    /// The id of the service whose destination this is.
+    pub fn service_of(&self, id: u32) -> Option<u32> {
+        self.members.get(id).map(|(service, _)| service)
+    }
+
+    /// The id that is above all of destinations.
+    pub fn end(&self) -> u32 {
+        length(&self.tables.destinations)
+    }
+
+    /// Whether there are connections or templates of a destination.
+    pub fn is_busy(&self, id: u32) -> bool {
+        is_busy(&self.tables.counts[id as usize])
+    }
+
+    /// The destinations of which there are.
+    pub fn busy(&self) -> impl Iterator<Item = u32> {
+        let counts = (0..).zip(self.tables.counts.iter());
+        counts.filter(|(_, counts)| is_busy(counts)).map(|(id, _)| id)
+    }
+
+    /// The destinations whose packets leave no connection.
+    pub fn uncounted(&self) -> impl Iterator<Item = u32> {
+        let live = live(&self.tables.control[0]);
+        let options = move |slot: &Slot| Options(self.tables.services[slot.id as usize].options[live].load());
+        let slots = (self.services.values()).filter(move |slot| options(slot).has(Options::ONE_PACKET));
+        slots.flat_map(|slot| slot.ids.iter().copied())
+    }
+
+    /// The ids of one service's destinations.
+    pub fn members_of(&self, service: &ServiceKey) -> Vec<u32> {
+        let slot = self.services.get(service);
+        slot.into_iter()
+            .flat_map(|slot| slot.ids.iter().copied().chain(self.members.removed_of(slot.id)))
+            .collect()
     }
 
     /// Every service's id, with what its destinations that are gone had counted.
@@ -726,7 +493,7 @@ impl Compiler {
 
     /// The server behind a destination id.
     pub fn server(&self, id: u32) -> Option<ServerKey> {
-        self.members.get(&id).map(|(_, server)| *server)
+        self.members.get(id).map(|(_, server)| server)
     }
 
     /// Persistence templates that name a destination.

@@ -1,11 +1,14 @@
 //! Which words of an array are in use: extents are taken and given back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-/// The free extents of an array: length by offset, never two adjacent ones.
-#[derive(Debug, Clone)]
+/// The free extents of an array, never two adjacent ones.
+#[derive(Debug, Clone, Default)]
 pub(super) struct Extents {
+    /// Length by offset.
     free: BTreeMap<u32, u32>,
+    /// The same as lengths with their offsets.
+    lengths: BTreeSet<(u32, u32)>,
 }
 
 /// A run of words.
@@ -18,21 +21,29 @@ pub(super) struct Extent {
 impl Extents {
     /// All `length` words are free.
     pub(super) fn new(length: u32) -> Self {
-        Self {
-            free: BTreeMap::from([(0, length)]),
-        }
+        let mut extents = Self::default();
+        extents.insert(0, length);
+        extents
     }
 
-    /// Takes the first run of `length` words; `None` where there is no such run. No words need no place.
+    fn insert(&mut self, offset: u32, length: u32) {
+        self.free.insert(offset, length);
+        self.lengths.insert((length, offset));
+    }
+
+    fn remove(&mut self, offset: u32) -> Option<u32> {
+        let length = self.free.remove(&offset)?;
+        self.lengths.remove(&(length, offset));
+        Some(length)
+    }
+
+    /// Takes `length` words of the shortest run that has them, so that long runs stay for long lists; `None` where
+    /// there is no such run. No words need no place.
     pub(super) fn take(&mut self, length: u32) -> Option<Extent> {
         if length == 0 {
             return Some(Extent::default());
         }
-        let offset = self
-            .free
-            .iter()
-            .find(|&(_, &free)| free >= length)
-            .map(|(&offset, _)| offset)?;
+        let &(_, offset) = self.lengths.range((length, 0)..).next()?;
         self.reserve(Extent { offset, length });
         Some(Extent { offset, length })
     }
@@ -47,12 +58,12 @@ impl Extents {
         if length == 0 || end > start + free {
             return;
         }
-        self.free.remove(&start);
+        self.remove(start);
         if start < offset {
-            self.free.insert(start, offset - start);
+            self.insert(start, offset - start);
         }
         if end < start + free {
-            self.free.insert(end, start + free - end);
+            self.insert(end, start + free - end);
         }
     }
 
@@ -68,14 +79,14 @@ impl Extents {
         if let Some((&start, &free)) = self.free.range(..offset).next_back()
             && start + free == offset
         {
-            self.free.remove(&start);
+            self.remove(start);
             offset = start;
             length += free;
         }
-        if let Some(free) = self.free.remove(&(offset + length)) {
+        if let Some(free) = self.remove(offset + length) {
             length += free;
         }
-        self.free.insert(offset, length);
+        self.insert(offset, length);
     }
 }
 

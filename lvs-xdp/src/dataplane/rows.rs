@@ -55,9 +55,11 @@ pub(super) fn enter_index(index: &[IndexBucket], control: &Control, hash: u64, i
     }
 }
 
-/// Takes a service's word out of the service index.
-pub(super) fn leave_index(index: &[IndexBucket], id: u32) {
-    for bucket in index {
+/// Takes a service's word out of the service index: out of the two buckets in which [`enter_index`] may have put it.
+pub(super) fn leave_index(index: &[IndexBucket], control: &Control, hash: u64, id: u32) {
+    let (first, second) = index_buckets(hash, control.service_mask.load());
+    let buckets = [first, second].into_iter();
+    for bucket in buckets.filter_map(|bucket| index.get(bucket as usize)) {
         let is_full = bucket.0.iter().all(|word| word.load() != 0);
         let own = bucket.0.iter().filter(|word| low(word.load()) == id);
         own.for_each(|word| word.store(if is_full { LEFT } else { 0 }));
@@ -541,7 +543,7 @@ mod tests {
             enter_index(&maps.service_index, &maps.control, hash_of(port), id_of(port));
         }
         for &gone in &ports {
-            leave_index(&maps.service_index, id_of(gone));
+            leave_index(&maps.service_index, &maps.control, hash_of(gone), id_of(gone));
             for &port in &ports {
                 assert_eq!(found(&maps, port), port != gone, "{port} while {gone} is gone");
             }
@@ -550,7 +552,7 @@ mod tests {
         }
         // All that is left at last are words that name nothing.
         for &port in &ports {
-            leave_index(&maps.service_index, id_of(port));
+            leave_index(&maps.service_index, &maps.control, hash_of(port), id_of(port));
         }
         assert!(ports.iter().all(|port| !found(&maps, *port)));
     }

@@ -11,6 +11,8 @@ use lvs_xdp_common::{
 
 use super::{Dataplane, pins::open_map, rows};
 
+const NO_ROOM: &str = "there is no room for more virtual addresses";
+
 impl Dataplane {
     /// The virtual addresses that are noted, with their flags.
     ///
@@ -56,8 +58,26 @@ impl Dataplane {
         }
         for (address, flags) in &wanted {
             if known.get(address) != Some(flags) {
-                map.insert(address, flags, 0)
-                    .context("there is no room for more virtual addresses")?;
+                map.insert(address, flags, 0).context(NO_ROOM)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes virtual addresses with other flags than they have; `None`, of one that is noted, that it is none any more.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Dataplane::set_vips`]; then some of them may be noted.
+    pub fn change_vips(&mut self, changes: &[(IpAddr, Option<u64>)]) -> anyhow::Result<()> {
+        let mut map: HashMap<MapData, [u64; 2], u64> =
+            open_map(&self.pins.generation(self.generation), name::VIPS)?;
+        for (vip, flags) in changes {
+            let address = rows::address(*vip);
+            let key = [address.high(), address.low()];
+            match flags {
+                Some(flags) => map.insert(key, flags, 0).context(NO_ROOM)?,
+                None => map.remove(&key)?,
             }
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{MAX_SERVERS, ServiceEntry, check_server as check_destination, invalid};
+use super::{MAX_SERVERS, Servers, ServiceEntry, check_server as check_destination, invalid};
 use crate::api::types::{
     ApiError, Check, DnsProbe, DnsRecord, ExecProbe, HttpProbe, Probe, ServerSpec, ServiceKey, ServiceSpec,
     Span, TlsOptions, UdpProbe,
@@ -12,7 +12,7 @@ use crate::api::types::{
 pub(super) fn check_service(
     service: &ServiceKey,
     check: Option<&Check>,
-    servers: &[ServerSpec],
+    servers: &Servers,
 ) -> Result<(), ApiError> {
     if let Some(check) = check {
         check_one(&format!("service {service}"), service, check)?;
@@ -23,7 +23,7 @@ pub(super) fn check_service(
 }
 
 /// Refuses a quorum that nothing follows from, and a fallback that can be none.
-pub(super) fn check_fallback(spec: &ServiceSpec, servers: &[ServerSpec]) -> Result<(), ApiError> {
+pub(super) fn check_fallback(spec: &ServiceSpec, servers: &Servers) -> Result<(), ApiError> {
     let ServiceSpec { key, quorum, .. } = spec;
     if !(1..=MAX_SERVERS as u32).contains(quorum) {
         return Err(invalid(format!(
@@ -32,7 +32,7 @@ pub(super) fn check_fallback(spec: &ServiceSpec, servers: &[ServerSpec]) -> Resu
     }
     let entry = ServiceEntry {
         spec: spec.clone(),
-        servers: Vec::new(),
+        servers: Servers::default(),
     };
     let Some(fallback) = entry.fallback() else {
         if *quorum > 1 {

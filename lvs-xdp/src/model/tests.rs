@@ -208,7 +208,7 @@ fn a_tunnel_may_lead_to_another_family_and_stands_beside_direct_routing() {
     for server in &servers {
         model.apply(&[add_server(key, server.clone())]).unwrap();
     }
-    let mut kept: Vec<_> = model.services()[&key].servers.clone();
+    let mut kept = Vec::from_iter(model.services()[&key].servers.iter().cloned());
     kept.reverse();
     assert_eq!(kept, servers);
     let direct = server("2001:db8::1", 80, 1);
@@ -260,7 +260,7 @@ fn unfit_servers_of_an_ipv6_service() {
     // The director itself may be one, as the VIP that it holds.
     for fit in ["2001:db8:1::1", VIP6].map(|address| server(address, 80, 1)) {
         model.apply(&[add_server(key, fit.clone())]).unwrap();
-        assert_eq!(model.services()[&key].servers[0], fit);
+        assert_eq!(model.services()[&key].servers.iter().next(), Some(&fit));
     }
 }
 
@@ -291,7 +291,7 @@ fn weights_and_thresholds_are_in_the_kernels_range() {
     }
     let most = with(MAX_WEIGHT, MAX_THRESHOLD, MAX_THRESHOLD);
     model.apply(&[add_server(key, most.clone())]).unwrap();
-    assert_eq!(model.services()[&key].servers, [most]);
+    assert_eq!(model.services()[&key].servers, [most][..]);
     for (server, words) in &bad {
         let add = add_server(key, server.clone());
         refused(&model, add, ErrorCode::OutOfRange, words);
@@ -360,7 +360,7 @@ fn an_all_port_service_is_persistent_and_so_are_its_servers_ports() {
     refused(&model, wrong, ErrorCode::Invalid, "use the service's port 0");
     let right = server("198.51.100.1", 0, 1);
     model.apply(&[add_server(key, right.clone())]).unwrap();
-    assert_eq!(model.services()[&key].servers, [right]);
+    assert_eq!(model.services()[&key].servers, [right][..]);
 }
 
 #[test]
@@ -431,7 +431,7 @@ fn draining_sets_the_weight_to_0_until_an_edit() {
             drain: Some(Drain { deadline }),
             ..rs.clone()
         };
-        assert_eq!(model.services()[&key].servers, [drained]);
+        assert_eq!(model.services()[&key].servers, [drained][..]);
     }
     // What is sent back as it was listed is an edit like any other.
     let edited = ServerSpec {
@@ -443,7 +443,7 @@ fn draining_sets_the_weight_to_0_until_an_edit() {
         server: edited,
     };
     model.apply(&[edit]).unwrap();
-    assert_eq!(model.services()[&key].servers, [rs]);
+    assert_eq!(model.services()[&key].servers, [rs][..]);
 }
 
 #[test]
@@ -674,7 +674,7 @@ impl Plain {
     }
 
     fn assert_same(&self, model: &Model) {
-        assert_eq!(self.0.len(), model.services().len());
+        assert_eq!(self.0.len(), model.services().size());
         let [tcp, tcp_fin, udp] = self.1;
         let timeouts = Timeouts {
             tcp: tcp.unwrap_or(900),
@@ -686,7 +686,8 @@ impl Plain {
         assert_eq!(self.3, **model.marks());
         for (spec, servers) in &self.0 {
             let entry = &model.services()[&spec.key];
-            assert_eq!((spec, servers), (&entry.spec, &entry.servers));
+            assert_eq!(*spec, entry.spec);
+            assert_eq!(entry.servers, servers[..]);
         }
     }
 }
@@ -804,7 +805,7 @@ proptest! {
             let servers = || model.services().values().flat_map(|entry| &entry.servers);
             let drains = servers().filter(|server| server.drain.is_some()).count();
             let settings = model.setting_changes().count();
-            prop_assert_eq!(rebuild.len(), settings + model.services().len() + servers().count() + drains);
+            prop_assert_eq!(rebuild.len(), settings + model.services().size() + servers().count() + drains);
             let mut rebuilt = Model::default();
             rebuilt.apply(&rebuild).unwrap();
             prop_assert_eq!(&rebuilt, &model);

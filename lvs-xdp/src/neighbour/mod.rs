@@ -91,6 +91,16 @@ pub enum Resolution {
     NotOnLink(OffLink),
 }
 
+impl Resolution {
+    /// The router that the address is behind.
+    pub fn router(&self) -> Option<IpAddr> {
+        match self {
+            Self::NotOnLink(OffLink::Gateway(router)) => *router,
+            _ => None,
+        }
+    }
+}
+
 /// Why an address cannot be reached by a MAC address of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OffLink {
@@ -242,6 +252,16 @@ impl Neighbours {
         self.view.borrow().resolutions.get(&address).cloned()
     }
 
+    /// What is known of the way to a server there: of one behind a tunnel, of the way to the router, where there is one.
+    pub fn reach(&self, address: IpAddr, is_tunnelled: bool) -> Option<Resolution> {
+        Some(match self.resolution(address)? {
+            Resolution::NotOnLink(OffLink::Gateway(Some(router))) if is_tunnelled => {
+                self.resolution(router).unwrap_or(Resolution::Resolving)
+            }
+            direct => direct,
+        })
+    }
+
     /// Watches an address and waits until more is known than [`Resolution::Resolving`], `timeout` at
     /// most. The address stays watched, whatever the answer.
     pub async fn resolve(&self, address: IpAddr, timeout: Duration) -> Resolution {
@@ -255,6 +275,30 @@ impl Neighbours {
         // Time out, task gone: what is known by then is the answer in either case.
         drop(tokio::time::timeout(timeout, known).await);
         self.resolution(address).unwrap_or(Resolution::Resolving)
+    }
+
+    /// The same of many addresses, all of them together: until more is known of each, `timeout` at most.
+    pub async fn resolve_all(&self, addresses: impl IntoIterator<Item = IpAddr>, timeout: Duration) {
+        let mut unknown: Vec<IpAddr> = Vec::new();
+        for address in addresses {
+            if matches!(self.resolution(address), None | Some(Resolution::Resolving)) {
+                self.watch(address).await;
+                unknown.push(address);
+            }
+        }
+        let mut view = self.view.clone();
+        let known = view.wait_for(|view| {
+            // Each change looks at those only that have become known, and at one that has not.
+            while let Some(address) = unknown.last() {
+                match view.resolutions.get(address) {
+                    None | Some(Resolution::Resolving) => return false,
+                    Some(_) => unknown.pop(),
+                };
+            }
+            true
+        });
+        // Time out, task gone: callers ask for what is known by then.
+        drop(tokio::time::timeout(timeout, known).await);
     }
 
     /// The path of packets to a watched address, where there is a route.

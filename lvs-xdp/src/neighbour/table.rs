@@ -95,6 +95,8 @@ struct Watched {
     probed: Option<Mac>,
     resolution: Resolution,
     schedule: Schedule,
+    /// Under which time it is in [`Table::queue`].
+    queued: Option<Instant>,
 }
 
 /// What a probe needs to know.
@@ -112,6 +114,8 @@ pub(super) struct Probe {
 #[derive(Debug, Default)]
 pub(super) struct Table {
     watched: BTreeMap<IpAddr, Watched>,
+    /// Addresses by when their next step is due.
+    queue: BTreeSet<(Instant, IpAddr)>,
     links: HashMap<u32, Link>,
     local: BTreeSet<(IpAddr, u32)>,
     events: Vec<Event>,
@@ -135,6 +139,7 @@ impl Table {
             probed: None,
             resolution: Resolution::Resolving,
             schedule: Schedule::new(now),
+            queued: None,
         };
         self.watched.insert(address, watched);
         true
@@ -152,7 +157,10 @@ impl Table {
     }
 
     pub(super) fn forget(&mut self, address: IpAddr) {
-        self.watched.remove(&address);
+        let watched = self.watched.remove(&address);
+        if let Some(due) = watched.and_then(|watched| watched.queued) {
+            self.queue.remove(&(due, address));
+        }
         self.reroute.remove(&address);
         self.lost.remove(&address);
     }
@@ -178,9 +186,13 @@ impl Table {
     /// The interface that a link-local IPv6 address is meant to be behind, which by itself names a host of each
     /// segment: that of the way on which it is a router.
     pub(super) fn scope(&self, address: IpAddr) -> Option<u32> {
+        // Only routers have such addresses here, and there are few of them.
         let IpAddr::V6(v6) = address else { return None };
+        if !v6.is_unicast_link_local() {
+            return None;
+        }
         let mut paths = self.watched.values().filter_map(|watched| watched.path);
-        let path = paths.find(|path| v6.is_unicast_link_local() && path.gateway == Some(address))?;
+        let path = paths.find(|path| path.gateway == Some(address))?;
         Some(path.if_index)
     }
 
@@ -349,23 +361,45 @@ impl Table {
         if let Some(watched) = self.watched.get_mut(&address) {
             let from_known = mac.is_none() || mac == watched.probed;
             watched.schedule.answered(from_known, now);
+            self.enqueue(address);
+        }
+    }
+
+    /// Puts an address where its schedule says.
+    fn enqueue(&mut self, address: IpAddr) {
+        let Some(watched) = self.watched.get_mut(&address) else {
+            return;
+        };
+        let due = watched.schedule.due();
+        let before = mem::replace(&mut watched.queued, due);
+        if before == due {
+            return;
+        }
+        if let Some(before) = before {
+            self.queue.remove(&(before, address));
+        }
+        if let Some(due) = due {
+            self.queue.insert((due, address));
         }
     }
 
     /// When the next step of any address is due.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.watched
-            .values()
-            .filter_map(|watched| watched.schedule.due())
-            .min()
+        self.queue.first().map(|(due, _)| *due)
     }
 
     /// The steps that are due at `now`.
     pub(super) fn steps(&mut self, now: Instant) -> Vec<(IpAddr, Step)> {
-        let due = |(address, watched): (&IpAddr, &mut Watched)| {
-            watched.schedule.step(now).map(|step| (*address, step))
-        };
-        self.watched.iter_mut().filter_map(due).collect()
+        let due = self.queue.iter().take_while(|(due, _)| *due <= now);
+        let addresses: BTreeSet<_> = due.map(|(_, address)| *address).collect();
+        let mut steps = Vec::new();
+        for address in addresses {
+            let watched = self.watched.get_mut(&address);
+            let step = watched.and_then(|watched| watched.schedule.step(now));
+            steps.extend(step.map(|step| (address, step)));
+            self.enqueue(address);
+        }
+        steps
     }
 
     /// What a probe for this address needs to know.
@@ -474,6 +508,7 @@ impl Table {
             watched.resolution = resolution.clone();
             self.events.push(Event::Resolution { address, resolution });
         }
+        self.enqueue(address);
     }
 }
 

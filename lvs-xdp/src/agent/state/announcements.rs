@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::State;
 use crate::{
     api::types::{ApiError, ErrorCode, ServerKey, ServiceKey, VipState, VipStatus},
-    model::{Model, is_host_address},
+    model::is_host_address,
     neighbour::{Announcer, Mac},
 };
 
@@ -53,58 +53,133 @@ impl State {
         self.dataplane.set_announcing(is_on);
     }
 
-    /// The virtual addresses of a model with their [`vip_flag`]s: which the host holds, and which are announced.
-    pub(super) fn vips(&self, model: &Model) -> BTreeMap<IpAddr, u64> {
-        let flags = |address| {
-            let flags = if self.compiler.is_local(address) {
-                vip_flag::LOCAL
-            } else if self.announcements.addresses.contains(&address) {
-                vip_flag::ANNOUNCED
-            } else {
-                0
-            };
-            (address, vip_flag::USED | flags)
+    /// The [`vip_flag`]s of a virtual address: whether the host holds it, and whether it is announced.
+    fn vip_flags(&self, address: IpAddr) -> u64 {
+        let flags = if self.compiler.is_local(address) {
+            vip_flag::LOCAL
+        } else if self.announcements.addresses.contains(&address) {
+            vip_flag::ANNOUNCED
+        } else {
+            0
         };
-        let endpoints = model.services().keys().filter_map(|key| match key {
-            ServiceKey::Endpoint { address, .. } => Some(*address),
-            ServiceKey::Mark { .. } => None,
-        });
-        let marked = marked(model).map(|(_, address)| address);
-        endpoints.chain(marked).map(flags).collect()
+        vip_flag::USED | flags
     }
 
-    /// Notes which there are.
-    pub(super) fn follow_vips(&mut self, vips: BTreeMap<IpAddr, u64>) {
-        if self.announcements.noted.as_ref() == Some(&vips) {
+    /// Notes those of these addresses that are virtual ones now. What is none any more stays.
+    pub(super) fn enter_vips(&mut self, addresses: &BTreeSet<IpAddr>) {
+        let entered = addresses
+            .iter()
+            .copied()
+            .filter(|address| self.vips.contains(*address));
+        let entered: Vec<_> = entered.collect();
+        let host = self.checks.host();
+        host.note_vips(entered.iter().map(|address| (*address, true)));
+        if self.announcements.noted.is_some() {
+            self.note_vips(entered);
+        } else {
+            // Whatever the map has of a run before: all that is served, and what is served until the change is live.
+            self.note_vips(addresses.clone());
+        }
+    }
+
+    /// Notes of these addresses which are virtual ones, and how.
+    fn note_vips(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
+        let noted = match self.announcements.noted.take() {
+            Some(noted) => self.change_vips(noted, addresses),
+            None => {
+                let all = self.vips.addresses().chain(addresses);
+                let all: BTreeMap<_, _> = all.map(|address| (address, self.vip_flags(address))).collect();
+                self.dataplane.set_vips(&all).map(|()| all)
+            }
+        };
+        let what = "echo requests to some virtual addresses are not answered";
+        match noted {
+            Ok(noted) => {
+                self.announcements.noted = Some(noted);
+                self.faults.note(what, Ok::<_, ApiError>(()));
+            }
+            Err(error) => self.faults.note(what, Err::<(), _>(error)),
+        }
+    }
+
+    fn change_vips(
+        &mut self,
+        mut noted: BTreeMap<IpAddr, u64>,
+        addresses: impl IntoIterator<Item = IpAddr>,
+    ) -> anyhow::Result<BTreeMap<IpAddr, u64>> {
+        let wanted = |address| self.vips.contains(address).then(|| self.vip_flags(address));
+        let changes = addresses.into_iter().map(|address| (address, wanted(address)));
+        let changes: Vec<_> = changes
+            .filter(|(address, flags)| noted.get(address) != flags.as_ref())
+            .collect();
+        if changes.is_empty() {
+            return Ok(noted);
+        }
+        self.dataplane.change_vips(&changes)?;
+        for (address, flags) in changes {
+            match flags {
+                Some(flags) => noted.insert(address, flags),
+                None => noted.remove(&address),
+            };
+        }
+        Ok(noted)
+    }
+
+    /// What is announced now.
+    pub(super) fn announced(&self) -> impl Iterator<Item = IpAddr> {
+        self.announcements.addresses.iter().copied()
+    }
+
+    /// Takes in which of the touched services have a real server that gets new connections. Where nothing is announced
+    /// nobody has to know.
+    pub(super) fn note_usable(&mut self, touched: &BTreeSet<ServiceKey>) {
+        if !self.config.announce {
             return;
         }
-        let noted = self.dataplane.set_vips(&vips);
-        self.announcements.noted = noted.is_ok().then_some(vips);
-        self.faults
-            .note("echo requests to some virtual addresses are not answered", noted);
+        for key in touched {
+            let Some(entry) = self.model.services().get(key) else {
+                continue;
+            };
+            let weight = |server: &ServerKey| self.compiler.effective_weight(key, server).unwrap_or(0);
+            let is_usable = entry.destinations().any(|server| weight(&server.key) > 0);
+            self.vips.set_usable(key, is_usable);
+        }
     }
 
-    /// Notes the virtual addresses of what is live, and decides which of them are announced. New ones are told.
-    pub(super) fn follow_announced(&mut self) {
-        let served = self.served();
-        let wanted: BTreeSet<_> = (served.iter())
-            .filter(|(_, is_usable)| **is_usable || !self.config.withdraw)
-            .map(|(address, _)| *address)
-            .filter(|address| !self.compiler.is_local(*address) && is_host_address(*address))
-            .collect();
-        for gone in self.announcements.addresses.difference(&wanted) {
-            if served.contains_key(gone) && !self.compiler.is_local(*gone) {
-                warn!("{gone} is withdrawn: none of its real servers is usable");
+    /// Notes which of these addresses are virtual ones by what is live, and decides which of them are announced. New
+    /// ones are told.
+    pub(super) fn follow_announced(&mut self, addresses: &BTreeSet<IpAddr>) {
+        let mut new = Vec::new();
+        let mut is_other = false;
+        for &address in addresses {
+            let served = self.served(address);
+            let is_local = self.compiler.is_local(address);
+            let is_wanted = served.is_some_and(|is_usable| is_usable || !self.config.withdraw)
+                && !is_local
+                && is_host_address(address);
+            let announced = &mut self.announcements.addresses;
+            if is_wanted == announced.contains(&address) {
+                continue;
+            }
+            is_other = true;
+            if is_wanted {
+                announced.insert(address);
+                new.push(address);
+                continue;
+            }
+            announced.remove(&address);
+            if served.is_some() && !is_local {
+                warn!("{address} is withdrawn: none of its real servers is usable");
             }
         }
-        let new: Vec<_> = wanted
-            .difference(&self.announcements.addresses)
-            .copied()
-            .collect();
-        self.announcements.addresses = wanted;
-        let vips = self.vips(&self.model);
-        self.follow_vips(vips);
-        self.listen();
+        self.note_vips(addresses.iter().copied());
+        let gone = addresses.iter().filter(|address| !self.vips.contains(**address));
+        self.checks
+            .host()
+            .note_vips(gone.map(|address| (*address, false)));
+        if is_other {
+            self.listen();
+        }
         for &address in &new {
             info!("{address} is announced");
         }
@@ -112,33 +187,29 @@ impl State {
         self.tell(&new);
     }
 
-    /// The addresses that have a service, and whether one of their real servers gets new connections. Where nothing is
-    /// announced nobody has to know, and no change has to look through all services: none.
-    fn served(&self) -> BTreeMap<IpAddr, bool> {
-        if !self.config.announce {
-            return BTreeMap::new();
-        }
-        served(&self.model, |service, server| {
-            self.compiler.effective_weight(service, server).unwrap_or(0)
-        })
+    /// Whether one of the real servers of an address that has a service gets new connections; nothing, where it has
+    /// none, or nothing is announced.
+    fn served(&self, address: IpAddr) -> Option<bool> {
+        self.config
+            .announce
+            .then(|| self.vips.is_usable(address))
+            .flatten()
     }
 
     /// Who answers for each virtual address.
     pub(super) fn vip_states(&self) -> Vec<VipStatus> {
-        let served = self.served();
         let state = |address| {
             if self.compiler.is_local(address) {
                 VipState::Host
             } else if self.announcements.addresses.contains(&address) {
                 VipState::Announced
-            } else if served.contains_key(&address) {
+            } else if self.served(address).is_some() {
                 VipState::Withdrawn
             } else {
                 VipState::Silent
             }
         };
-        let addresses = self.vips(&self.model).into_keys();
-        addresses
+        (self.vips.addresses())
             .map(|address| VipStatus {
                 address,
                 state: state(address),
@@ -226,38 +297,6 @@ impl State {
     }
 }
 
-/// The single addresses that rules give marks, each with its mark. Of a prefix nobody can tell which of its
-/// addresses are virtual ones.
-fn marked(model: &Model) -> impl Iterator<Item = (u32, IpAddr)> {
-    let rules = model.marks().iter();
-    let all = rules.flat_map(|rule| rule.addresses.iter().map(|prefix| (rule.mark, prefix)));
-    all.filter(|(_, prefix)| prefix.prefix_len() == prefix.max_prefix_len())
-        .map(|(mark, prefix)| (mark, prefix.addr()))
-}
-
-/// See [`State::served`]; `weight` is the one that the scheduler goes by.
-fn served(model: &Model, weight: impl Fn(&ServiceKey, &ServerKey) -> u32) -> BTreeMap<IpAddr, bool> {
-    let mut addresses_of: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
-    for (mark, address) in marked(model) {
-        addresses_of.entry(mark).or_default().push(address);
-    }
-    let mut served = BTreeMap::new();
-    for (key, entry) in model.services() {
-        let is_usable = entry.destinations().any(|server| weight(key, &server.key) > 0);
-        let mut note = |address| *served.entry(address).or_insert(false) |= is_usable;
-        match key {
-            ServiceKey::Endpoint { address, .. } => note(*address),
-            ServiceKey::Mark { mark, ipv6 } => {
-                let addresses = addresses_of.get(mark).into_iter().flatten();
-                addresses
-                    .filter(|address| address.is_ipv6() == *ipv6)
-                    .for_each(|address| note(*address));
-            }
-        }
-    }
-    served
-}
-
 /// The addresses that are to be told unasked: an announcement must not say more than is true.
 fn choose(vips: &[VipStatus], addresses: &[IpAddr]) -> Result<Vec<IpAddr>, ApiError> {
     const HOW: &str = "start the agent with --announce, or give the address to an interface";
@@ -293,58 +332,9 @@ fn choose(vips: &[VipStatus], addresses: &[IpAddr]) -> Result<Vec<IpAddr>, ApiEr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::{Change, MarkRule, Protocol, Scheduler, ServerSpec, ServiceSpec};
 
     fn address(last: u8) -> IpAddr {
         IpAddr::from([192, 168, 2, last])
-    }
-
-    #[test]
-    fn an_address_is_served_while_one_of_its_services_is() {
-        let mut model = Model::default();
-        let mark = ServiceKey::Mark { mark: 1, ipv6: false };
-        let services = [
-            (ServiceKey::new(Protocol::Tcp, address(100), 80), Some(1)),
-            (ServiceKey::new(Protocol::Tcp, address(100), 443), Some(2)),
-            (ServiceKey::new(Protocol::Tcp, address(101), 80), Some(2)),
-            (ServiceKey::new(Protocol::Udp, address(102), 53), None),
-            (mark, Some(1)),
-        ];
-        for (service, server) in services {
-            let add = Change::AddService {
-                service: ServiceSpec::new(service, Scheduler::Rr),
-            };
-            model.apply(&[add]).unwrap();
-            let add = server.map(|last| Change::AddServer {
-                service,
-                server: ServerSpec::new(
-                    ServerKey {
-                        address: address(last),
-                        port: service.port(),
-                    },
-                    1,
-                ),
-                require_on_link: false,
-            });
-            model.apply(add.as_slice()).unwrap();
-        }
-        for (mark, prefix) in [
-            (1, "192.168.2.103/32"),
-            (1, "192.168.3.0/24"),
-            (2, "192.168.2.104/32"),
-        ] {
-            let rule = MarkRule {
-                mark,
-                protocol: None,
-                addresses: vec![prefix.parse().unwrap()],
-                ports: Vec::new(),
-            };
-            model.apply(&[Change::AddMark { rule }]).unwrap();
-        }
-        let only_1 = |_: &ServiceKey, server: &ServerKey| u32::from(server.address == address(1));
-        let expected = [(100, true), (101, false), (102, false), (103, true)];
-        let expected = expected.map(|(last, is_usable)| (address(last), is_usable));
-        assert_eq!(served(&model, only_1), BTreeMap::from(expected));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Health checks: their results, and the interfaces by which they leave.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tracing::{info, warn};
 
@@ -17,6 +17,7 @@ impl State {
     pub(super) fn note_fallen_back(
         &mut self,
         model: &Model,
+        touched: &BTreeSet<ServiceKey>,
         services: impl Iterator<Item = (ServiceKey, bool)>,
     ) {
         for (key, has_fallen_back) in services {
@@ -35,13 +36,17 @@ impl State {
                 );
             }
         }
-        self.fallen_back.retain(|key| model.services().contains_key(key));
+        for key in touched {
+            if !model.services().contains_key(key) {
+                self.fallen_back.remove(key);
+            }
+        }
     }
 
     /// Makes the interfaces ready by which checks of virtual addresses leave, and no others.
     pub(super) fn follow_steered(&mut self) {
         let links = self.neighbours.links();
-        let interfaces: BTreeMap<u32, String> = (self.checks.steered().into_iter())
+        let interfaces: BTreeMap<u32, String> = (self.checks.steered())
             .filter_map(|rip| {
                 let if_index = self.neighbours.path(rip)?.if_index;
                 Some((if_index, links.get(if_index)?.name.clone()))

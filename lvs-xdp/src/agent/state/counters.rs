@@ -1,41 +1,49 @@
 //! Counters: their rates, and setting them to 0.
 
-use std::{collections::HashMap, time::Instant};
+use std::{collections::BTreeSet, time::Instant};
 
 use super::{State, report::sum};
 use crate::{
-    agent::rates::Estimator,
-    api::types::{ApiError, ErrorCode, Rates, ServiceKey, Stats},
+    agent::{rates::Estimator, sampling::Sampling},
+    api::types::{ApiError, ErrorCode, Rates, ServiceKey},
     model::no_such_service,
 };
 
 /// The rates of destinations and services, by the ids that they have in the tables.
 #[derive(Debug, Default)]
 pub(super) struct Estimators {
-    destinations: Estimator<u32>,
+    destinations: Sampling,
     services: Estimator<u32>,
 }
 
 impl State {
-    /// Takes a sample of every counter, every second time that it is called in as many seconds.
+    /// Takes a sample of the counters that may have changed, every second time that it is called in as many seconds.
     pub(super) fn estimate(&mut self) {
         let now = Instant::now();
-        if !self.estimators.services.is_due(now) {
+        let Estimators {
+            destinations: sampling,
+            services,
+        } = &mut self.estimators;
+        if !services.is_due(now) {
             return;
         }
-        let mut services: HashMap<u32, Stats> = self.compiler.all_retired().collect();
-        let destinations: Vec<_> = self
-            .compiler
-            .members()
-            .map(|(id, service)| {
-                let stats = self.dataplane.stats(id);
-                let of_service = services.entry(service).or_default();
-                *of_service = sum(*of_service, stats);
-                (id, stats)
-            })
-            .collect();
-        self.estimators.destinations.sample(destinations.into_iter(), now);
-        self.estimators.services.sample(services.into_iter(), now);
+        let compiler = &self.compiler;
+        let ids: BTreeSet<u32> = if sampling.is_first() {
+            compiler.members().map(|(id, _)| id).collect()
+        } else {
+            let busy = compiler
+                .busy()
+                .chain(compiler.uncounted())
+                .chain(sampling.lively());
+            busy.chain(sampling.turn(compiler.end())).collect()
+        };
+        let service_of = |id| compiler.service_of(id);
+        let read = (ids.into_iter())
+            .filter(|id| service_of(*id).is_some())
+            .map(|id| (id, self.dataplane.stats(id), compiler.is_busy(id)));
+        sampling.sample(read, service_of, now);
+        let counted = (compiler.all_retired()).map(|(id, retired)| (id, sum(retired, sampling.total(id))));
+        services.sample(counted, now);
     }
 
     /// The rates of a destination.
@@ -57,19 +65,14 @@ impl State {
     ///
     /// [`ErrorCode::NoSuchService`]; [`ErrorCode::Internal`] where the kernel does not take it.
     pub(super) fn zero(&mut self, service: Option<ServiceKey>) -> Result<(), ApiError> {
-        let only = match service {
-            None => None,
-            Some(key) if self.model.services().contains_key(&key) => self.compiler.service(&key),
-            Some(key) => {
-                return Err(no_such_service(&key));
-            }
+        if let Some(key) = service.filter(|key| !self.model.services().contains_key(key)) {
+            return Err(no_such_service(&key));
+        }
+        let only = service.and_then(|key| self.compiler.service(&key));
+        let ids: Vec<_> = match service {
+            None => self.compiler.members().map(|(id, _)| id).collect(),
+            Some(key) => self.compiler.members_of(&key),
         };
-        let members: Vec<_> = self
-            .compiler
-            .members()
-            .filter(|(_, of)| only.is_none_or(|only| only == *of))
-            .collect();
-        let ids: Vec<_> = members.iter().map(|(id, _)| *id).collect();
         self.dataplane.zero_stats(&ids).map_err(|error| {
             ApiError::new(
                 ErrorCode::Internal,

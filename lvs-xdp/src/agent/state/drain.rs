@@ -12,7 +12,11 @@ impl State {
         let now = (SystemTime::now().duration_since(SystemTime::UNIX_EPOCH))
             .as_ref()
             .map_or(0, Duration::as_secs);
-        for (service, entry) in self.model.services() {
+        let entries = self
+            .uses
+            .drained()
+            .filter_map(|key| self.model.services().get_key_value(key));
+        for (service, entry) in entries {
             for server in &entry.servers {
                 let Some(drain) = server.drain else { continue };
                 let (active, inactive) = (self.compiler.destination(service, &server.key))

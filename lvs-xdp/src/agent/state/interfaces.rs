@@ -1,14 +1,13 @@
 //! The director's interfaces, and the ways to real servers that lead through them.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::net::IpAddr;
 
 use lvs_xdp_common::abi::Tags;
 use tracing::{info, warn};
 
-use super::{State, servers, tunnels::tunnelled};
+use super::State;
 use crate::{
     dataplane::compile::Way,
-    model::Model,
     neighbour::{Exit, Link, Resolution},
 };
 
@@ -91,11 +90,11 @@ impl State {
 
     /// Brings the ways to all servers into the tables: the interfaces between may have changed.
     fn note_ways(&mut self) {
-        for address in servers(&self.model) {
+        for (address, _, is_tunnelled) in self.uses.ways().collect::<Vec<_>>() {
             self.note_way(address);
-        }
-        for address in tunnelled(&self.model).into_keys() {
-            self.note_tunnel(address);
+            if is_tunnelled {
+                self.note_tunnel(address);
+            }
         }
     }
 
@@ -129,7 +128,9 @@ impl State {
             warn!("{address}: {error:#}");
         }
         self.compiler.set_way(address, way);
-        self.are_peers_stale = true;
+        self.are_peers_stale |= self.uses.is_companion(address);
+        // Then others may be companions, which is noted there.
+        self.uses.set_own(address, way == Some(Way::Local), &self.model);
     }
 
     /// The way to a server by a neighbour on an interface, which is the server or a router; `None` where frames
@@ -165,15 +166,18 @@ impl State {
         tags(exit, has_vlans)
     }
 
-    /// The real servers that may be directors and have this one for a real server: those of services that it
-    /// serves itself.
-    pub(super) fn peers(&self, model: &Model) -> BTreeSet<[u8; 6]> {
-        peers(model, |address| self.compiler.way(address))
-    }
-
-    /// Notes which are such.
-    pub(super) fn follow_peers(&mut self, peers: &BTreeSet<[u8; 6]>) {
-        let noted = self.dataplane.set_peers(peers);
+    /// Notes which real servers may be directors and have this one for a real server: those of services that it serves
+    /// itself.
+    pub(super) fn follow_peers(&mut self) {
+        let ways = self
+            .uses
+            .companions()
+            .filter_map(|address| self.compiler.way(address));
+        let peers = ways.filter_map(|way| match way {
+            Way::Neighbour { mac, .. } => Some(mac),
+            Way::Local => None,
+        });
+        let noted = self.dataplane.set_peers(&peers.collect());
         self.faults
             .note("packets from other directors are balanced again", noted);
     }
@@ -202,31 +206,10 @@ fn tags(exit: &Exit, has_vlans: bool) -> Option<Option<Tags>> {
     Some(Some(tags))
 }
 
-/// The MAC addresses of the real servers that share a service with the director itself.
-fn peers(model: &Model, way: impl Fn(IpAddr) -> Option<Way>) -> BTreeSet<[u8; 6]> {
-    let mut peers = BTreeSet::new();
-    for entry in model.services().values() {
-        let ways: Vec<_> = entry
-            .destinations()
-            .filter_map(|server| way(server.key.address))
-            .collect();
-        if ways.contains(&Way::Local) {
-            peers.extend(ways.into_iter().filter_map(|way| match way {
-                Way::Neighbour { mac, .. } => Some(mac),
-                Way::Local => None,
-            }));
-        }
-    }
-    peers
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        api::types::{Change, Protocol, Scheduler, ServerKey, ServerSpec, ServiceKey, ServiceSpec},
-        neighbour::Tag,
-    };
+    use crate::neighbour::Tag;
 
     fn exit(tags: &[(u16, bool)]) -> Exit {
         let tags = tags.iter().map(|&(id, is_service)| Tag { id, is_service });
@@ -254,46 +237,5 @@ mod tests {
         };
         assert_eq!(tags(&exit(&[(10, true), (20, false)]), true), Some(Some(two)));
         assert_eq!(tags(&exit(&[(10, true), (20, false), (30, false)]), true), None);
-    }
-
-    #[test]
-    fn peers_are_the_other_servers_of_what_the_director_serves_itself() {
-        let mut model = Model::default();
-        let address = |last| IpAddr::from([192, 168, 2, last]);
-        for (port, servers) in [(80, [1, 2]), (81, [2, 3]), (82, [1, 4])] {
-            let service = ServiceKey::new(Protocol::Tcp, address(100), port);
-            let add_service = Change::AddService {
-                service: ServiceSpec::new(service, Scheduler::Rr),
-            };
-            let add_servers = servers.map(|last| Change::AddServer {
-                service,
-                server: ServerSpec::new(
-                    ServerKey {
-                        address: address(last),
-                        port,
-                    },
-                    1,
-                ),
-                require_on_link: false,
-            });
-            model.apply(&[add_service]).unwrap();
-            model.apply(&add_servers).unwrap();
-        }
-        let neighbour = |last| {
-            Some(Way::Neighbour {
-                mac: [2, 0, 0, 0, 0, last],
-                source_mac: [2; 6],
-                if_index: 2,
-                tags: None,
-            })
-        };
-        let way = |server: IpAddr| match server {
-            _ if server == address(1) => Some(Way::Local),
-            _ if server == address(2) => neighbour(2),
-            _ if server == address(3) => neighbour(3),
-            _ => None,
-        };
-        assert_eq!(peers(&model, way), BTreeSet::from([[2, 0, 0, 0, 0, 2]]));
-        assert_eq!(peers(&model, |_| neighbour(2)), BTreeSet::new());
     }
 }

@@ -1,6 +1,6 @@
 //! What the agent says of its state: services with their real servers, and the status.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{State, tunnels::reach};
 use crate::{
@@ -78,15 +78,13 @@ impl State {
     }
 
     /// Why a server gets nothing, where it can get nothing.
-    fn fault(&self, server: &ServerSpec) -> Option<String> {
-        let address = server.key.address;
-        let tunnel = server.method.tunnel();
-        let why = match (reach(&self.neighbours, server)?, tunnel) {
-            (Resolution::Unreachable, None) => format!(
+    fn fault(&self, address: IpAddr, is_tunnelled: bool) -> Option<String> {
+        let why = match (self.neighbours.reach(address, is_tunnelled)?, is_tunnelled) {
+            (Resolution::Unreachable, false) => format!(
                 "it does not answer {}: it gets no new connections",
                 neighbour::protocol(address)
             ),
-            (Resolution::Unreachable, Some(_)) => {
+            (Resolution::Unreachable, true) => {
                 let path = self.neighbours.path(address);
                 let hop = path.and_then(|path| path.gateway).unwrap_or(address);
                 format!(
@@ -94,8 +92,8 @@ impl State {
                     neighbour::protocol(hop)
                 )
             }
-            (Resolution::NotOnLink(why), None) => format!("direct routing cannot reach it: {why}"),
-            (Resolution::NotOnLink(why), Some(_)) => format!("its tunnel has no way: {why}"),
+            (Resolution::NotOnLink(why), false) => format!("direct routing cannot reach it: {why}"),
+            (Resolution::NotOnLink(why), true) => format!("its tunnel has no way: {why}"),
             (Resolution::Resolving | Resolution::Local | Resolution::Ready { .. }, _) => return None,
         };
         Some(format!("real server {address}: {why}"))
@@ -110,18 +108,15 @@ impl State {
                 attached.name
             ))
         });
-        let servers = (self.model.services().values())
-            .flat_map(|entry| entry.servers.iter().map(|server| (&entry.spec.key, server)));
-        let faults: BTreeSet<_> = (self.model.services().values())
-            .flat_map(|entry| entry.destinations())
-            .filter_map(|server| self.fault(&server))
+        let faults: BTreeSet<_> = (self.uses.ways())
+            .flat_map(|(address, is_direct, is_tunnelled)| {
+                let direct = is_direct.then(|| self.fault(address, false));
+                let tunnelled = is_tunnelled.then(|| self.fault(address, true));
+                direct.into_iter().chain(tunnelled).flatten()
+            })
             .collect();
-        let unhealthy = servers.filter_map(|(service, server)| {
-            let complaint = self.checks.complaint(service, &server.key)?;
-            Some(format!(
-                "real server {} of service {service} {complaint}",
-                server.key
-            ))
+        let unhealthy = self.checks.complaints().map(|(service, server, complaint)| {
+            format!("real server {server} of service {service} {complaint}")
         });
         let fallen_back = (self.fallen_back.iter()).map(|key| {
             format!("service {key} has fewer usable real servers than its quorum: its fallback is in use")
@@ -137,7 +132,7 @@ impl State {
             connection_capacity: u64::from(capacity.connections),
             timeouts: self.model.timeouts(),
             settings: self.model.settings(),
-            services: self.model.services().len() as u64,
+            services: self.model.services().size() as u64,
             servers: self
                 .model
                 .services()

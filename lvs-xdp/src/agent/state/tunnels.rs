@@ -1,18 +1,14 @@
 //! Real servers behind tunnels: their packets go to a router, or to a neighbour that is the server itself.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::net::IpAddr;
 
 use tracing::{info, warn};
 
 use super::{State, is_usable};
 use crate::{
-    api::types::{ServerSpec, ServiceKey},
+    api::types::ServerSpec,
     dataplane::compile::{TunnelWay, Way},
-    model::Model,
-    neighbour::{Neighbours, OffLink, Resolution},
+    neighbour::{Neighbours, Resolution},
 };
 
 /// The longest packet that IP has a length for.
@@ -20,33 +16,20 @@ const LONGEST: u32 = u16::MAX as u32;
 
 /// What is known of the way to a server by the method that it has.
 pub(super) fn reach(neighbours: &Neighbours, server: &ServerSpec) -> Option<Resolution> {
-    let address = server.key.address;
-    let direct = neighbours.resolution(address)?;
-    Some(match (direct, server.method.tunnel()) {
-        (Resolution::NotOnLink(OffLink::Gateway(Some(gateway))), Some(_)) => {
-            neighbours.resolution(gateway).unwrap_or(Resolution::Resolving)
-        }
-        (direct, _) => direct,
-    })
-}
-
-/// The servers behind tunnels, each address once.
-pub(super) fn tunnelled(model: &Model) -> BTreeMap<IpAddr, ServerSpec> {
-    let servers = model.services().values().flat_map(|entry| entry.destinations());
-    let tunnelled = servers.filter(|server| server.method.tunnel().is_some());
-    tunnelled
-        .map(|server| (server.key.address, server.into_owned()))
-        .collect()
+    neighbours.reach(server.key.address, server.method.tunnel().is_some())
 }
 
 impl State {
-    /// The routers on the ways to servers behind tunnels.
-    pub(super) fn routers(&self) -> BTreeSet<IpAddr> {
-        let servers = tunnelled(&self.model);
-        let paths = servers
-            .keys()
-            .filter_map(|address| self.neighbours.path(*address));
-        paths.filter_map(|path| path.gateway).collect()
+    /// Notes whether a server there is behind a tunnel, and the router on the way to it.
+    pub(super) fn follow_hop(&mut self, address: IpAddr) {
+        let concerned = if self.uses.is_tunnelled(address) {
+            let path = self.neighbours.path(address);
+            self.hops.note(address, path.and_then(|path| path.gateway))
+        } else {
+            self.tunnels_usable.remove(&address);
+            self.hops.forget(address)
+        };
+        self.unfollowed.extend(concerned);
     }
 
     /// Brings what is known of the way to a server through a tunnel into the tables.
@@ -98,13 +81,9 @@ impl State {
     /// Takes in that something has changed at an address that may be on the way to servers behind tunnels: their
     /// own, or a router's.
     pub(super) fn hear_hop(&mut self, hop: IpAddr) {
-        for (address, server) in tunnelled(&self.model) {
-            let path = self.neighbours.path(address);
-            if address != hop && path.and_then(|path| path.gateway) != Some(hop) {
-                continue;
-            }
+        for address in self.hops.concerned(hop) {
             self.note_tunnel(address);
-            let reached = reach(&self.neighbours, &server);
+            let reached = self.neighbours.reach(address, true);
             let usable = is_usable(reached.as_ref(), &self.held_back, address);
             if self.tunnels_usable.insert(address, usable) != Some(usable) {
                 match reached {
@@ -122,19 +101,7 @@ impl State {
                     Some(Resolution::Local | Resolution::Resolving) | None => {}
                 }
             }
-            let concerned = self
-                .services_with(|server| server.key.address == address && server.method.tunnel().is_some());
-            self.stale.extend(concerned);
+            self.stale.extend(self.uses.tunnelled(address));
         }
-        let servers = tunnelled(&self.model);
-        self.tunnels_usable
-            .retain(|address, _| servers.contains_key(address));
-    }
-
-    /// The services that have such a server.
-    pub(super) fn services_with(&self, is_such: impl Fn(&ServerSpec) -> bool) -> BTreeSet<ServiceKey> {
-        let services = self.model.services().iter();
-        let concerned = services.filter(|(_, entry)| entry.destinations().any(|server| is_such(&server)));
-        concerned.map(|(key, _)| *key).collect()
     }
 }

@@ -59,7 +59,7 @@ drain = { deadline = 4102444800 }
 #[test]
 fn a_file_is_written_as_it_is_read() {
     let (configuration, model) = read(WHOLE).unwrap();
-    assert_eq!(model.services().len(), 2);
+    assert_eq!(model.services().size(), 2);
     let server = |host: u8| {
         configuration.service[1]
             .server

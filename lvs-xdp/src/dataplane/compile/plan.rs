@@ -1,7 +1,10 @@
 //! Planning a change: what it takes to bring services to what the model says is reserved first, so that
 //! making it live cannot fail half way.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use lvs_xdp_common::{
     abi::{Kind, ListWord, Options, RingWord, destination_flag},
@@ -84,7 +87,7 @@ impl Compiler {
         told: &BTreeSet<ServiceKey>,
         weight: impl Fn(&ServiceKey, &ServerSpec) -> u32,
     ) -> Result<Plan, ApiError> {
-        if model.services().len() > self.capacity.services as usize {
+        if model.services().size() > self.capacity.services as usize {
             return Err(full("services", self.capacity.services, "--services"));
         }
         let mut plan = Plan {
@@ -191,10 +194,10 @@ impl Compiler {
         let mut members = Vec::with_capacity(wanted.servers.len());
         let mut settings = Vec::with_capacity(wanted.servers.len());
         for server in &wanted.servers {
-            let known = self.destinations.get(&(id, server.key)).copied();
+            let known = self.members.id(id, &server.key);
             let destination = match known {
                 Some(destination) => {
-                    if self.removed.contains(&destination) {
+                    if self.members.is_removed(destination) {
                         revived.push(destination);
                     }
                     destination
@@ -251,6 +254,9 @@ impl Compiler {
         // IPVS keeps flags of schedulers that have none, and so they mean nothing.
         let flag = |flag| slots(kind) > 0 && wanted.spec.flags.contains(&flag);
         let generation = present.map_or(0, |slot| slot.word.generation().wrapping_add(1));
+        let staying: HashSet<u32> = ids.iter().copied().collect();
+        let removed = old_ids.iter().copied().filter(|old| !staying.contains(old));
+        let removed = removed.collect();
         Ok(Planned {
             key,
             is_new: present.is_none(),
@@ -261,7 +267,7 @@ impl Compiler {
                 flag(SchedulerFlag::Fallback),
                 flag(SchedulerFlag::Port),
             ),
-            removed: old_ids.iter().copied().filter(|old| !ids.contains(old)).collect(),
+            removed,
             added: std::mem::take(&mut reserved.destinations),
             revived,
             options,

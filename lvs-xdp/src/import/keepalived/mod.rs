@@ -192,7 +192,7 @@ fn targets<'a>(
         );
         return Vec::new();
     };
-    if table.model.services().len() + found.len() > MOST_SERVICES {
+    if table.model.services().size() + found.len() > MOST_SERVICES {
         table.note(
             &directive.place,
             format!(
