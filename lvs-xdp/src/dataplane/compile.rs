@@ -7,6 +7,7 @@
 //!
 //! What the rows say is all there is: an agent that adopts pinned maps reads its bookkeeping from them.
 
+mod fill;
 mod plan;
 
 use std::{

@@ -23,6 +23,11 @@ impl Extents {
         }
     }
 
+    /// How many words are free, in runs of whatever length.
+    pub(super) fn free(&self) -> u32 {
+        self.free.values().sum()
+    }
+
     /// Takes the first run of `length` words; `None` where there is no such run. No words need no place.
     pub(super) fn take(&mut self, length: u32) -> Option<Extent> {
         if length == 0 {

@@ -6,6 +6,7 @@
 //! [`rows`], in extents of `extents`), `peers`, [`sweep`] (expiry, lists of connections), `migrate` (to tables of
 //! another size), [`steering`] (the way of health checks).
 
+mod clock;
 pub mod compile;
 mod extents;
 mod marks;
@@ -46,6 +47,10 @@ use lvs_xdp_common::{
 };
 use nix::net::if_::if_indextoname;
 
+pub(crate) use self::{
+    clock::Sample as ClockSample,
+    pins::{Generation, Pinned},
+};
 use self::{
     compile::Compiler,
     marks::Marks,
