@@ -452,7 +452,7 @@ fn far_way(asked: &BTreeMap<IpAddr, (IpAddr, bool, bool)>) -> Vec<Finding> {
                  route back",
             )
             .mend(format!(
-                "on {address}: ip route get {from}; lvs-xdp realserver check; sysctl -a --pattern rp_filter"
+                "on {address}: ip route get {from}; sysctl -a --pattern rp_filter (2 takes packets whose way back is another one)"
             ))
     });
     found.collect()
