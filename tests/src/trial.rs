@@ -1,6 +1,7 @@
 //! A director without an interface: the real program and maps, which frames are fed to one by one.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
@@ -234,6 +235,27 @@ impl Director {
             .compiler
             .plan(&self.model, &touched, &told, |_, server| server.weight)?;
         self.compiler.apply(plan);
+        Ok(())
+    }
+
+    /// Goes on as an agent does that finds what another one has left: its bookkeeping is what the maps say, and every
+    /// service is compiled anew. These are the real servers.
+    ///
+    /// # Errors
+    ///
+    /// When the maps cannot be read, or have no room.
+    pub fn adopt(&mut self, servers: impl IntoIterator<Item = IpAddr>) -> Result<()> {
+        self.compiler = self.dataplane.compiler()?;
+        for server in servers {
+            self.resolve(server);
+        }
+        let mut touched = self.compiler.services();
+        touched.extend(self.model.services().keys().copied());
+        let plan = self
+            .compiler
+            .plan(&self.model, &touched, &BTreeSet::new(), |_, server| server.weight)?;
+        self.compiler.apply(plan);
+        self.compiler.settle();
         Ok(())
     }
 

@@ -34,6 +34,7 @@ use super::{
 use crate::{
     api::types::{ApiError, ErrorCode, Plan, ServerKey, ServerSpec, ServiceKey},
     checks::Checks,
+    crash,
     dataplane::{self, Dataplane, compile::Compiler},
     journal::{Journal, Transaction},
     model::Model,
@@ -237,7 +238,10 @@ impl State {
             Request::Configuration(answer) => {
                 let _ = answer.send(self.model.clone());
             }
-            Request::Configure(request) => self.configure(request),
+            Request::Configure(request) => {
+                crash::begin(crash::Work::Change);
+                self.configure(request);
+            }
             Request::History(answer) => {
                 let _ = answer.send(self.journal.history().cloned().collect());
             }
@@ -276,7 +280,10 @@ impl State {
         let result = grace.await;
         self.grace = None;
         match result {
-            Ok(Ok(())) => self.compiler.settle(),
+            Ok(Ok(())) => {
+                self.compiler.settle();
+                crash::end();
+            }
             // Without membarrier there is no telling when the last packet has left; in a second it has.
             Ok(Err(error)) => {
                 warn!("membarrier: {error}: waiting a second after each change instead");
