@@ -8,6 +8,7 @@
 //! What the rows say is all there is: an agent that adopts pinned maps reads its bookkeeping from them.
 
 mod fill;
+mod mend;
 mod plan;
 
 use std::{
@@ -198,6 +199,7 @@ impl Compiler {
                 self.ways.insert(server.address, way);
             }
         }
+        self.mend_ways();
     }
 
     /// Makes a plan live, in one step. [`Compiler::settle`] must have been called since the last one.

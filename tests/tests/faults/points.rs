@@ -18,7 +18,7 @@ use lvs_xdp_common::crash;
 use lvs_xdp_tests::{
     frame::{Frame, tcp},
     lab::VIP,
-    trial::{Director, LOOPBACK},
+    trial::{Director, LOOPBACK, xdp},
 };
 
 use crate::tables::{FRAMES, PORTS, Services, Shares, TABLES, followed, note, server, servers};
@@ -79,6 +79,8 @@ fn model(services: Services) -> Result<Model> {
 
 struct Clients {
     director: Director,
+    /// Seconds of its clock.
+    now: u32,
     /// The last one.
     number: u32,
     /// The last client of each port and real server, with a connection.
@@ -86,6 +88,17 @@ struct Clients {
 }
 
 impl Clients {
+    /// All connections end, and the rows of removed real servers are free again.
+    fn forget(&mut self) -> Result<()> {
+        self.now += 1000;
+        self.director.stop_clock(self.now)?;
+        let left = self.director.dataplane.tables().sweep();
+        ensure!(left == 0, "{left} connections are left");
+        self.director.reap();
+        self.connected.clear();
+        Ok(())
+    }
+
     /// Which table the first packets of new clients go by.
     fn followed(&mut self) -> Result<usize> {
         let mut all = BTreeMap::new();
@@ -152,20 +165,62 @@ impl Clients {
     }
 }
 
-#[test]
-fn broken_off_before_each_write_it_goes_by_the_old_table_or_the_new_one() -> Result<()> {
+/// A director with the first table, whose writes are watched.
+fn director() -> Result<Clients> {
     let mut director = Director::new(1 << 17)?;
     for server in servers() {
         director.resolve(server);
     }
-    let models = [model(TABLES[0])?, model(TABLES[1])?];
-    director.change(&config::diff(director.model(), &models[0]))?;
-    let mut clients = Clients {
+    director.change(&config::diff(director.model(), &model(TABLES[0])?))?;
+    crash::watch(at_point);
+    Ok(Clients {
         director,
+        now: 100_000,
         number: 0,
         connected: BTreeMap::new(),
-    };
-    crash::watch(at_point);
+    })
+}
+
+#[test]
+fn broken_off_while_the_way_to_a_real_server_changes_it_is_one_way_in_the_end() -> Result<()> {
+    /// No interface of this number is there, and none is needed for a trial.
+    const ELSEWHERE: u32 = 1000;
+    let mut clients = director()?;
+    for point in 1.. {
+        for server in servers() {
+            clients.director.resolve_by(server, ELSEWHERE);
+        }
+        let director = &mut clients.director;
+        // One real server of two services, of which one knows the way and the other does not yet.
+        let resolve = || {
+            director.resolve(server(10));
+            Ok(())
+        };
+        if !broken_off(point, resolve)? {
+            ensure!(point > 4, "only {point} writes");
+            return Ok(());
+        }
+        clients.director.adopt(servers())?;
+        for port in [80, 81] {
+            for _ in 0..FRAMES {
+                clients.number += 1;
+                let client = Ipv4Addr::from(0x0a00_0000 + clients.number);
+                let frame = Frame::tcp((client, 40_000), (VIP, port), tcp::SYN);
+                let seen = clients.director.dataplane.trial(&frame.bytes(), LOOPBACK)?;
+                ensure!(
+                    seen.action == xdp::TX,
+                    "broken off before write {point}: port {port}: {seen:?}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn broken_off_before_each_write_it_goes_by_the_old_table_or_the_new_one() -> Result<()> {
+    let models = [model(TABLES[0])?, model(TABLES[1])?];
+    let mut clients = director()?;
     let mut points = 0;
     for (from, to) in [(0, 1), (1, 0)] {
         for point in 1.. {
@@ -179,7 +234,8 @@ fn broken_off_before_each_write_it_goes_by_the_old_table_or_the_new_one() -> Res
             let back = config::diff(&models[to], &models[from]);
             clients.director.change_between_frames(&back)?;
             clients.check_connected(from)?;
-            clients.connected.clear();
+            // Else a real server that was removed would keep its row, and be revived.
+            clients.forget()?;
         }
     }
     println!("broken off before each of {points} writes");
