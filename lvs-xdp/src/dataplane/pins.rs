@@ -116,7 +116,7 @@ pub(crate) struct Generation {
 /// All that is pinned, as somebody finds it who has no claim to it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Pinned {
-    /// The directory is on a BPF file system.
+    /// The directory is on a BPF file system, or would be if it were made.
     pub(crate) is_bpf: bool,
     /// Directories of other layouts' pins.
     pub(crate) other_layouts: Vec<String>,
@@ -359,17 +359,16 @@ fn lock(root: &Path) -> anyhow::Result<File> {
     }
 }
 
+/// Whether a path is on a BPF file system, or would be if it were made.
 fn is_bpf(path: &Path) -> bool {
-    statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
+    let existing = path.ancestors().find(|path| path.exists());
+    let found = statfs(existing.unwrap_or(Path::new("/")));
+    found.is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
 }
 
 /// Mounts the BPF file system where nobody has, if the directory is to be there.
 pub(super) fn mount_if_missing(root: &Path) -> anyhow::Result<()> {
-    let existing = root
-        .ancestors()
-        .find(|path| path.exists())
-        .unwrap_or(Path::new("/"));
-    if is_bpf(existing) {
+    if is_bpf(root) {
         return Ok(());
     }
     if !root.starts_with(BPF_FS) {

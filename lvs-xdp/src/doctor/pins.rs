@@ -14,7 +14,9 @@ pub(super) fn pins(facts: &Facts, status: &Status) -> Vec<Finding> {
     let is_there = generations
         .iter()
         .any(|generation| generation.program == Some(status.program_id));
-    if !is_there {
+    if !facts.pinned.is_bpf {
+        findings.push(unmounted(facts, Level::Broken));
+    } else if !is_there {
         findings.push(
             Finding::new(
                 Level::Broken,
@@ -55,6 +57,18 @@ pub(super) fn pins(facts: &Facts, status: &Status) -> Vec<Finding> {
         );
     }
     findings
+}
+
+/// A directory that is on no BPF file system.
+fn unmounted(facts: &Facts, level: Level) -> Finding {
+    Finding::new(
+        level,
+        "pins-unmounted",
+        &facts.pin_dir,
+        "it is on no BPF file system: there is none, or something is mounted over it".to_owned(),
+    )
+    .because("the next agent finds neither its tables nor the connections in them")
+    .mend("umount what is over it; mount -t bpf bpf /sys/fs/bpf, where nothing is")
 }
 
 /// Pins of another layout's maps.
@@ -104,6 +118,10 @@ pub(super) fn orphans(facts: &Facts, error: &str) -> Vec<Finding> {
         )
     };
     let mut findings = layouts(facts);
+    if !pinned.is_bpf {
+        // The agent mounts it where systemd has not.
+        findings.push(unmounted(facts, Level::Note));
+    }
     findings.push(
         Finding::new(level, "agent-not-running", "agent", format!("{error}; {what}"))
             .because(why)

@@ -3,6 +3,7 @@
 use super::*;
 use crate::{
     api::types::{Settings, Timeouts},
+    dataplane::Pinned,
     neighbour::Links,
 };
 
@@ -26,6 +27,10 @@ pub(super) fn facts() -> Facts {
         }),
         links: Links::default(),
         pin_dir: "/sys/fs/bpf/lvs-xdp".to_owned(),
+        pinned: Pinned {
+            is_bpf: true,
+            ..Pinned::default()
+        },
         ..Facts::default()
     }
 }

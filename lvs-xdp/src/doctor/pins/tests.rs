@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{
+    dataplane::Pinned,
     doctor::tests::{bad, facts, status},
     neighbour::Link,
 };
@@ -29,7 +30,9 @@ fn the_pins_of_an_agent_that_runs() {
             ("pins-left-over", Level::Note)
         ]
     );
-    facts.pinned = crate::dataplane::Pinned::default();
+    facts.pinned = Pinned::default();
+    assert_eq!(bad(pins(&facts, &status())), [("pins-unmounted", Level::Broken)]);
+    facts.pinned.is_bpf = true;
     assert_eq!(bad(pins(&facts, &status())), [("pins-gone", Level::Broken)]);
     // Another program is pinned than the one that runs.
     facts.pinned.generations = vec![generation(1, Some(8))];
@@ -43,6 +46,15 @@ fn what_a_dead_agent_has_left() {
     assert_eq!(bad(found.clone()), [("agent-not-running", Level::Broken)]);
     assert_eq!(found[0].found, "nobody answers; no program is on any interface");
 
+    facts.pinned.is_bpf = false;
+    assert_eq!(
+        bad(orphans(&facts, "")),
+        [
+            ("pins-unmounted", Level::Note),
+            ("agent-not-running", Level::Broken)
+        ]
+    );
+    facts.pinned.is_bpf = true;
     facts.pinned.generations = vec![generation(3, Some(7))];
     assert_eq!(
         bad(orphans(&facts, "")),
