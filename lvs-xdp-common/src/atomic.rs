@@ -19,6 +19,7 @@ mod imp {
     use core::sync::atomic::{AtomicU64, Ordering};
 
     use super::Word;
+    use crate::crash;
 
     impl Word {
         fn atomic(&self) -> &AtomicU64 {
@@ -34,12 +35,14 @@ mod imp {
 
         /// Sets the value.
         pub fn store(&self, value: u64) {
+            crash::point();
             self.atomic().store(value, Ordering::Release);
         }
 
         /// Replaces `old` by `new`; false, and nothing changed, where the word is not `old`.
         #[must_use]
         pub fn swap(&self, old: u64, new: u64) -> bool {
+            crash::point();
             self.atomic()
                 .compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
                 .is_ok()
@@ -47,6 +50,7 @@ mod imp {
 
         /// Adds `delta`, wrapping; what the word is after that.
         pub fn add(&self, delta: u64) -> u64 {
+            crash::point();
             self.atomic()
                 .fetch_add(delta, Ordering::SeqCst)
                 .wrapping_add(delta)

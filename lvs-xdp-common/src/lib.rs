@@ -15,6 +15,7 @@
 //! - [`hash`]: the flow hash, and IPVS's own hashes
 //! - [`steer`]: how the packets of health checks reach the virtual address on one real server
 //! - [`maps`], [`abi`], [`atomic`]: the tables' layout, shared with the agent
+//! - `crash`: where a process may die, for tests of that
 //! - [`verifier`]: what only the kernel's verifier needs
 //! - [`reason`]: a name for everything that can become of a packet
 #![no_std]
@@ -35,6 +36,8 @@ pub mod announce;
 pub mod answer;
 pub mod atomic;
 pub mod connection;
+#[cfg(not(target_arch = "bpf"))]
+pub mod crash;
 pub mod decision;
 pub mod director;
 pub mod flow;

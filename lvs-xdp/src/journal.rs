@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     api::types::{Change, Version},
+    crash,
     model::Model,
 };
 
@@ -241,11 +242,10 @@ impl Journal {
         let made = Line { versions: made };
         let line = line(&serde_json::to_vec(&made)?);
         self.torn = true;
-        match self
-            .file
-            .write_all_at(&line, self.length)
-            .and_then(|()| self.file.sync_data())
-        {
+        crash::point();
+        let written = self.file.write_all_at(&line, self.length);
+        crash::point();
+        match written.and_then(|()| self.file.sync_data()) {
             Ok(()) => {
                 self.torn = false;
                 let start = self.length;
@@ -371,7 +371,9 @@ impl Journal {
             None => (snapshot(model)?, Vec::new()),
         };
         let (file, length) = write_aside(&self.dir, &bytes)?;
+        crash::point();
         put_into_place(&self.dir)?;
+        crash::point();
         (self.file, self.length, self.lines) = (file, length, lines);
         self.torn = false;
         self.renamed = true;

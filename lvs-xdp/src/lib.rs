@@ -10,6 +10,7 @@ pub mod api;
 mod checks;
 pub mod cli;
 pub mod config;
+mod crash;
 pub mod dataplane;
 pub mod doctor;
 pub mod import;

@@ -67,7 +67,8 @@ fn settings() -> Value {
 
 fn status() -> Value {
     json!({
-        "version": "0.1.0", "pid": 4711, "abi": 1, "program_id": 42,
+        "version": "0.1.0", "pid": 4711, "abi": 1, "program_id": 42, "pin_dir": "/sys/fs/bpf/lvs-xdp", "detached": [],
+        "tables": [{ "name": "services", "used": 1, "capacity": 4096, "option": "--services" }],
         "timeouts": { "tcp": 900, "tcp_fin": 120, "udp": 300 }, "settings": settings(),
         "interfaces": [
             { "name": "eth0", "index": 2, "mode": "native", "reason": null },

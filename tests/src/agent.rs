@@ -145,9 +145,19 @@ impl Agent {
     ///
     /// As [`Agent::start`], and when one is running.
     pub fn launch(&mut self, config: &AgentConfig) -> Result<()> {
+        self.launch_in(config, &[])
+    }
+
+    /// As [`Agent::launch`], with more environment variables.
+    ///
+    /// # Errors
+    ///
+    /// As [`Agent::launch`].
+    pub fn launch_in(&mut self, config: &AgentConfig, environment: &[(&str, &str)]) -> Result<()> {
         ensure!(self.process.is_none(), "the agent is running already");
         let log = File::options().create(true).append(true).open(self.log_path())?;
         let mut command = self.command(config);
+        command.envs(environment.iter().copied());
         command.stdout(log.try_clone()?).stderr(log);
         let mut process = Process::spawn(command)?;
         // The process is killed here if the agent does not come up.
@@ -259,6 +269,20 @@ impl Agent {
     pub fn kill(&mut self) -> Result<()> {
         self.process.take().context("the agent does not run")?.kill()?;
         Ok(())
+    }
+
+    /// The agent's status if it has ended by itself; it can be launched again then.
+    ///
+    /// # Errors
+    ///
+    /// When it was ended before, or the kernel cannot tell.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        let process = self.process.as_mut().context("the agent does not run")?;
+        let ended = process.ended()?;
+        if ended.is_some() {
+            self.process = None;
+        }
+        Ok(ended)
     }
 
     /// Ends the agent with SIGTERM and returns its status.

@@ -1,6 +1,7 @@
 //! A director without an interface: the real program and maps, which frames are fed to one by one.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
@@ -237,6 +238,29 @@ impl Director {
         Ok(())
     }
 
+    /// Goes on as an agent does that finds what another one has left: its bookkeeping is what the maps say, ways that are
+    /// still the same are not noted again, and every service is compiled anew. These are the real servers.
+    ///
+    /// # Errors
+    ///
+    /// When the maps cannot be read, or have no room.
+    pub fn adopt(&mut self, servers: impl IntoIterator<Item = IpAddr>) -> Result<()> {
+        self.compiler = self.dataplane.compiler()?;
+        for server in servers {
+            if self.compiler.way(server) != Some(way_to(server, LOOPBACK)) {
+                self.resolve(server);
+            }
+        }
+        let mut touched = self.compiler.services();
+        touched.extend(self.model.services().keys().copied());
+        let plan = self
+            .compiler
+            .plan(&self.model, &touched, &BTreeSet::new(), |_, server| server.weight)?;
+        self.compiler.apply(plan);
+        self.compiler.settle();
+        Ok(())
+    }
+
     /// Frees what removed destinations and deleted services have used, as the agent does every second.
     ///
     /// # Panics
@@ -256,24 +280,13 @@ impl Director {
     /// As [`Self::resolve`], by another interface.
     pub fn resolve_by(&mut self, server: impl Into<IpAddr>, if_index: u32) {
         let server = server.into();
-        let way = Way::Neighbour {
-            mac: mac_of(server),
-            source_mac: DIRECTOR_MAC,
-            if_index,
-            tags: None,
-        };
-        self.compiler.set_way(server, Some(way));
+        self.compiler.set_way(server, Some(way_to(server, if_index)));
     }
 
     /// Notes the way to a real server through a tunnel: as [`Self::resolve`], from [`TUNNEL_SOURCE`], with an MTU.
     pub fn resolve_tunnel(&mut self, server: Ipv4Addr, mtu: u16) {
         let way = TunnelWay {
-            way: Way::Neighbour {
-                mac: mac_of(server),
-                source_mac: DIRECTOR_MAC,
-                if_index: LOOPBACK,
-                tags: None,
-            },
+            way: way_to(server.into(), LOOPBACK),
             source: TUNNEL_SOURCE.into(),
             spread: 0,
             mtu,
@@ -391,6 +404,16 @@ pub fn server_key(service: &ServiceKey, server: impl Into<IpAddr>) -> ServerKey 
     ServerKey {
         address: server.into(),
         port: service.port(),
+    }
+}
+
+/// The way to a real server by an interface, to the MAC address of [`mac_of`].
+fn way_to(server: IpAddr, if_index: u32) -> Way {
+    Way::Neighbour {
+        mac: mac_of(server),
+        source_mac: DIRECTOR_MAC,
+        if_index,
+        tags: None,
     }
 }
 

@@ -51,6 +51,7 @@ use crate::{
         types::{ApiError, Change, CheckStatus, MarkRule, Plan, Service, ServiceKey, Status, Version},
     },
     checks::{Checks, Host, Runner},
+    crash,
     dataplane::{self, Dataplane, Mode, Options, Tables},
     journal::{Journal, Opened},
     model::Model,
@@ -204,6 +205,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let (neighbours, mut news) = Neighbours::start().await?;
     let neighbours = Arc::new(neighbours);
     check_interfaces(&neighbours.links(), config)?;
+    crash::begin(crash::Work::Start);
     let Opened {
         journal,
         model,
@@ -250,6 +252,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         warnings,
     )?;
     state.start(file).await?;
+    crash::end();
 
     let (sender, mut requests) = mpsc::channel(1024);
     let server = tokio::spawn(server::serve(listener, sender.clone(), Arc::clone(&neighbours)));

@@ -31,6 +31,7 @@ use super::{Config, Request, hops::Hops, slow_start::SlowStart, uses::Uses, vips
 use crate::{
     api::types::{ApiError, ErrorCode, Plan, ServerKey, ServiceKey},
     checks::Checks,
+    crash,
     dataplane::{
         self, Dataplane,
         compile::{Compiler, Way},
@@ -240,7 +241,10 @@ impl State {
             Request::Configuration(answer) => {
                 let _ = answer.send(self.model.clone());
             }
-            Request::Configure(request) => self.configure(request),
+            Request::Configure(request) => {
+                crash::begin(crash::Work::Change);
+                self.configure(request);
+            }
             Request::History(answer) => {
                 let _ = answer.send(self.journal.history().cloned().collect());
             }
@@ -279,7 +283,10 @@ impl State {
         let result = grace.await;
         self.grace = None;
         match result {
-            Ok(Ok(())) => self.compiler.settle(),
+            Ok(Ok(())) => {
+                self.compiler.settle();
+                crash::end();
+            }
             // Without membarrier there is no telling when the last packet has left; in a second it has.
             Ok(Err(error)) => {
                 warn!("membarrier: {error}: waiting a second after each change instead");

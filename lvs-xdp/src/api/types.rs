@@ -30,7 +30,7 @@ pub use self::{
     probe::{DnsProbe, DnsRecord, ExecProbe, HttpProbe, Probe, Statuses, TlsOptions, UdpProbe},
     seen::{
         Announcement, CheckResult, CheckState, CheckStatus, Connection, Flushed, InterfaceStatus, Rates,
-        ReasonCount, Server, ServerState, Service, Stats, Status, VipState, VipStatus, Zero,
+        ReasonCount, Server, ServerState, Service, Stats, Status, TableFill, VipState, VipStatus, Zero,
     },
     settings::{ClientMask, Persistence, Removal, ServiceSettings, Setting, Settings, Timeouts},
 };

@@ -173,6 +173,9 @@ pub(super) enum Verb {
         /// Show what is well, too
         #[arg(long, conflicts_with = "json")]
         all: bool,
+        /// Where no agent answers: the pins that one has left, which may go on forwarding
+        #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/lvs-xdp")]
+        pin_dir: PathBuf,
         #[command(flatten)]
         list: ListArgs,
     },

@@ -120,7 +120,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
         Verb::Stats(list) => status::stats(&client.services()?, &list, out),
         Verb::Checks(list) => checks::print(&client.checks()?, &list, out),
         Verb::Announce { addresses, list } => announce(addresses, &list, &mut client, out),
-        Verb::Doctor { all, list } => examine(all, &list, &mut client, out),
+        Verb::Doctor { all, pin_dir, list } => examine(all, &pin_dir, &list, &mut client, out),
         Verb::Unload { pin_dir } => unload(&mut client, pin_dir.as_deref()),
         Verb::Realserver(verb) => realserver::run(verb, out),
         Verb::Ipvsadm(_) => Ok(()),
@@ -134,13 +134,17 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
 /// Says what is wrong, and what mends it. The status is 0, 1 for warnings, 2 where something is broken.
 fn examine(
     all: bool,
+    pin_dir: &Path,
     list: &ListArgs,
     client: &mut BlockingClient,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
-    let (status, services) = (client.status()?, client.services()?);
-    let report =
-        doctor::examine(&status, &services).map_err(|error| Failure::Refused(format!("{error:#}")))?;
+    let report = match client.status() {
+        Ok(status) => doctor::examine(&status, &client.services()?),
+        Err(error @ ClientError::Connect { .. }) => doctor::examine_alone(pin_dir, &error.to_string()),
+        Err(error) => return Err(error.into()),
+    };
+    let report = report.map_err(|error| Failure::Refused(format!("{error:#}")))?;
     if list.json {
         write_json(&report, out)?;
     } else {

@@ -9,7 +9,9 @@
 
 mod adopt;
 mod ending;
+mod fill;
 mod members;
+mod mend;
 mod plan;
 mod ways;
 mod wide;

@@ -37,6 +37,11 @@ impl Extents {
         Some(length)
     }
 
+    /// How many words are free, in runs of whatever length.
+    pub(super) fn free(&self) -> u32 {
+        self.free.values().sum()
+    }
+
     /// Takes `length` words of the shortest run that has them, so that long runs stay for long lists; `None` where
     /// there is no such run. No words need no place.
     pub(super) fn take(&mut self, length: u32) -> Option<Extent> {

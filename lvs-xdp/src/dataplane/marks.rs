@@ -28,7 +28,10 @@ use super::{
     rows::{address, count, ip, live},
     tables::Tables,
 };
-use crate::api::types::{ApiError, ErrorCode, MarkRule, Protocol};
+use crate::{
+    api::types::{ApiError, ErrorCode, MarkRule, Protocol},
+    crash,
+};
 
 /// The first word of a configuration's half.
 const HALVES: [u32; 2] = [0, MARK_RULES_ROOM * MARK_RULE_WORDS];
@@ -156,6 +159,7 @@ impl Marks {
             let mut row = [of(&places); 2];
             row[live] = of(&self.places);
             self.unsettled.insert(prefix);
+            crash::point();
             if let Err(error) = self.prefixes.insert(&key(prefix), row, 0) {
                 // What is left of it is taken back, at the latest before the next attempt.
                 let _ = self.settle();
@@ -203,6 +207,7 @@ impl Marks {
     /// Where the kernel has no memory; it can be tried again.
     pub(super) fn settle(&mut self) -> Result<(), MapError> {
         while let Some(&prefix) = self.unsettled.first() {
+            crash::point();
             match self.places.get(&prefix) {
                 Some(place) => self.prefixes.insert(&key(prefix), [place.0; 2], 0)?,
                 None => match self.prefixes.remove(&key(prefix)) {

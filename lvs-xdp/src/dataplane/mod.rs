@@ -6,6 +6,7 @@
 //! [`rows`], in extents of `extents`), `peers`, [`sweep`] (expiry, lists of connections), `migrate` (to tables of
 //! another size), [`steering`] (the way of health checks).
 
+mod clock;
 pub mod compile;
 mod extents;
 mod marks;
@@ -46,6 +47,10 @@ use lvs_xdp_common::{
 };
 use nix::net::if_::if_indextoname;
 
+pub(crate) use self::{
+    clock::Sample as ClockSample,
+    pins::{Generation, Pinned},
+};
 use self::{
     compile::Compiler,
     marks::Marks,
@@ -58,7 +63,10 @@ pub use self::{
     pins::is_linked,
     tables::{Capacity, Tables},
 };
-use crate::api::types::{InterfaceStatus, ReasonCount, Stats, Timeouts};
+use crate::{
+    api::types::{InterfaceStatus, ReasonCount, Stats, Timeouts},
+    crash,
+};
 
 /// Where in the network driver's path the program runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -195,6 +203,7 @@ impl Dataplane {
             Some(from) if from != plan.generation => dataplane.migrate(from, &links)?,
             _ => {
                 dataplane.take_over(&links)?;
+                crash::point();
                 dataplane.finish_migration()?;
             }
         }
@@ -247,6 +256,7 @@ impl Dataplane {
             return Ok(());
         };
         let link = FdLink::from(PinnedLink::from_pin(&pin.path).context("cannot open a pinned link")?);
+        crash::point();
         match director(&mut self.ebpf)?.attach_to_link(link.try_into()?) {
             Ok(_) => {}
             Err(error) if is_unlinked(&error) => {
@@ -274,7 +284,9 @@ impl Dataplane {
     /// Pins the program in its generation's directory: this is what makes the directory complete.
     fn pin_program(&mut self) -> anyhow::Result<()> {
         let path = self.pins.program(self.generation);
+        crash::point();
         let _ = std::fs::remove_file(&path);
+        crash::point();
         director(&mut self.ebpf)?
             .pin(&path)
             .context("cannot pin the program")?;

@@ -28,6 +28,7 @@ impl Dataplane {
             flags.store(others);
         }
         for gone in known.difference(&wanted) {
+            crate::crash::point();
             map.remove(gone)?;
         }
         for new in wanted.difference(&known) {

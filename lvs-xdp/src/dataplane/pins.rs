@@ -28,6 +28,7 @@ use super::{Mode, tables::Shape};
 /// Where the BPF file system is mounted by systemd, bpftool and everybody else.
 const BPF_FS: &str = "/sys/fs/bpf";
 const PROGRAM: &str = "program";
+const LINKS: &str = "links";
 
 /// The pins of one director.
 #[derive(Debug, Clone)]
@@ -54,15 +55,39 @@ pub(super) fn newest_program(root: &Path) -> anyhow::Result<PathBuf> {
         .last()
         .copied()
         .with_context(|| format!("no program is pinned in {}", root.display()))?;
-    Ok(directory.join(format!("g{newest}")).join("program"))
+    Ok(directory.join(format!("g{newest}")).join(PROGRAM))
 }
 
 /// Whether the program is pinned as being on an interface, by an agent of this layout.
 pub fn is_linked(root: &Path, if_index: u32) -> bool {
-    let links = root.join(format!("v{ABI_VERSION}")).join("links");
+    let links = root.join(format!("v{ABI_VERSION}")).join(LINKS);
     [Mode::Native, Mode::Generic]
         .into_iter()
         .any(|mode| links.join(link_name(if_index, mode)).exists())
+}
+
+/// The links that are pinned in a directory.
+fn links(directory: &Path) -> anyhow::Result<Vec<LinkPin>> {
+    Ok(entries(directory)?
+        .into_iter()
+        .filter_map(|name| {
+            let (mode, if_index) = name.split_once('-')?;
+            Some(LinkPin {
+                path: directory.join(&name),
+                if_index: if_index.parse().ok()?,
+                mode: mode.parse().ok()?,
+            })
+        })
+        .collect())
+}
+
+/// Names of the directories of other layouts' pins.
+fn other_layouts(root: &Path) -> anyhow::Result<Vec<String>> {
+    let is_other = |name: &String| {
+        let version = name.strip_prefix('v');
+        version.is_some_and(|version| version.parse() != Ok(ABI_VERSION))
+    };
+    Ok(entries(root)?.into_iter().filter(is_other).collect())
 }
 
 fn link_name(if_index: u32, mode: Mode) -> String {
@@ -75,6 +100,64 @@ pub(super) struct LinkPin {
     pub(super) path: PathBuf,
     pub(super) if_index: u32,
     pub(super) mode: Mode,
+}
+
+/// A generation of pins, as somebody finds it who has no claim to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Generation {
+    /// Its number.
+    pub(crate) number: u32,
+    /// The kernel's id of its program; `None` where it is not complete.
+    pub(crate) program: Option<u32>,
+    /// The memory of its maps, in bytes; those that are shared with another generation count for each.
+    pub(crate) bytes: u64,
+}
+
+/// All that is pinned, as somebody finds it who has no claim to it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Pinned {
+    /// The directory is on a BPF file system, or would be if it were made.
+    pub(crate) is_bpf: bool,
+    /// Directories of other layouts' pins.
+    pub(crate) other_layouts: Vec<String>,
+    /// This layout's generations.
+    pub(crate) generations: Vec<Generation>,
+    /// Indices of the interfaces whose links are pinned.
+    pub(crate) linked: Vec<u32>,
+}
+
+impl Pinned {
+    /// Looks at what is there.
+    ///
+    /// # Errors
+    ///
+    /// Where a directory cannot be read; that there is none is no error.
+    pub(crate) fn read(root: &Path) -> anyhow::Result<Self> {
+        let directory = root.join(format!("v{ABI_VERSION}"));
+        let mut pinned = Self {
+            is_bpf: is_bpf(root),
+            other_layouts: other_layouts(root)?,
+            generations: Vec::new(),
+            linked: links(&directory.join(LINKS))?
+                .into_iter()
+                .map(|link| link.if_index)
+                .collect(),
+        };
+        for number in generations(&directory)? {
+            let directory = directory.join(format!("g{number}"));
+            let maps = entries(&directory)?.into_iter();
+            let maps = maps.filter_map(|name| MapInfo::from_pin(directory.join(name)).ok());
+            let program = ProgramInfo::from_pin(directory.join(PROGRAM));
+            pinned.generations.push(Generation {
+                number,
+                program: program.ok().map(|program| program.id()),
+                bytes: maps
+                    .map(|map| u64::from(map.max_entries()) * u64::from(map.value_size()))
+                    .sum(),
+            });
+        }
+        Ok(pinned)
+    }
 }
 
 impl Pins {
@@ -95,14 +178,7 @@ impl Pins {
             );
         }
         let lock = lock(root)?;
-        let foreign: Vec<_> = entries(root)?
-            .into_iter()
-            .filter(|name| {
-                name.strip_prefix('v')
-                    .is_some_and(|version| version.parse() != Ok(ABI_VERSION))
-            })
-            .collect();
-        if let Some(version) = foreign.first() {
+        if let Some(version) = other_layouts(root)?.first() {
             bail!(
                 "{} holds the maps of another version of lvs-xdp (layout {version}, this one has v{ABI_VERSION}): \
                  run `lvs-xdp unload` with that version first, or name another --pin-dir",
@@ -119,7 +195,7 @@ impl Pins {
     }
 
     fn links_directory(&self) -> PathBuf {
-        self.root.join("links")
+        self.root.join(LINKS)
     }
 
     /// The directory of a generation.
@@ -134,18 +210,7 @@ impl Pins {
 
     /// The pinned links.
     pub(super) fn links(&self) -> anyhow::Result<Vec<LinkPin>> {
-        let directory = self.links_directory();
-        Ok(entries(&directory)?
-            .into_iter()
-            .filter_map(|name| {
-                let (mode, if_index) = name.split_once('-')?;
-                Some(LinkPin {
-                    path: directory.join(&name),
-                    if_index: if_index.parse().ok()?,
-                    mode: mode.parse().ok()?,
-                })
-            })
-            .collect())
+        links(&self.links_directory())
     }
 
     /// Where the link of an interface is to be pinned.
@@ -294,14 +359,16 @@ fn lock(root: &Path) -> anyhow::Result<File> {
     }
 }
 
+/// Whether a path is on a BPF file system, or would be if it were made.
+fn is_bpf(path: &Path) -> bool {
+    let existing = path.ancestors().find(|path| path.exists());
+    let found = statfs(existing.unwrap_or(Path::new("/")));
+    found.is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
+}
+
 /// Mounts the BPF file system where nobody has, if the directory is to be there.
 pub(super) fn mount_if_missing(root: &Path) -> anyhow::Result<()> {
-    let existing = root
-        .ancestors()
-        .find(|path| path.exists())
-        .unwrap_or(Path::new("/"));
-    let is_bpf = |path: &Path| statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC);
-    if is_bpf(existing) {
+    if is_bpf(root) {
         return Ok(());
     }
     if !root.starts_with(BPF_FS) {

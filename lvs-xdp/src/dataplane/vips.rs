@@ -54,6 +54,7 @@ impl Dataplane {
             .collect();
         let known: BTreeMap<_, _> = map.iter().collect::<Result<_, _>>()?;
         for gone in known.keys().filter(|address| !wanted.contains_key(*address)) {
+            crate::crash::point();
             map.remove(gone)?;
         }
         for (address, flags) in &wanted {

@@ -1,15 +1,22 @@
 //! `lvs-xdp doctor`: what is wrong with a director, its segment and its real servers, and what mends it.
 //!
-//! It asks the agent what is configured and known, and the wire what is true: who answers for each virtual address,
-//! and whether each real server takes packets for it. It changes nothing.
+//! It asks the agent what is configured and known, the host what it is like ([`facts`]), and the wire what is true: who
+//! answers for each virtual address, and whether each real server takes packets for it ([`wire`]). What that means is
+//! said by `host`, `pins`, `interfaces` and `servers`, which read nothing themselves. It changes nothing.
 
+mod facts;
 mod finding;
 mod host;
+mod interfaces;
+mod pins;
+mod servers;
 mod wire;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    path::Path,
+    thread,
     time::Duration,
 };
 
@@ -18,9 +25,12 @@ use ipnet::IpNet;
 use nix::{ifaddrs::getifaddrs, net::if_::if_nametoindex, sys::socket::LinkAddr};
 
 pub use self::finding::{Finding, Level, Report};
-use self::wire::{Place, Question, Reply, Wire};
+use self::{
+    facts::{Clock, Facts},
+    wire::{Place, Wire},
+};
 use crate::{
-    api::types::{Protocol, Server, ServerState, Service, ServiceKey, Status, VipState, VipStatus},
+    api::types::{Service, Status, VipState, VipStatus},
     dataplane::mac_text,
     neighbour::{self, Mac},
     realserver::host_prefix,
@@ -28,10 +38,8 @@ use crate::{
 
 /// How long answers are waited for.
 const PATIENCE: Duration = Duration::from_millis(1500);
-/// Questions at a time: their answers have to fit into the socket's buffer.
-const AT_ONCE: usize = 512;
 
-/// Looks at everything.
+/// Looks at everything of a director whose agent answers.
 ///
 /// # Errors
 ///
@@ -39,10 +47,33 @@ const AT_ONCE: usize = 512;
 pub fn examine(status: &Status, services: &[Service]) -> anyhow::Result<Report> {
     let wire = Wire::open()?;
     let own = Own::read()?;
-    let mut findings = host::host(status, services);
-    findings.extend(status.interfaces.iter().flat_map(host::interface));
+    let pin_dir = Path::new(&status.pin_dir);
+    let facts = Facts::read(Some(status), pin_dir)?;
+    // The second time is some seconds later: whoever answers is waited for in between.
+    let clock = Clock::read(pin_dir);
+    let cpus =
+        thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX));
+    let mut findings = host::host(&facts);
+    findings.extend(host::agent(&facts, status, services));
+    findings.extend(pins::pins(&facts, status));
+    findings.extend(interfaces::interfaces(&facts, status, cpus));
     findings.extend(vips(&wire, &own, status, services)?);
-    findings.extend(servers(&wire, &own, status, services)?);
+    findings.extend(servers::servers(&wire, &own, &facts, status, services)?);
+    if let (Some(before), Some(after)) = (clock, Clock::read(pin_dir)) {
+        findings.push(host::clock(before, after));
+    }
+    Ok(Report::new(findings))
+}
+
+/// Looks at a director whose agent does not answer, as `error` says: what it has left, and what works without it.
+///
+/// # Errors
+///
+/// As [`examine`].
+pub fn examine_alone(pin_dir: &Path, error: &str) -> anyhow::Result<Report> {
+    let facts = Facts::read(None, pin_dir)?;
+    let mut findings = host::host(&facts);
+    findings.extend(pins::orphans(&facts, error));
     Ok(Report::new(findings))
 }
 
@@ -86,6 +117,39 @@ impl Own {
             mac: *self.macs.get(interface)?,
             address: net.addr(),
         })
+    }
+
+    /// From where an address that is in another network than a real server's is asked: as clients are, it is reached by
+    /// way of a router.
+    fn far(&self, place: Place, asked: IpAddr, vips: &BTreeSet<IpAddr>) -> Option<Place> {
+        let near = self
+            .addresses
+            .iter()
+            .filter(|(_, net)| net.contains(&asked))
+            .map(|(_, net)| net.trunc());
+        let near: Vec<_> = near.collect();
+        let is_far = |net: &IpNet| {
+            let address = net.addr();
+            let is_fit = address.is_ipv4() == asked.is_ipv4() && !vips.contains(&address);
+            // A neighbour's own segment has no router, and an address of one host alone may be known to nobody.
+            is_fit
+                && !address.is_loopback()
+                && !is_link_local(address)
+                && net.prefix_len() < net.max_prefix_len()
+                && !near.iter().any(|near| near.contains(&address))
+        };
+        let (_, net) = self.addresses.iter().find(|(_, net)| is_far(net))?;
+        Some(Place {
+            address: net.addr(),
+            ..place
+        })
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }
 
@@ -181,196 +245,6 @@ fn own_answer(vip: &VipStatus) -> Vec<Finding> {
                      needed where a router sends the VIP here by a route"
                 )),
         ],
-    }
-}
-
-/// What came back from a real server for one service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Replies {
-    /// At the virtual address and port; `None` where that cannot be told (UDP, SCTP).
-    vip: Option<Reply>,
-    /// To an echo request to the virtual address.
-    vip_echo: Reply,
-    /// At the real server's own address and port.
-    rip: Option<Reply>,
-    /// To an echo request to its own address.
-    rip_echo: Reply,
-}
-
-/// Every real server of every service.
-fn servers(wire: &Wire, own: &Own, status: &Status, services: &[Service]) -> anyhow::Result<Vec<Finding>> {
-    let vips: BTreeSet<IpAddr> = status.vips.iter().map(|vip| vip.address).collect();
-    let mut findings = Vec::new();
-    let mut asked = Vec::new();
-    for service in services {
-        if service.servers.is_empty() {
-            findings.push(
-                Finding::new(
-                    Level::Warning,
-                    "service-without-server",
-                    &service.spec.key.to_string(),
-                    "it has no real server".to_owned(),
-                )
-                .because("its clients are refused")
-                .mend("lvs-xdp server add"),
-            );
-        }
-        for server in &service.servers {
-            match questions(own, service, server, &vips) {
-                Some(questions) => asked.push((service, server, questions)),
-                None => findings.extend(way(service, server)),
-            }
-        }
-    }
-    let questions: Vec<Question> = asked.iter().flat_map(|(_, _, questions)| *questions).collect();
-    let mut replies = Vec::with_capacity(questions.len());
-    for some in questions.chunks(AT_ONCE) {
-        let heard = wire
-            .ask(some, PATIENCE)
-            .context("cannot hear the real servers' answers")?;
-        replies.extend(heard);
-    }
-    for ((service, server, questions), replies) in asked.iter().zip(replies.chunks(QUESTIONS)) {
-        let [vip, vip_echo, rip, rip_echo] = *replies else {
-            continue;
-        };
-        let is_told = questions[0].port.is_some();
-        let replies = Replies {
-            vip: is_told.then_some(vip),
-            vip_echo,
-            rip: is_told.then_some(rip),
-            rip_echo,
-        };
-        findings.push(diagnosis(service, server, replies));
-    }
-    Ok(findings)
-}
-
-/// Questions to a real server about one service.
-const QUESTIONS: usize = 4;
-
-/// What a real server is asked: the virtual address with the port and without, and the same of its own address.
-/// `None` where it cannot be asked.
-fn questions(
-    own: &Own,
-    service: &Service,
-    server: &Server,
-    vips: &BTreeSet<IpAddr>,
-) -> Option<[Question; QUESTIONS]> {
-    let ServiceKey::Endpoint {
-        protocol,
-        address,
-        port,
-        ..
-    } = service.spec.key
-    else {
-        return None;
-    };
-    let is_direct = server.spec.method.tunnel().is_none() && server.state == ServerState::Ready;
-    if !is_direct {
-        return None;
-    }
-    let rip = server.spec.key.address;
-    let from = own.place(server.interface.as_deref()?, rip, vips)?;
-    let to = mac(server.mac.as_deref()?)?;
-    let port = (protocol == Protocol::Tcp && port != 0).then_some(port);
-    let about = |address, port| Question {
-        from,
-        to,
-        address,
-        port,
-    };
-    Some([
-        about(address, port),
-        about(address, None),
-        about(rip, port),
-        about(rip, None),
-    ])
-}
-
-fn subject(service: &Service, server: &Server) -> String {
-    format!("{} at {}", service.spec.key, server.spec.key.address)
-}
-
-/// A real server that cannot be asked about the virtual address: what the agent knows of the way to it.
-fn way(service: &Service, server: &Server) -> Option<Finding> {
-    let subject = subject(service, server);
-    let finding = |level, code, found: &str| Finding::new(level, code, &subject, found.to_owned());
-    let address = server.spec.key.address;
-    Some(match server.state {
-        ServerState::Unreachable => finding(
-            Level::Broken,
-            "server-unreachable",
-            "nobody answers for its address",
-        )
-        .because("it gets no new connections")
-        .mend(format!(
-            "see whether it runs and is on this segment: ip neighbour show {address}"
-        )),
-        ServerState::NotOnLink => finding(
-            Level::Broken,
-            "server-not-on-link",
-            "it is behind a router, or there is no route",
-        )
-        .because("direct routing reaches only what is on a segment of the director")
-        .mend("put it on the director's segment, or use a tunnel: lvs-xdp server edit ... --tunnel ipip"),
-        ServerState::Resolving => finding(
-            Level::Warning,
-            "server-resolving",
-            "its MAC address is still being asked for",
-        )
-        .because("it gets no new connections until it is known")
-        .mend("look again in some seconds"),
-        ServerState::Local => finding(Level::Ok, "server", "it is the director itself"),
-        // Behind a tunnel, or of a mark: the way is known, and more cannot be told from here.
-        ServerState::Ready => finding(Level::Ok, "server", "the way to it is known"),
-    })
-}
-
-/// What the replies of a real server mean.
-fn diagnosis(service: &Service, server: &Server, replies: Replies) -> Finding {
-    let ServiceKey::Endpoint {
-        address: vip, port, ..
-    } = service.spec.key
-    else {
-        return Finding::new(
-            Level::Ok,
-            "server",
-            &subject(service, server),
-            "the way to it is known".to_owned(),
-        );
-    };
-    let rip = server.spec.key.address;
-    let subject = subject(service, server);
-    let finding = |level, code, found: String| Finding::new(level, code, &subject, found);
-    let has_vip =
-        replies.vip_echo == Reply::Answered || replies.vip.is_some_and(|reply| reply >= Reply::Closed);
-    let is_there =
-        replies.rip_echo == Reply::Answered || replies.rip.is_some_and(|reply| reply >= Reply::Closed);
-    match (replies.vip, replies.rip) {
-        (Some(Reply::Answered), _) => finding(Level::Ok, "server", format!("it answers at {vip} port {port}")),
-        (Some(Reply::Closed), Some(Reply::Answered)) => {
-            finding(Level::Broken, "listens-on-rip-only", format!("it listens on {rip} and not on {vip}"))
-                .because("packets arrive with the VIP as their destination, and it resets them")
-                .mend(format!("on {rip}: have the server listen on all addresses, or on {vip} port {port}, too"))
-        }
-        (Some(Reply::Closed), _) => finding(Level::Broken, "port-closed", format!("nobody listens on port {port}"))
-            .because("it resets every connection")
-            .mend(format!("on {rip}: start the server; ss -ltn 'sport = :{port}' shows who listens")),
-        (Some(_), _) if has_vip => {
-            finding(Level::Broken, "firewall", format!("it has {vip}, and does not answer on port {port}"))
-                .because("a firewall on it refuses, or throws away, what comes for the VIP")
-                .mend(format!("on {rip}: let {vip} port {port} in; nft list ruleset shows what does not"))
-        }
-        (_, _) if has_vip => finding(Level::Ok, "server", format!("it has {vip}")),
-        (_, _) if is_there => finding(Level::Broken, "vip-missing", format!("it answers at {rip}, and not for {vip}"))
-            .because(
-                "the VIP is not on its lo (or its firewall or reverse path filter throws away all that comes for it)",
-            )
-            .mend(format!("on {rip}: lvs-xdp realserver setup --vip {vip}")),
-        (_, _) => finding(Level::Broken, "server-silent", "it has a MAC address, and answers nothing".to_owned())
-            .because("its firewall throws everything away, or it hangs")
-            .mend(format!("look at {rip} itself")),
     }
 }
 

@@ -1,97 +1,71 @@
-//! What replies of real servers mean.
+//! What several parts of the doctor's tests need, and what is no part's.
 
 use super::*;
 use crate::{
-    api::types::{Rates, Scheduler, ServerKey, ServerSpec, ServiceSpec, Stats},
-    doctor::wire::Reply::{Answered, Closed, Rejected, Silence},
+    api::types::{Settings, Timeouts},
+    dataplane::Pinned,
+    neighbour::Links,
 };
 
-fn service() -> Service {
-    let key = ServiceKey::Endpoint {
-        protocol: Protocol::Tcp,
-        address: [192, 168, 2, 100].into(),
-        port: 80,
-    };
-    Service {
-        spec: ServiceSpec::new(key, Scheduler::Rr),
-        stats: Stats::default(),
-        rates: Rates::default(),
-        has_fallen_back: false,
-        servers: Vec::new(),
+/// A host without fault, and without interfaces.
+pub(super) fn facts() -> Facts {
+    Facts {
+        kernel: facts::Kernel {
+            release: "6.12.1".to_owned(),
+            has_jit: true,
+            has_btf: true,
+            has_membarrier: true,
+        },
+        memory: facts::Memory {
+            total: 16 << 30,
+            available: 8 << 30,
+        },
+        process: Some(facts::Process {
+            open: 30,
+            files: 1024,
+            locked: u64::MAX,
+        }),
+        links: Links::default(),
+        pin_dir: "/sys/fs/bpf/lvs-xdp".to_owned(),
+        pinned: Pinned {
+            is_bpf: true,
+            ..Pinned::default()
+        },
+        ..Facts::default()
     }
 }
 
-fn server(state: ServerState) -> Server {
-    let key = ServerKey {
-        address: [192, 168, 2, 220].into(),
-        port: 80,
-    };
-    Server {
-        spec: ServerSpec::new(key, 1),
-        state,
-        mac: Some("02:00:00:00:02:dc".to_owned()),
-        interface: Some("eth0".to_owned()),
-        active: 0,
-        inactive: 0,
-        persistent: 0,
-        health: None,
-        effective_weight: 1,
-        stats: Stats::default(),
-        rates: Rates::default(),
+/// The status of an agent without interfaces and services.
+pub(super) fn status() -> Status {
+    Status {
+        version: "1".to_owned(),
+        pid: 1,
+        abi: 2,
+        program_id: 7,
+        pin_dir: "/sys/fs/bpf/lvs-xdp".to_owned(),
+        interfaces: Vec::new(),
+        detached: Vec::new(),
+        vips: Vec::new(),
+        connections: 0,
+        connection_capacity: 1000,
+        tables: Vec::new(),
+        timeouts: Timeouts::default(),
+        settings: Settings::default(),
+        services: 0,
+        servers: 0,
+        reasons: Vec::new(),
+        warnings: Vec::new(),
     }
 }
 
-#[test]
-fn replies_have_a_meaning() {
-    let cases = [
-        (Some(Answered), Answered, Some(Answered), Answered, "server"),
-        // A server that answers no echo requests is none the worse.
-        (Some(Answered), Silence, Some(Silence), Silence, "server"),
-        (
-            Some(Closed),
-            Answered,
-            Some(Answered),
-            Answered,
-            "listens-on-rip-only",
-        ),
-        (Some(Closed), Answered, Some(Closed), Answered, "port-closed"),
-        (Some(Closed), Silence, Some(Silence), Silence, "port-closed"),
-        (Some(Silence), Answered, Some(Answered), Answered, "firewall"),
-        (Some(Rejected), Answered, Some(Silence), Answered, "firewall"),
-        (Some(Silence), Silence, Some(Answered), Answered, "vip-missing"),
-        (Some(Rejected), Silence, Some(Closed), Silence, "vip-missing"),
-        (Some(Silence), Silence, Some(Silence), Answered, "vip-missing"),
-        (Some(Silence), Silence, Some(Silence), Silence, "server-silent"),
-        (None, Answered, None, Answered, "server"),
-        (None, Silence, None, Answered, "vip-missing"),
-        (None, Silence, None, Silence, "server-silent"),
-    ];
-    for (vip, vip_echo, rip, rip_echo, code) in cases {
-        let replies = Replies {
-            vip,
-            vip_echo,
-            rip,
-            rip_echo,
-        };
-        let found = diagnosis(&service(), &server(ServerState::Ready), replies);
-        assert_eq!(found.code, code, "{replies:?}");
-        assert_eq!(found.level == Level::Ok, code == "server");
-        assert_eq!(found.mend.is_some(), code != "server");
-        assert_eq!(found.subject, "TCP 192.168.2.100:80 at 192.168.2.220");
-    }
-}
-
-#[test]
-fn what_cannot_be_asked_is_told_by_its_way() {
-    for (state, code, level) in [
-        (ServerState::Unreachable, "server-unreachable", Level::Broken),
-        (ServerState::NotOnLink, "server-not-on-link", Level::Broken),
-        (ServerState::Resolving, "server-resolving", Level::Warning),
-        (ServerState::Local, "server", Level::Ok),
-    ] {
-        let found = way(&service(), &server(state)).expect("a finding");
-        assert_eq!((found.code, found.level), (code, level));
-    }
+/// Codes and levels of what is not well.
+pub(super) fn bad(found: impl IntoIterator<Item = Finding>) -> Vec<(&'static str, Level)> {
+    let found = found.into_iter().filter(|found| found.level > Level::Ok);
+    let found = found.inspect(|found| {
+        assert!(!found.why.is_empty(), "{found:?}");
+        assert!(found.level < Level::Warning || found.mend.is_some(), "{found:?}");
+    });
+    found.map(|found| (found.code, found.level)).collect()
 }
 
 #[test]

@@ -14,8 +14,8 @@ use std::{
 
 use anyhow::Context as _;
 use etherparse::{
-    EtherType, Ethernet2Header, Icmpv6Type, IpNumber, Ipv6Header, NetSlice, PacketBuilder, SlicedPacket,
-    TransportSlice,
+    EtherType, Ethernet2Header, Icmpv6Type, IpNumber, Ipv4Header, Ipv6Header, NetSlice, PacketBuilder,
+    SlicedPacket, TransportSlice,
 };
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -36,6 +36,8 @@ const TTL: u8 = 64;
 const WINDOW: u16 = 1024;
 /// RFC 4861, 7.1: with any other hop limit it is not valid.
 const HOP_LIMIT: u8 = 255;
+/// No frame is longer.
+const LONGEST: usize = 65_600;
 /// Octets of TCP's ports and sequence number, which an ICMP error quotes (RFC 792).
 const QUOTED: usize = 8;
 
@@ -55,8 +57,20 @@ pub(super) struct Question {
     pub(super) to: Mac,
     /// The address that is asked: its own, or the virtual one.
     pub(super) address: IpAddr,
-    /// The TCP port that is to be opened, or an echo request.
-    pub(super) port: Option<u16>,
+    pub(super) what: What,
+}
+
+/// What is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum What {
+    /// An echo.
+    Echo,
+    /// An echo of a packet of so many bytes.
+    LongEcho(u32),
+    /// That a TCP port is opened.
+    Tcp(u16),
+    /// A UDP port, by an empty datagram.
+    Udp(u16),
 }
 
 /// What came back.
@@ -66,9 +80,9 @@ pub(super) enum Reply {
     Silence,
     /// An ICMP error.
     Rejected,
-    /// TCP's reset: the address is there, and nobody listens.
+    /// TCP's reset, or for UDP that the port cannot be reached: the address is there, and nobody listens.
     Closed,
-    /// The connection was accepted, or the echo returned.
+    /// The connection was accepted, the echo returned, or a datagram.
     Answered,
 }
 
@@ -117,7 +131,7 @@ impl Wire {
 
     /// Hands on every frame that comes in until the time is over, or `hear` says that it has heard enough.
     fn listen(&self, until: Instant, mut hear: impl FnMut(&[u8]) -> bool) -> io::Result<()> {
-        let mut frame = [0; 2048];
+        let mut frame = vec![0; LONGEST];
         loop {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -194,14 +208,14 @@ impl Wire {
                 }
             }
             self.listen(Instant::now() + time / TIMES, |frame| {
-                let Some((number, reply)) = self.reply(frame) else {
+                let Some((number, reply)) = self.reply(frame, questions) else {
                     return false;
                 };
                 let (Some(question), Some(known)) = (questions.get(number), replies.get_mut(number)) else {
                     return false;
                 };
                 if reply == Reply::Answered
-                    && let Some(port) = question.port
+                    && let What::Tcp(port) = question.what
                 {
                     // Else it would wait for half a minute for the rest of the handshake.
                     drop(self.send(question.from.if_index, &self.reset(question, port, number)));
@@ -226,7 +240,7 @@ impl Wire {
             from,
             to,
             address,
-            port,
+            what,
         } = *question;
         let builder = PacketBuilder::ethernet2(from.mac, to);
         let sequence = self.sequence(number);
@@ -234,27 +248,35 @@ impl Wire {
         let identifier = self.port ^ high;
         let mut frame = Vec::with_capacity(96);
         // Writing into memory does not fail, nor is anything too long.
-        let _ = match (from.address, address, port) {
-            (IpAddr::V4(source), IpAddr::V4(address), Some(port)) => builder
-                .ipv4(source.octets(), address.octets(), TTL)
-                .tcp(self.port, port, sequence, WINDOW)
-                .syn()
-                .write(&mut frame, &[]),
-            (IpAddr::V6(source), IpAddr::V6(address), Some(port)) => builder
-                .ipv6(source.octets(), address.octets(), TTL)
-                .tcp(self.port, port, sequence, WINDOW)
-                .syn()
-                .write(&mut frame, &[]),
-            (IpAddr::V4(source), IpAddr::V4(address), None) => builder
-                .ipv4(source.octets(), address.octets(), TTL)
-                .icmpv4_echo_request(identifier, low)
-                .write(&mut frame, &[]),
-            (IpAddr::V6(source), IpAddr::V6(address), None) => builder
-                .ipv6(source.octets(), address.octets(), TTL)
-                .icmpv6_echo_request(identifier, low)
-                .write(&mut frame, &[]),
+        let _ = match (from.address, address) {
+            (IpAddr::V4(source), IpAddr::V4(address)) => {
+                let builder = builder.ipv4(source.octets(), address.octets(), TTL);
+                match what {
+                    What::Echo | What::LongEcho(_) => builder
+                        .icmpv4_echo_request(identifier, low)
+                        .write(&mut frame, &vec![0; padding(what, Ipv4Header::MIN_LEN)]),
+                    What::Tcp(port) => builder
+                        .tcp(self.port, port, sequence, WINDOW)
+                        .syn()
+                        .write(&mut frame, &[]),
+                    What::Udp(port) => builder.udp(self.port, port).write(&mut frame, &[]),
+                }
+            }
+            (IpAddr::V6(source), IpAddr::V6(address)) => {
+                let builder = builder.ipv6(source.octets(), address.octets(), TTL);
+                match what {
+                    What::Echo | What::LongEcho(_) => builder
+                        .icmpv6_echo_request(identifier, low)
+                        .write(&mut frame, &vec![0; padding(what, Ipv6Header::LEN)]),
+                    What::Tcp(port) => builder
+                        .tcp(self.port, port, sequence, WINDOW)
+                        .syn()
+                        .write(&mut frame, &[]),
+                    What::Udp(port) => builder.udp(self.port, port).write(&mut frame, &[]),
+                }
+            }
             // Nothing is sent, and nothing comes back.
-            (IpAddr::V4(_), IpAddr::V6(_), _) | (IpAddr::V6(_), IpAddr::V4(_), _) => Ok(()),
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => Ok(()),
         };
         frame
     }
@@ -281,9 +303,28 @@ impl Wire {
     }
 
     /// The number of the question that a frame answers, and the answer.
-    fn reply(&self, frame: &[u8]) -> Option<(usize, Reply)> {
+    fn reply(&self, frame: &[u8], questions: &[Question]) -> Option<(usize, Reply)> {
         let packet = SlicedPacket::from_ethernet(frame).ok()?;
-        match packet.transport? {
+        let udp = |address, port| {
+            let from = frame.get(6..12)?;
+            let is_it = |question: &Question| {
+                question.what == What::Udp(port) && question.address == address && question.to == from
+            };
+            questions.iter().position(is_it)
+        };
+        let net = packet.net?;
+        let Some(transport) = packet.transport else {
+            // A real server whose MTU is smaller returns a long echo in pieces.
+            let payload = net.ip_payload_ref()?;
+            let kind = if matches!(net, NetSlice::Ipv4(_)) { 0 } else { 129 };
+            return match *payload.payload {
+                [first, 0, _, _, a, b, c, d, ..] if payload.fragmented && first == kind => {
+                    self.echo([a, b, c, d])
+                }
+                _ => None,
+            };
+        };
+        match transport {
             TransportSlice::Tcp(tcp) if tcp.destination_port() == self.port && tcp.ack() => {
                 let number = self.number(tcp.acknowledgment_number().wrapping_sub(1))?;
                 let reply = if tcp.rst() {
@@ -295,18 +336,30 @@ impl Wire {
                 };
                 Some((number, reply))
             }
+            TransportSlice::Udp(answer) if answer.destination_port() == self.port => {
+                let source = match net {
+                    NetSlice::Ipv4(ip) => ip.header().source_addr().into(),
+                    NetSlice::Ipv6(ip) => ip.header().source_addr().into(),
+                    NetSlice::Arp(_) => return None,
+                };
+                Some((udp(source, answer.source_port())?, Reply::Answered))
+            }
             TransportSlice::Icmpv4(icmp) => match (icmp.type_u8(), icmp.code_u8()) {
                 (0, 0) => self.echo(icmp.bytes5to8()),
-                (3, _) => {
-                    let quoted = icmp.payload();
-                    let length = usize::from(quoted.first()? & 0xf) * 4;
-                    self.quoted(quoted.get(length..)?)
+                (3, code) => {
+                    let quoted = Quoted::v4(icmp.payload())?;
+                    let is_port = code == 3;
+                    self.quoted(&quoted, is_port, udp)
                 }
                 _ => None,
             },
-            TransportSlice::Icmpv6(icmp) => match icmp.type_u8() {
-                129 => self.echo(icmp.bytes5to8()),
-                1 => self.quoted(icmp.payload().get(Ipv6Header::LEN..)?),
+            TransportSlice::Icmpv6(icmp) => match (icmp.type_u8(), icmp.code_u8()) {
+                (129, _) => self.echo(icmp.bytes5to8()),
+                (1, code) => {
+                    let quoted = Quoted::v6(icmp.payload())?;
+                    let is_port = code == 4;
+                    self.quoted(&quoted, is_port, udp)
+                }
                 _ => None,
             },
             TransportSlice::Tcp(_) | TransportSlice::Udp(_) | TransportSlice::Igmp(_) => None,
@@ -325,12 +378,66 @@ impl Wire {
     }
 
     /// Of an error about an echo request nothing is said: that the address answers none is no fault.
-    fn quoted(&self, transport: &[u8]) -> Option<(usize, Reply)> {
-        let [a, b, _, _, sequence @ ..] = *transport.first_chunk::<QUOTED>()?;
+    fn quoted(
+        &self,
+        quoted: &Quoted,
+        is_port: bool,
+        udp: impl Fn(IpAddr, u16) -> Option<usize>,
+    ) -> Option<(usize, Reply)> {
+        let [a, b, c, d, sequence @ ..] = quoted.transport;
         if u16::from_be_bytes([a, b]) != self.port {
             return None;
         }
+        if quoted.protocol == IpNumber::UDP {
+            let number = udp(quoted.destination, u16::from_be_bytes([c, d]))?;
+            return Some((number, if is_port { Reply::Closed } else { Reply::Rejected }));
+        }
         Some((self.number(u32::from_be_bytes(sequence))?, Reply::Rejected))
+    }
+}
+
+/// What an ICMP error says of the packet that it is about.
+struct Quoted {
+    destination: IpAddr,
+    protocol: IpNumber,
+    /// What every error quotes of the transport's header.
+    transport: [u8; QUOTED],
+}
+
+impl Quoted {
+    fn v4(packet: &[u8]) -> Option<Self> {
+        let length = usize::from(packet.first()? & 0xf) * 4;
+        let destination: [u8; 4] = *packet.get(16..)?.first_chunk()?;
+        Some(Self {
+            destination: destination.into(),
+            protocol: IpNumber(*packet.get(9)?),
+            transport: *packet.get(length..)?.first_chunk()?,
+        })
+    }
+
+    fn v6(packet: &[u8]) -> Option<Self> {
+        let destination: [u8; 16] = *packet.get(24..)?.first_chunk()?;
+        Some(Self {
+            destination: destination.into(),
+            protocol: IpNumber(*packet.get(6)?),
+            transport: *packet.get(Ipv6Header::LEN..)?.first_chunk()?,
+        })
+    }
+}
+
+/// Bytes behind an echo's header, of a packet whose IP header has this length.
+fn padding(what: What, header: usize) -> usize {
+    /// ICMP's header of an echo, in both families.
+    const ECHO: usize = 8;
+    match what {
+        What::LongEcho(mtu) => {
+            let longest = usize::from(u16::MAX);
+            usize::try_from(mtu)
+                .unwrap_or(longest)
+                .min(longest)
+                .saturating_sub(header + ECHO)
+        }
+        What::Echo | What::Tcp(_) | What::Udp(_) => 0,
     }
 }
 

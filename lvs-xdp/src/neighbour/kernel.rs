@@ -297,6 +297,14 @@ fn news(message: &RouteNetlinkMessage) -> Option<News> {
     }
 }
 
+/// The index of the interface that an item of a dump is about, and what it is.
+pub(crate) fn listed(message: &LinkMessage) -> Option<(u32, Link)> {
+    match link(message, true)? {
+        News::Link { if_index, link } => Some((if_index, link?)),
+        _ => None,
+    }
+}
+
 fn link(message: &LinkMessage, exists: bool) -> Option<News> {
     // A bridge tells in its own family of a port that it took or lost; the link is unaffected.
     if message.header.interface_family != AddressFamily::Unspec {

@@ -62,6 +62,7 @@ use tokio::{
 };
 
 pub use self::announce::Announcer;
+pub(crate) use self::kernel::listed;
 pub use self::links::{Exit, Link, LinkKind, Links, Tag};
 
 /// A MAC address.

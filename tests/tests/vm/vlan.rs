@@ -189,6 +189,13 @@ fn servers_in_other_vlans_than_the_clients_answer_in_native_mode() -> Result<()>
         assert_eq!(tags_of(&frames)?, [tags.as_flattened()], "{name}");
     }
 
+    // Somebody has the card take the tags off after all.
+    director.run("ethtool", ["-K", "eth0", "rxvlan", "on"])?;
+    let said = agent.cli_output(["doctor"])?;
+    let said = String::from_utf8_lossy(&said.stdout);
+    assert!(said.contains("mend: ethtool -K eth0 rxvlan off"), "{said}");
+    director.run("ethtool", ["-K", "eth0", "rxvlan", "off"])?;
+
     // One of the VLANs goes and comes back.
     director.ip("link delete eth0.20")?;
     let without: Vec<_> = (0..3).map(|_| fetch(client)).collect::<Result<_>>()?;

@@ -99,6 +99,13 @@ impl State {
         Some(format!("real server {address}: {why}"))
     }
 
+    /// The interfaces that the program should be on and is not.
+    fn detached(&self) -> Vec<String> {
+        let is_attached = |name: &String| self.dataplane.attached().any(|attached| attached.name == *name);
+        let missing = self.interfaces.iter().filter(|name| !is_attached(name));
+        missing.cloned().collect()
+    }
+
     pub(super) fn status(&self) -> Status {
         let capacity = self.dataplane.capacity();
         let generic = self.dataplane.attached().filter_map(|attached| {
@@ -126,10 +133,13 @@ impl State {
             pid: std::process::id(),
             abi: dataplane::LAYOUT,
             program_id: self.dataplane.program_id().unwrap_or(0),
+            pin_dir: self.config.pin_dir.display().to_string(),
             interfaces: self.dataplane.interfaces(),
+            detached: self.detached(),
             vips: self.vip_states(),
             connections: self.connections,
             connection_capacity: u64::from(capacity.connections),
+            tables: self.compiler.fill(),
             timeouts: self.model.timeouts(),
             settings: self.model.settings(),
             services: self.model.services().size() as u64,

@@ -243,6 +243,19 @@ pub struct Announcement {
     pub addresses: Vec<IpAddr>,
 }
 
+/// How full a table is whose size was set when the agent was started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TableFill {
+    /// What it holds: `services`, `destinations`, `lists`, `rings`.
+    pub name: String,
+    /// Rows in use, those of what was removed and has connections left included.
+    pub used: u64,
+    /// Rows that there are.
+    pub capacity: u64,
+    /// The agent's option that sets its size.
+    pub option: String,
+}
+
 /// The body of `GET /v1/status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
@@ -254,14 +267,23 @@ pub struct Status {
     pub abi: u32,
     /// The kernel's id of the XDP program.
     pub program_id: u32,
+    /// The directory of its pins.
+    #[serde(default)]
+    pub pin_dir: String,
     /// Interfaces the program is attached to.
     pub interfaces: Vec<InterfaceStatus>,
+    /// Interfaces that it should be attached to and is not: they are gone, or something is in the way.
+    #[serde(default)]
+    pub detached: Vec<String>,
     /// The virtual addresses, and who answers for them.
     pub vips: Vec<VipStatus>,
     /// Entries in the connection table.
     pub connections: u64,
     /// Entries the connection table has room for.
     pub connection_capacity: u64,
+    /// How full the tables of the configuration are.
+    #[serde(default)]
+    pub tables: Vec<TableFill>,
     /// Time-outs of connections.
     pub timeouts: Timeouts,
     /// Settings of the whole director.

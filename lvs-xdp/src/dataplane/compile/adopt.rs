@@ -84,5 +84,6 @@ impl Compiler {
                 self.ways.insert(server.address, way);
             }
         }
+        self.mend_ways();
     }
 }

@@ -77,6 +77,11 @@ impl Members {
         self.members.get(&id).copied()
     }
 
+    /// Every destination: its id, and the real server behind it.
+    pub(super) fn all(&self) -> impl Iterator<Item = (u32, ServerKey)> {
+        self.members.iter().map(|(id, (_, server))| (*id, *server))
+    }
+
     /// The ids at an address, over all services.
     pub(super) fn at(&self, address: IpAddr) -> impl Iterator<Item = u32> {
         self.at.get(&address).into_iter().flatten().copied()

@@ -1,5 +1,7 @@
 //! The doctor names what was broken, and nothing else.
 
+mod director;
+
 use std::{
     net::{SocketAddr, TcpListener},
     thread,
@@ -34,17 +36,26 @@ fn lab(family: Family) -> Result<Lab> {
 }
 
 /// A code, and what it is about.
-type Named = (String, String);
+pub(crate) type Named = (String, String);
 
-/// What the doctor finds that is not as it should be: code and subject, notes left out; and its status.
-fn found(lab: &Lab) -> Result<(Vec<Named>, Option<i32>)> {
-    let output = lab.cli_output(["doctor", "--json"])?;
+/// All that the doctor says, and its status.
+pub(crate) fn examined(lab: &Lab, arguments: &[&str]) -> Result<(Vec<Value>, Option<i32>)> {
+    let output = lab.cli_output([&["doctor", "--json"], arguments].concat())?;
     let report: Value = serde_json::from_slice(&output.stdout)
         .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
     let findings = report["findings"].as_array().context("no findings")?;
-    let text = |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
+    Ok((findings.clone(), output.status.code()))
+}
+
+pub(crate) fn text(finding: &Value, key: &str) -> String {
+    finding[key].as_str().unwrap_or_default().to_owned()
+}
+
+/// What the doctor finds that is not as it should be: code and subject, notes left out; and its status.
+pub(crate) fn found(lab: &Lab) -> Result<(Vec<Named>, Option<i32>)> {
+    let (findings, status) = examined(lab, &[])?;
     let mut bad = Vec::new();
-    for finding in findings {
+    for finding in &findings {
         let level = text(finding, "level");
         ensure!(
             level == "ok"
@@ -57,7 +68,7 @@ fn found(lab: &Lab) -> Result<(Vec<Named>, Option<i32>)> {
             bad.push((text(finding, "code"), text(finding, "subject")));
         }
     }
-    Ok((bad, output.status.code()))
+    Ok((bad, status))
 }
 
 /// Breaks something, asks the doctor, and mends it again: exactly that must be named.
