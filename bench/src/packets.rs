@@ -4,13 +4,13 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
 use lvs_xdp::{
-    api::types::{Change, Protocol, Scheduler, ServiceKey, Tunnel, TunnelChecksum},
+    api::types::{Change, Protocol, Scheduler, ServiceKey, ServiceSpec, Tunnel, TunnelChecksum},
     dataplane::Capacity,
 };
 use lvs_xdp_common::reason::Reason;
 use lvs_xdp_tests::{
     frame::tcp,
-    trial::{Director, add_server, add_service, add_tunnel_server, service_key},
+    trial::{Director, add_server, add_tunnel_server, service_key},
 };
 
 use crate::{
@@ -69,6 +69,7 @@ struct Group {
     servers_each: u32,
     scheduler: Scheduler,
     tunnel: Option<Tunnel>,
+    stateless: bool,
 }
 
 impl Default for Group {
@@ -81,6 +82,7 @@ impl Default for Group {
             servers_each: SERVERS_EACH,
             scheduler: Scheduler::Rr,
             tunnel: None,
+            stateless: false,
         }
     }
 }
@@ -91,7 +93,12 @@ fn director(connections: u32, groups: &[Group]) -> Result<Director> {
         .iter()
         .map(|group| group.services * group.servers_each)
         .sum();
-    let services: u32 = groups.iter().map(|group| group.services).sum();
+    // Room for rings goes by services, and Maglev's takes that of eight.
+    let room = |group: &Group| match group.scheduler {
+        Scheduler::Mh => 8 * group.services,
+        _ => group.services,
+    };
+    let services: u32 = groups.iter().map(room).sum();
     let mut director = Director::with_capacity(Capacity {
         connections,
         services: services.next_power_of_two().max(64),
@@ -108,7 +115,12 @@ fn director(connections: u32, groups: &[Group]) -> Result<Director> {
         for service in 0..group.services {
             let address = virtual_address(group.first + service, group.ipv6);
             let key = service_key(group.protocol, address, PORT);
-            changes.push(add_service(key, group.scheduler, &[]));
+            changes.push(Change::AddService {
+                service: ServiceSpec {
+                    stateless: group.stateless,
+                    ..ServiceSpec::new(key, group.scheduler)
+                },
+            });
             // Services share servers, but no two the same ones.
             let count = SERVERS.max(group.servers_each);
             changes.extend(
@@ -326,8 +338,36 @@ fn common(wanted: &Wanted<'_>, sizes: &mut Sizes) -> Result<Option<Stage>> {
             )?;
         }
     }
+    stateless(&mut stage, wanted)?;
     new_connections(&mut stage, wanted)?;
     Ok(Some(stage))
+}
+
+/// Packets of services that keep no connections.
+fn stateless(stage: &mut Stage, wanted: &Wanted<'_>) -> Result<()> {
+    let rows = [
+        ("TCP, stateless service, mh", Scheduler::Mh),
+        ("TCP, stateless service, sh", Scheduler::Sh),
+    ];
+    for (row, scheduler) in rows.into_iter().filter(|(row, _)| wanted.has(row)) {
+        let group = Group {
+            scheduler,
+            stateless: true,
+            ..Group::default()
+        };
+        let number = stage.add(director(CONNECTIONS, &[group])?)?;
+        for flows in FLOWS {
+            stage.measure(Case {
+                row,
+                flows,
+                services: u64::from(SERVICES),
+                template: Template::tcp(PORT, tcp::ACK),
+                tested: Tested::Director(number, Reason::Stateless),
+                before: 0,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// The first packets of connections, by scheduler.

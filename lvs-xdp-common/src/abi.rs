@@ -116,6 +116,8 @@ pub mod control_flag {
     pub const TWINS: u64 = 128;
     /// There is, or was, a service with persistence: entries may be templates, or controlled by one.
     pub const TEMPLATES: u64 = 256;
+    /// There are, or were, services whose options say [`Options::STATELESS`](super::Options::STATELESS).
+    pub const STATELESS: u64 = 512;
 }
 
 /// Flags of a virtual address in [`name::VIPS`].
@@ -280,6 +282,8 @@ impl Options {
     pub const SLOPPY_TCP: u64 = 1 << 29;
     /// sloppy_sctp: the same of SCTP.
     pub const SLOPPY_SCTP: u64 = 1 << 30;
+    /// No packet leaves or finds an entry: the ring says where each goes.
+    pub const STATELESS: u64 = 1 << 31;
 
     const TIMEOUT: u64 = (1 << 22) - 1;
 

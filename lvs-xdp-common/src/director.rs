@@ -120,6 +120,16 @@ fn judge<F: Frame + ?Sized, M: Maps>(
     if id == 0 && flags & control_flag::UNMARKED == 0 {
         return Decision::stays(Reason::NotForUs);
     }
+    if flags & control_flag::STATELESS != 0 {
+        let found = by_ring(maps, packet, id);
+        if found != 0 {
+            let reason = not_ours(maps, flags, header, ingress);
+            return reason.map_or_else(
+                || send_by_ring(frame, maps, ingress, packet, is_first_fragment, Begun(found)),
+                Decision::stays,
+            );
+        }
+    }
     let hash = hash::flow(control.key(), &Flow::new(packet, id));
     let telling = Telling {
         packet,
@@ -152,11 +162,47 @@ fn judge<F: Frame + ?Sized, M: Maps>(
     if is_first_fragment {
         maps.keep_fragment_to(destination);
     } else if let Some((to, from)) = hit.way.plain(ingress)
-        && frame.send_back(to, from, destination, packet.length)
+        && frame.send_back(Reason::Connection, to, from, destination, packet.length)
     {
         return Decision::DONE;
     }
     Decision::goes(Reason::Connection, destination, packet.length)
+}
+
+/// [`stateless`], of a packet for a service.
+#[inline(always)]
+fn by_ring<M: Maps>(maps: &M, packet: &Packet, id: u32) -> u64 {
+    let new = New {
+        hash: 0,
+        flow: Flow::new(&packet.anew(), id),
+    };
+    maps.note(Note::Connection, &new)
+        .map_or(0, |new| maps.stateless(new, u32::from(packet.signal.0)))
+}
+
+/// Sends a packet on to what its service's ring says.
+#[inline(always)]
+fn send_by_ring<F: Frame + ?Sized, M: Maps>(
+    frame: &F,
+    maps: &M,
+    ingress: u32,
+    packet: &Packet,
+    is_first_fragment: bool,
+    found: Begun,
+) -> Decision {
+    let (reason, destination) = found.unpack();
+    if !matches!(reason.outcome(), Outcome::Forward) {
+        return Decision::stays(reason);
+    }
+    if is_first_fragment {
+        maps.keep_fragment_to(destination);
+    } else if let Some(row) = maps.destination(destination)
+        && let Some((to, from)) = row.way().plain(ingress)
+        && frame.send_back(Reason::Stateless, to, from, destination, packet.length)
+    {
+        return Decision::DONE;
+    }
+    Decision::goes(reason, destination, packet.length)
 }
 
 /// The verdict on what the second look has found to be no packet of its own.
@@ -561,6 +607,48 @@ pub fn begin<M: Maps>(maps: &M, new: &New, signal: u32) -> u64 {
         return Begun::pack(followed.reason(), 0);
     }
     enter(maps, new, signal, options, list.kind(), followed)
+}
+
+/// Whether a service's packets go by its ring alone.
+#[inline(always)]
+pub(crate) fn is_stateless<M: Maps>(maps: &M, row: &ServiceRow) -> bool {
+    let configuration = (maps.control().generation.load() & 1) as usize;
+    Options(row.options[configuration].load()).has(Options::STATELESS)
+}
+
+/// Decides about a packet of a stateless service: what becomes of it, and where it goes by its client's hash alone,
+/// packed as [`Begun`]. 0 where the service is none of these.
+#[inline(always)]
+pub fn stateless<M: Maps>(maps: &M, new: &New, signal: u32) -> u64 {
+    let flow = &new.flow;
+    #[expect(clippy::cast_possible_truncation, reason = "it was an octet")]
+    let signal = Signal(signal as u8);
+    #[expect(clippy::cast_possible_truncation, reason = "ids of services are 32 bits")]
+    let Some(row) = maps.service(flow.service as u32) else {
+        return 0;
+    };
+    let configuration = (maps.control().generation.load() & 1) as usize;
+    let list = ListWord(row.lists[configuration].load());
+    // A deleted one has no ring.
+    if !is_stateless(maps, row) || !list.kind().is_hash() {
+        return 0;
+    }
+    let is_own_port = row.is_mark() || row.identity.load() & 0xffff == u64::from(flow.port());
+    if !is_own_port
+        || is_simple(maps) && !row.is(flow.address, ServiceRow::identity(flow.port(), flow.protocol()))
+    {
+        return Begun::pack(Reason::NotForUs, 0);
+    }
+    if let Some(reason) = never_starts(flow, signal) {
+        return Begun::pack(reason, 0);
+    }
+    let ring = RingWord(row.rings[configuration].load());
+    let destination = maps.by_hash(list, ring, flow);
+    if destination == scheduler::NONE {
+        Begun::pack(no_destination(maps), 0)
+    } else {
+        Begun::pack(Reason::Stateless, destination)
+    }
 }
 
 /// Why a packet starts no connection, whatever its service says.

@@ -2,7 +2,7 @@
 
 use bytemuck::{AnyBitPattern, NoUninit};
 
-use crate::{announce, maps::Maps, packet::Mac, tunnel, unusual};
+use crate::{announce, maps::Maps, packet::Mac, reason::Reason, tunnel, unusual};
 
 /// A frame that may be read, and written where its first bytes are, with its end checked.
 pub trait Frame {
@@ -27,7 +27,7 @@ pub trait Frame {
     /// Writes both MAC addresses, counts, and sends the frame back by the interface that it came in by, where the frame
     /// can do so itself: whether it has. That is the short way of the common packet in the program; elsewhere
     /// whoever has asked does what the verdict says.
-    fn send_back(&self, _to: Mac, _from: Mac, _destination: u32, _length: u32) -> bool {
+    fn send_back(&self, _reason: Reason, _to: Mac, _from: Mac, _destination: u32, _length: u32) -> bool {
         false
     }
     /// [`announce::asked`]; in the program a function of its own.

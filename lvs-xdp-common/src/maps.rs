@@ -107,6 +107,13 @@ pub trait Maps {
     {
         director::begin(self, new, signal)
     }
+    /// [`director::stateless`]; in the program a function of its own, too.
+    fn stateless(&self, new: &New, signal: u32) -> u64
+    where
+        Self: Sized,
+    {
+        director::stateless(self, new, signal)
+    }
     /// [`director::other_service`]; in the program a function of its own, too.
     fn other_service(&self, high: u64, low: u64, identity: u64, mark: u32) -> u64
     where

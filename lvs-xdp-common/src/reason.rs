@@ -75,6 +75,8 @@ reasons! {
     Untracked = "untracked", Forward;
     /// Scheduled by itself, without a connection (one-packet scheduling).
     OnePacket = "one-packet", Forward;
+    /// Of a stateless service: went where the hash of its client says.
+    Stateless = "stateless", Forward;
     /// A later fragment: went where the first one of its packet went.
     Fragment = "fragment", Forward;
     /// An ICMP error about a packet of a known connection.

@@ -7,7 +7,7 @@
 use network_types::ip::Ipv6Hdr;
 
 use crate::{
-    abi::{Kind, ListWord, Options, RingWord, destination_flag, vip_flag},
+    abi::{ListWord, Options, RingWord, destination_flag, vip_flag},
     decision::Decision,
     director,
     flow::Flow,
@@ -462,6 +462,8 @@ pub fn whose<M: Maps>(maps: &M) -> u32 {
     if let Some((place, entry)) = table::find(maps, key)
         && !table::is_expired(maps, entry, maps.now())
         && table::is_flow(maps, place, &flow)
+        // From before it was so there may be entries, which its other packets do not go by.
+        && !director::is_stateless(maps, row)
     {
         let is_there = maps
             .destination(entry.destination())
@@ -475,7 +477,7 @@ pub fn whose<M: Maps>(maps: &M) -> u32 {
     let configuration = (control.generation.load() & 1) as usize;
     let list = ListWord(row.lists[configuration].load());
     let options = Options(row.options[configuration].load());
-    if matches!(list.kind(), Kind::Sh | Kind::Dh | Kind::Mh) && !options.is_persistent() {
+    if list.kind().is_hash() && !options.is_persistent() {
         let ring = RingWord(row.rings[configuration].load());
         return scheduler::choose(maps, list, ring, &flow);
     }

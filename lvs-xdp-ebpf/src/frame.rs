@@ -87,12 +87,12 @@ impl Frame for Packet<'_> {
     }
 
     #[inline(always)]
-    fn send_back(&self, to: Mac, from: Mac, destination: u32, length: u32) -> bool {
+    fn send_back(&self, reason: Reason, to: Mac, from: Mac, destination: u32, length: u32) -> bool {
         // What is logged has to go the long way.
         if LOG_PACKETS.load() != 0 || rewrite_macs(&mut Packet(self.0), to, from).is_none() {
             return false;
         }
-        count(Reason::Connection);
+        count(reason);
         count_forwarded(destination, length, false);
         true
     }

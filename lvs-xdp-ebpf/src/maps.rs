@@ -290,6 +290,11 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn stateless(&self, new: &New, signal: u32) -> u64 {
+        stateless(new, signal)
+    }
+
+    #[inline(always)]
     fn other_service(&self, high: u64, low: u64, identity: u64, mark: u32) -> u64 {
         other_service(high, low, identity, mark)
     }
@@ -395,6 +400,17 @@ extern "C" fn begin(new: *const New, signal: u32) -> u64 {
         return u64::MAX;
     };
     director::begin(&kernel, new, signal)
+}
+
+/// [`director::stateless`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn stateless(new: *const New, signal: u32) -> u64 {
+    // SAFETY: as for `begin`.
+    let (Some(kernel), Some(new)) = (Kernel::new(), unsafe { new.as_ref() }) else {
+        return 0;
+    };
+    director::stateless(&kernel, new, signal)
 }
 
 /// [`unusual::look`].

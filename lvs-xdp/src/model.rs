@@ -461,10 +461,11 @@ fn undrained(spec: &ServerSpec) -> ServerSpec {
 fn checked_service(spec: &ServiceSpec, servers: &Servers) -> Result<ServiceSpec, ApiError> {
     let ServiceSpec {
         key,
-        scheduler: _,
+        scheduler,
         flags: _,
         persistence,
         one_packet,
+        stateless,
         removal: _,
         slow_start,
         settings,
@@ -488,6 +489,9 @@ fn checked_service(spec: &ServiceSpec, servers: &Servers) -> Result<ServiceSpec,
             "service {key}: one-packet scheduling is for UDP only: leave it out"
         )));
     }
+    if *stateless {
+        check_stateless(key, *scheduler, persistence.is_some(), *one_packet)?;
+    }
     if *slow_start > MAX_SLOW_START {
         return Err(invalid(format!(
             "service {key}: a slow start of {slow_start} s is too long: {MAX_SLOW_START} s (a day) are the most"
@@ -508,6 +512,28 @@ fn checked_service(spec: &ServiceSpec, servers: &Servers) -> Result<ServiceSpec,
     spec.flags.sort_unstable();
     spec.flags.dedup();
     Ok(spec)
+}
+
+/// Without connections there is nothing but the ring of a hash scheduler to go by.
+fn check_stateless(
+    key: &ServiceKey,
+    scheduler: Scheduler,
+    is_persistent: bool,
+    is_one_packet: bool,
+) -> Result<(), ApiError> {
+    if !matches!(scheduler, Scheduler::Sh | Scheduler::Dh | Scheduler::Mh) {
+        return Err(invalid(format!(
+            "service {key}: a stateless service goes by its scheduler's ring, which {scheduler} has none: use mh, sh or dh"
+        )));
+    }
+    let other = match (is_persistent, is_one_packet) {
+        (true, _) => "persistence",
+        (_, true) => "one-packet scheduling",
+        _ => return Ok(()),
+    };
+    Err(invalid(format!(
+        "service {key}: a stateless service remembers no clients and takes no {other}: leave one of the two out"
+    )))
 }
 
 fn checked_persistence(key: &ServiceKey, persistence: Persistence) -> Result<Persistence, ApiError> {

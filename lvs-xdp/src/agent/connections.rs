@@ -379,7 +379,7 @@ mod tests {
         let row = ColdRow {
             client: halves(client.ip()),
             address: halves(vip.parse().unwrap()),
-            ports: Word::new(u64::from(client.port()) | 80 << 16 | u64::from(protocol.0) << 32),
+            ports: Word::new(80 | u64::from(client.port()) << 16 | u64::from(protocol.0) << 32),
             service: Word::new(1),
             ..ColdRow::default()
         };

@@ -334,6 +334,9 @@ pub struct ServiceSpec {
     /// One-packet scheduling, `-o`: each packet of a UDP service is scheduled by itself.
     #[serde(default, skip_serializing_if = "is_default")]
     pub one_packet: bool,
+    /// No connections are kept: each packet goes where the hash of its client says (sh, dh and mh only).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub stateless: bool,
     /// What becomes of a removed real server's connections; without it what `expire_nodest_conn` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub removal: Option<Removal>,
@@ -364,6 +367,7 @@ impl ServiceSpec {
             flags: Vec::new(),
             persistence: None,
             one_packet: false,
+            stateless: false,
             removal: None,
             slow_start: 0,
             settings: ServiceSettings::default(),

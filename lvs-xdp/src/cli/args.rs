@@ -388,6 +388,10 @@ pub(super) struct ServiceOptions {
     /// Schedule each packet of a UDP service by itself
     #[arg(long, group = "changes")]
     pub(super) one_packet: bool,
+    /// Keep no connections: each packet goes where its client's hash says. For the schedulers mh, sh
+    /// and dh
+    #[arg(long, group = "changes")]
+    pub(super) stateless: bool,
     /// What becomes of a removed real server's connections: their packets are dropped (drop), scheduled
     /// anew (reschedule), or, of TCP, answered with a reset (reset); default is what the setting
     /// expire_nodest_conn says, drop or reschedule
@@ -499,6 +503,9 @@ pub(super) enum ServiceVerb {
         /// Let the packets of a UDP flow stay together
         #[arg(long, conflicts_with = "one_packet", group = "changes")]
         no_one_packet: bool,
+        /// Keep connections again; those that are open are dropped, since nothing is known of them
+        #[arg(long, conflicts_with = "stateless", group = "changes")]
+        no_stateless: bool,
         /// Check its real servers no more: they count as up
         #[arg(
             long, group = "changes",

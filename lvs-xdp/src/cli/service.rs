@@ -50,6 +50,7 @@ pub(super) fn run(
             no_flags,
             no_persistent,
             no_one_packet,
+            no_stateless,
             no_check,
         } => {
             let mut service = find(client.services()?, service.key()?)?.spec;
@@ -65,6 +66,9 @@ pub(super) fn run(
             }
             if no_one_packet {
                 service.one_packet = false;
+            }
+            if no_stateless {
+                service.stateless = false;
             }
             let service = options.apply_to(service)?;
             refuse_nonsense(&service)?;
@@ -102,6 +106,7 @@ impl ServiceOptions {
             persistent,
             netmask,
             one_packet,
+            stateless,
             removal,
             slow_start,
             settings,
@@ -126,6 +131,7 @@ impl ServiceOptions {
             }
         }
         service.one_packet |= one_packet;
+        service.stateless |= stateless;
         service.removal = removal.map_or(service.removal, |choice| choice.0);
         service.slow_start = slow_start.unwrap_or(service.slow_start);
         for SettingChange { setting, value } in settings {
@@ -193,6 +199,9 @@ fn options(service: &Service) -> String {
     }
     if spec.one_packet {
         options.push("one-packet".to_owned());
+    }
+    if spec.stateless {
+        options.push("stateless".to_owned());
     }
     options.extend(spec.removal.map(|removal| format!("removal={removal}")));
     if spec.slow_start > 0 {

@@ -235,6 +235,10 @@ impl Compiler {
             let flags = &self.tables.control[0].flags;
             flags.store(flags.load() | control_flag::TEMPLATES);
         }
+        if options.has(Options::STATELESS) {
+            let flags = &self.tables.control[0].flags;
+            flags.store(flags.load() | control_flag::STATELESS);
+        }
         row.options[next].store(options.0);
         row.rings[next].store(ring_word.0);
         row.lists[next].store(slot.word.0);

@@ -117,6 +117,7 @@ pub(super) fn options(spec: &ServiceSpec, director: Settings) -> Options {
     });
     let flags = [
         (spec.one_packet, Options::ONE_PACKET),
+        (spec.stateless, Options::STATELESS),
         (removal == Removal::Reschedule, Options::RESCHEDULE),
         (removal == Removal::Reset, Options::RESET),
         (expires_nodest || starts_anew, Options::EXPIRE_NODEST),

@@ -80,6 +80,7 @@ pub(super) struct ServiceRequest {
 pub(super) struct OwnOptions {
     pub(super) removal: Option<Removal>,
     pub(super) slow_start: Option<u32>,
+    pub(super) stateless: bool,
     pub(super) settings: Option<ServiceSettings>,
 }
 
@@ -415,7 +416,10 @@ impl<'a> Typed<'a> {
             flags: self.flags.clone(),
             persistence,
             one_packet,
-            own: self.own,
+            own: OwnOptions {
+                stateless: self.kinds.has(Kind::Stateless),
+                ..self.own
+            },
         })
     }
 

@@ -82,6 +82,7 @@ Options:
 What services and real servers have beyond ipvsadm (--full writes it, -A -E -a -e take it):
       --removal POLICY          what becomes of a removed real server's connections: drop, reschedule or reset
       --slow-start SECONDS      in which a real server comes up to its weight
+      --stateless               a service with mh, sh or dh keeps no connections
       --settings NAME=N,...     in place of the director's, such as sloppy_tcp=1
       --drain [SECONDS]         a real server is being drained, until so many seconds after 1970 at the latest
 

@@ -347,6 +347,7 @@ fn with_request(mut spec: ServiceSpec, request: ServiceRequest) -> Result<Servic
     spec.persistence = persistence;
     spec.one_packet = one_packet;
     spec.removal = own.removal.or(spec.removal);
+    spec.stateless |= own.stateless;
     spec.slow_start = own.slow_start.unwrap_or(spec.slow_start);
     spec.settings = own.settings.unwrap_or(spec.settings);
     Ok(spec)

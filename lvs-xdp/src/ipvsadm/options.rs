@@ -57,6 +57,7 @@ impl Verb {
                     K::SchedulerFlags,
                     K::Removal,
                     K::SlowStart,
+                    K::Stateless,
                     K::Settings,
                 ],
             ),
@@ -171,13 +172,14 @@ pub(super) enum Kind {
     Full,
     Removal,
     SlowStart,
+    Stateless,
     Settings,
     Drain,
 }
 
 impl Kind {
     /// Every kind, in the order of the checks.
-    pub(super) const ALL: [Self; 39] = [
+    pub(super) const ALL: [Self; 40] = [
         Self::Numeric,
         Self::Connection,
         Self::ServiceAddress,
@@ -215,6 +217,7 @@ impl Kind {
         Self::Full,
         Self::Removal,
         Self::SlowStart,
+        Self::Stateless,
         Self::Settings,
         Self::Drain,
     ];
@@ -259,6 +262,7 @@ impl Kind {
             Self::Full => "full",
             Self::Removal => "removal",
             Self::SlowStart => "slow-start",
+            Self::Stateless => "stateless",
             Self::Settings => "settings",
             Self::Drain => "drain",
         }
@@ -422,6 +426,7 @@ pub(super) static OPTIONS: &[Spec<Opt>] = &[
     long("full", Value::No, Opt::Other(Kind::Full)),
     long("removal", Value::Required, Opt::Other(Kind::Removal)),
     long("slow-start", Value::Required, Opt::Other(Kind::SlowStart)),
+    long("stateless", Value::No, Opt::Other(Kind::Stateless)),
     long("settings", Value::Required, Opt::Other(Kind::Settings)),
     long("drain", Value::Optional, Opt::Other(Kind::Drain)),
 ];

@@ -108,6 +108,9 @@ fn write_own(out: &mut dyn Write, spec: &ServiceSpec) -> io::Result<()> {
     if spec.slow_start > 0 {
         write!(out, " --slow-start {}", spec.slow_start)?;
     }
+    if spec.stateless {
+        write!(out, " --stateless")?;
+    }
     let mut settings = spec.settings;
     let set: Vec<_> = Setting::ALL
         .into_iter()

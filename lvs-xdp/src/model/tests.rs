@@ -386,6 +386,33 @@ fn unfit_options_of_a_service() {
             "UDP only",
         );
     }
+    for (scheduler, persistence, one_packet, words) in [
+        (Scheduler::Rr, None, false, "use mh, sh or dh"),
+        (
+            Scheduler::Mh,
+            Some(Persistence {
+                timeout: 60,
+                mask: None,
+            }),
+            false,
+            "persistence",
+        ),
+        (Scheduler::Mh, None, true, "one-packet"),
+    ] {
+        let key = ServiceKey::new(Protocol::Udp, VIP.parse().unwrap(), 1);
+        let spec = ServiceSpec {
+            stateless: true,
+            persistence,
+            one_packet,
+            ..service(key, scheduler, &[])
+        };
+        refused(
+            &model,
+            Change::AddService { service: spec },
+            ErrorCode::Invalid,
+            words,
+        );
+    }
     for setting in Setting::ALL {
         let set = |value| with(&|spec| *setting.of_service(&mut spec.settings) = Some(value));
         let most = setting.most();

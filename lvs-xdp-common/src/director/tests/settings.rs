@@ -3,7 +3,7 @@
 extern crate std;
 
 use super::*;
-use crate::reason::Reason::{NoDestinationQuiet, OnePacket, Reset};
+use crate::reason::Reason::{Martian, NoDestinationQuiet, OnePacket, Reset, Stateless};
 
 const INIT: u8 = 1;
 const DATA: u8 = 0;
@@ -243,6 +243,58 @@ fn each_packet_is_scheduled_by_itself_with_one_packet_scheduling() {
     assert_eq!(counts(&maps, READY), (0, 0, 0));
     list(&maps, Kind::Rr, &[]);
     assert_eq!(client(IpProto::UDP).send(&maps, 0), (NoDestination, 0));
+}
+
+#[test]
+fn a_stateless_service_goes_by_its_ring_and_remembers_nothing() {
+    for kind in [Kind::Sh, Kind::Dh, Kind::Mh] {
+        let maps = director(kind, IpProto::TCP);
+        // Its connections from before are not looked for.
+        assert_eq!(send(&maps, 1, SYN).reason, NewConnection);
+        assert_eq!(send(&maps, 1, ACK).reason, Connection);
+        let before = counts(&maps, READY);
+        set_options(&maps, Options::STATELESS, 0, u32::MAX);
+        let flags = &maps.control.flags;
+        flags.store(flags.load() | control_flag::STATELESS);
+        // The ring's first half is the list's second destination's.
+        for word in &maps.rings[..32] {
+            word.store(0x0001_0001_0001_0001);
+        }
+        let mut seen = [0; 2];
+        for port in 1..200 {
+            let client = Client {
+                address: [10, 1, 7, u8::try_from(port).expect("small")],
+                ..client(IpProto::TCP)
+            };
+            let first = client.send(&maps, SYN);
+            assert_eq!(first.0, Stateless, "{kind:?}");
+            for flags in [ACK, FIN | ACK, RST, ACK, SYN] {
+                assert_eq!(client.send(&maps, flags), first, "{kind:?} {port} {flags}");
+            }
+            seen[usize::from(first.1 == NEXT)] += 1;
+        }
+        // dh goes by the virtual address, of which there is one.
+        assert_eq!(seen.contains(&0), kind == Kind::Dh, "{kind:?} {seen:?}");
+        assert_eq!((live(&maps), counts(&maps, READY)), (1, before));
+
+        let nobody = Client {
+            address: [127, 0, 0, 1],
+            ..client(IpProto::TCP)
+        };
+        assert_eq!(nobody.send(&maps, ACK).0, Martian);
+        // Another one's word under the same hash.
+        maps.services[SERVICE as usize].identity.store(7);
+        assert_eq!(client(IpProto::TCP).send(&maps, ACK), (NotForUs, 0));
+        maps.services[SERVICE as usize]
+            .identity
+            .store(ServiceRow::identity(80, IpProto::TCP));
+        list(&maps, kind, &[]);
+        assert_eq!(client(IpProto::TCP).send(&maps, ACK).0, NoDestination);
+        // Deleted, it has no ring; the connection from before goes on as those of others do.
+        list(&maps, Kind::Tombstone, &[]);
+        assert_eq!(Client::tcp(2).send(&maps, ACK), (NotForUs, 0));
+        assert_eq!(client(IpProto::TCP).send(&maps, ACK), (Connection, READY));
+    }
 }
 
 #[test]

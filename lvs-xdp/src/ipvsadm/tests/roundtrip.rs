@@ -144,6 +144,9 @@ fn any_service() -> impl Strategy<Value = ServiceSpec> {
                 };
                 let is_for_all_ports = matches!(key, ServiceKey::Endpoint { port: 0, .. });
                 let persistence = persistence.or(is_for_all_ports.then_some((360, None)));
+                let one_packet =
+                    one_packet && key.protocol().is_none_or(|protocol| protocol == Protocol::Udp);
+                let is_remembering = one_packet || persistence.is_some();
                 // ipvsadm has no words for health checks.
                 ServiceSpec {
                     check: None,
@@ -156,7 +159,10 @@ fn any_service() -> impl Strategy<Value = ServiceSpec> {
                         timeout,
                         mask: masks.map(mask),
                     }),
-                    one_packet: one_packet && key.protocol().is_none_or(|protocol| protocol == Protocol::Udp),
+                    one_packet,
+                    stateless: matches!(scheduler, Scheduler::Sh | Scheduler::Dh | Scheduler::Mh)
+                        && slow_start % 2 == 1
+                        && !is_remembering,
                     removal,
                     slow_start,
                     settings,
