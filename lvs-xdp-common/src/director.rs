@@ -643,7 +643,8 @@ pub fn stateless<M: Maps>(maps: &M, new: &New, signal: u32) -> u64 {
         return Begun::pack(reason, 0);
     }
     let ring = RingWord(row.rings[configuration].load());
-    let destination = maps.by_hash(list, ring, flow);
+    // Not by way of a function: there is little more to do for such a packet than this.
+    let destination = scheduler::by_hash(maps, list, ring, flow);
     if destination == scheduler::NONE {
         Begun::pack(no_destination(maps), 0)
     } else {

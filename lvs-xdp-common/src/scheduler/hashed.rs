@@ -28,6 +28,11 @@ impl Hashed {
             Kind::Mh => hash::hsiphash(self.address.0.wrapping_add(extra), MH_KEY_1),
             _ => hash::hash_32(self.address.0, HASH_BITS).wrapping_add(extra),
         };
+        let most = self.slots.0.wrapping_sub(1);
+        if self.slots.0 & most == 0 {
+            // sh's and dh's rings: a division takes as long as all the rest.
+            return hash & most;
+        }
         hash.checked_rem(self.slots.0).unwrap_or(0)
     }
 }
