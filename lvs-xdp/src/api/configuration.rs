@@ -8,15 +8,15 @@ use axum::{
         ConnectInfo, Query, State,
         rejection::{JsonRejection, QueryRejection},
     },
-    response::Response,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::{
     listener::Peer,
-    server::{Api, answer, refuse, refused},
-    types::{ApiError, Change, Configuration, ErrorCode, Plan, Rollback, Version},
+    refusal::Answer,
+    server::{Api, answer},
+    types::{ApiError, Change, Configuration, Plan, Rollback, Version},
 };
 use crate::{
     agent::{Configure, Request, Wanted},
@@ -55,9 +55,9 @@ impl Application {
     path = "/v1/configuration",
     responses((status = 200, body = Configuration), (status = 500, body = ApiError))
 )]
-pub(super) async fn configuration(State(api): State<Api>) -> Response {
-    let model = api.ask(Request::Configuration).await;
-    answer(model.map(|model| Configuration::of(&model)))
+pub(super) async fn configuration(State(api): State<Api>) -> Answer {
+    let model = api.ask(Request::Configuration).await?;
+    answer(Configuration::of(&model))
 }
 
 /// Replaces everything that is configured, in one step: what is not in the body is deleted, and what stays is not
@@ -83,20 +83,9 @@ pub(super) async fn configure(
     ConnectInfo(Peer { uid, .. }): ConnectInfo<Peer>,
     how: Result<Query<Application>, QueryRejection>,
     body: Result<Json<Configuration>, JsonRejection>,
-) -> Response {
-    let how = match how {
-        Ok(Query(how)) => how,
-        Err(error) => return refuse(error.status(), ErrorCode::Invalid, &error.body_text()),
-    };
-    let configuration = match body {
-        Ok(Json(configuration)) => configuration,
-        Err(error) => return refuse(error.status(), ErrorCode::Invalid, &error.body_text()),
-    };
-    let model = match configuration.model() {
-        Ok(model) => model,
-        Err(error) => return refused(error),
-    };
-    answer(api.configure(model, &how, uid).await)
+) -> Answer {
+    let (Query(how), Json(configuration)) = (how?, body?);
+    answer(api.configure(configuration.model()?, &how, uid).await?)
 }
 
 /// Goes back to the table of before the last versions. That is a new version, so going back by one undoes it.
@@ -118,15 +107,9 @@ pub(super) async fn rollback(
     ConnectInfo(Peer { uid, .. }): ConnectInfo<Peer>,
     how: Result<Query<Application>, QueryRejection>,
     body: Result<Json<Rollback>, JsonRejection>,
-) -> Response {
-    let Application { dry_run, .. } = match how {
-        Ok(Query(how)) => how,
-        Err(error) => return refuse(error.status(), ErrorCode::Invalid, &error.body_text()),
-    };
-    match body {
-        Ok(Json(Rollback { back })) => answer(api.apply(Wanted::Back(back), dry_run, uid).await),
-        Err(error) => refuse(error.status(), ErrorCode::Invalid, &error.body_text()),
-    }
+) -> Answer {
+    let (Query(Application { dry_run, .. }), Json(Rollback { back })) = (how?, body?);
+    answer(api.apply(Wanted::Back(back), dry_run, uid).await?)
 }
 
 /// The versions of the table that can be gone back to, the newest first.
@@ -135,8 +118,8 @@ pub(super) async fn rollback(
     path = "/v1/history",
     responses((status = 200, body = Vec<Version>), (status = 500, body = ApiError))
 )]
-pub(super) async fn history(State(api): State<Api>) -> Response {
-    answer(api.ask(Request::History).await)
+pub(super) async fn history(State(api): State<Api>) -> Answer {
+    answer(api.ask(Request::History).await?)
 }
 
 /// Applies a table as `PUT /v1/configuration` does, by the agent's own wish.

@@ -13,7 +13,7 @@ use axum::{
     extract::{ConnectInfo, DefaultBodyLimit, Request, State},
     http::{Method, StatusCode},
     middleware::{self, Next},
-    response::Response,
+    response::{IntoResponse as _, Response},
 };
 use http_body_util::LengthLimitError;
 use hyper::server::conn::http1;
@@ -33,7 +33,7 @@ use tokio::{
 use tokio_io_timeout::TimeoutStream;
 use tracing::{debug, info, warn};
 
-use super::{server::refuse, types::ErrorCode};
+use super::{refusal::Refusal, types::ErrorCode};
 
 /// So much of a request's path and query is logged, in characters.
 const LOGGED: usize = 200;
@@ -109,7 +109,7 @@ pub(super) async fn serve(listener: UnixListener, router: Router, limits: Limits
             "the agent serves {} clients already, and has no room for more: try again, or end some of them",
             limits.connections
         );
-        refuse(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Full, &message)
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message).with_code(ErrorCode::Full)
     });
     let served = Arc::new(Semaphore::new(limits.connections));
     let turned_away = Arc::new(Semaphore::new(limits.connections));
@@ -181,20 +181,20 @@ async fn guard(
     let method = parts.method.clone();
     let response = match read(body, limits).await {
         Ok(body) => next.run(Request::from_parts(parts, Body::from(body))).await,
-        Err((status, message)) => refuse(status, ErrorCode::Invalid, &message),
+        Err(refusal) => refusal.into_response(),
     };
     info!("{peer}: {method} {target}: {}", response.status().as_u16());
     response
 }
 
 /// A body, or with which status and words it is refused.
-async fn read(body: Body, limits: Limits) -> Result<Bytes, (StatusCode, String)> {
+async fn read(body: Body, limits: Limits) -> Result<Bytes, Refusal> {
     let too_large = || {
         let message = format!(
             "the request's body is larger than {} MiB: send it in several requests",
             limits.body_size >> 20
         );
-        (StatusCode::PAYLOAD_TOO_LARGE, message)
+        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, message)
     };
     // Before it is sent, where the client waits for a word.
     if body.size_hint().lower() > limits.body_size as u64 {
@@ -203,11 +203,11 @@ async fn read(body: Body, limits: Limits) -> Result<Bytes, (StatusCode, String)>
     match timeout(limits.body, to_bytes(body, limits.body_size)).await {
         Ok(Ok(body)) => Ok(body),
         Ok(Err(error)) if is_too_large(&error) => Err(too_large()),
-        Ok(Err(error)) => Err((
+        Ok(Err(error)) => Err(Refusal::new(
             StatusCode::BAD_REQUEST,
             format!("the request's body broke off: {error}"),
         )),
-        Err(_) => Err((
+        Err(_) => Err(Refusal::new(
             StatusCode::REQUEST_TIMEOUT,
             format!(
                 "the request's body was not there after {} s: send it at once",

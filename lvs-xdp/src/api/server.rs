@@ -13,7 +13,7 @@ use axum::{
         HeaderMap, StatusCode,
         header::{ACCEPT, CONTENT_TYPE},
     },
-    response::{IntoResponse, Response},
+    response::IntoResponse as _,
     routing::{get, post},
 };
 use serde_json::{Value, json};
@@ -30,6 +30,7 @@ use super::{
     },
     filter::{ConnectionFilter, ServiceFilter},
     listener::{self, Limits, Peer},
+    refusal::{Answer, OfListener, Refusal},
     types::{
         Announcement, ApiError, Change, Changes, CheckStatus, Connection, ErrorCode, Flushed,
         ForwardingMethod, MarkRule, ServerSpec, Service, Status, Zero,
@@ -68,13 +69,7 @@ pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, 
         .route("/v1/announce", post(announce))
         .route("/v1/unload", post(unload))
         .route("/openapi.json", get(openapi))
-        .fallback(async || {
-            refuse(
-                StatusCode::NOT_FOUND,
-                ErrorCode::Invalid,
-                "no such page: see /openapi.json",
-            )
-        })
+        .fallback(async || Refusal::new(StatusCode::NOT_FOUND, "no such page: see /openapi.json"))
         .with_state(Api { agent, neighbours });
     listener::serve(listener, router, Limits::AGENT).await;
 }
@@ -97,7 +92,8 @@ pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, 
         history,
         announce,
         unload
-    )
+    ),
+    modifiers(&OfListener)
 )]
 struct Document;
 
@@ -112,8 +108,8 @@ async fn openapi() -> Json<Value> {
     path = "/v1/status",
     responses((status = 200, body = Status), (status = 500, body = ApiError))
 )]
-async fn status(State(api): State<Api>) -> Response {
-    answer(api.ask(Request::Status).await)
+async fn status(State(api): State<Api>) -> Answer {
+    answer(api.ask(Request::Status).await?)
 }
 
 /// Every service with its real servers, their connections and counters.
@@ -128,14 +124,10 @@ async fn status(State(api): State<Api>) -> Response {
         (status = 500, description = "The agent failed.", body = ApiError),
     )
 )]
-async fn services(State(api): State<Api>, filter: Result<Query<ServiceFilter>, QueryRejection>) -> Response {
-    let Query(ServiceFilter { service }) = match filter {
-        Ok(filter) => filter,
-        Err(error) => return refuse(error.status(), ErrorCode::Invalid, &error.body_text()),
-    };
+async fn services(State(api): State<Api>, filter: Result<Query<ServiceFilter>, QueryRejection>) -> Answer {
+    let Query(ServiceFilter { service }) = filter?;
     let service = service.map(|name| name.0);
-    let services = api.ask(|reply| Request::Services(service, reply)).await;
-    answer(services.and_then(|services| services))
+    answer(api.ask(|reply| Request::Services(service, reply)).await??)
 }
 
 /// Sets the counters of a service and its real servers to 0, or those of all services; and their rates.
@@ -150,12 +142,9 @@ async fn services(State(api): State<Api>, filter: Result<Query<ServiceFilter>, Q
         (status = 500, description = "The agent failed.", body = ApiError),
     )
 )]
-async fn zero(State(api): State<Api>, body: Result<Json<Zero>, JsonRejection>) -> Response {
-    let Json(Zero { service }) = match body {
-        Ok(body) => body,
-        Err(error) => return refuse(error.status(), ErrorCode::Invalid, &error.body_text()),
-    };
-    done(api.ask(|reply| Request::Zero(service, reply)).await)
+async fn zero(State(api): State<Api>, body: Result<Json<Zero>, JsonRejection>) -> Answer {
+    let Json(Zero { service }) = body?;
+    done(api.ask(|reply| Request::Zero(service, reply)).await??)
 }
 
 /// The health check of every real server that has one, with its last result.
@@ -164,8 +153,8 @@ async fn zero(State(api): State<Api>, body: Result<Json<Zero>, JsonRejection>) -
     path = "/v1/checks",
     responses((status = 200, body = Vec<CheckStatus>), (status = 500, body = ApiError))
 )]
-async fn checks(State(api): State<Api>) -> Response {
-    answer(api.ask(Request::Checks).await)
+async fn checks(State(api): State<Api>) -> Answer {
+    answer(api.ask(Request::Checks).await?)
 }
 
 /// The rules that give packets firewall marks, in the order in which they are tried.
@@ -174,8 +163,8 @@ async fn checks(State(api): State<Api>) -> Response {
     path = "/v1/marks",
     responses((status = 200, body = Vec<MarkRule>), (status = 500, body = ApiError))
 )]
-async fn marks(State(api): State<Api>) -> Response {
-    answer(api.ask(Request::Marks).await.map(|rules| rules.to_vec()))
+async fn marks(State(api): State<Api>) -> Answer {
+    answer(&*api.ask(Request::Marks).await?)
 }
 
 /// Connection entries, persistence templates among them, as they are while the list is sent. A list that
@@ -200,24 +189,16 @@ async fn list(
     State(api): State<Api>,
     filter: Result<Query<ConnectionFilter>, QueryRejection>,
     headers: HeaderMap,
-) -> Response {
-    let filter = match filter {
-        Ok(Query(filter)) => filter,
-        Err(error) => return refuse(error.status(), ErrorCode::Invalid, &error.body_text()),
-    };
+) -> Answer {
+    let Query(filter) = filter?;
     let format = format(&headers);
     let content_type = match format {
         Format::Json => "application/json",
         Format::Text => "text/plain; charset=utf-8",
     };
-    let listing = (api.ask(Request::Tables).await).and_then(|tables| Listing::new(tables, &filter, format));
-    match listing {
-        Ok(listing) => {
-            let body = Body::from_stream(listing.stream());
-            ([(CONTENT_TYPE, content_type)], body).into_response()
-        }
-        Err(error) => refused(error),
-    }
+    let listing = Listing::new(api.ask(Request::Tables).await?, &filter, format)?;
+    let body = Body::from_stream(listing.stream());
+    Ok(([(CONTENT_TYPE, content_type)], body).into_response())
 }
 
 /// The first of the two forms that the client names; JSON where it names neither.
@@ -249,27 +230,13 @@ fn format(headers: &HeaderMap) -> Format {
         (status = 500, description = "The agent failed.", body = ApiError),
     )
 )]
-async fn flush(State(api): State<Api>, filter: Result<Query<ConnectionFilter>, QueryRejection>) -> Response {
-    let filter = match filter {
-        Ok(Query(filter)) => filter,
-        Err(error) => return refuse(error.status(), ErrorCode::Invalid, &error.body_text()),
-    };
-    let tables = match api.ask(Request::Tables).await {
-        Ok(tables) => tables,
-        Err(error) => return refused(error),
-    };
+async fn flush(State(api): State<Api>, filter: Result<Query<ConnectionFilter>, QueryRejection>) -> Answer {
+    let Query(filter) = filter?;
+    let tables = api.ask(Request::Tables).await?;
     let removed = tokio::task::spawn_blocking(move || connections::flush(&tables, &filter)).await;
-    let broken_off = |_| {
-        Err(ApiError::new(
-            ErrorCode::Internal,
-            "the table was not read to its end",
-        ))
-    };
-    answer(
-        removed
-            .unwrap_or_else(broken_off)
-            .map(|removed| Flushed { removed }),
-    )
+    let broken_off = |_| ApiError::new(ErrorCode::Internal, "the table was not read to its end");
+    let removed = removed.map_err(broken_off)??;
+    answer(Flushed { removed })
 }
 
 /// Applies changes, all or none; or says what is wrong with them.
@@ -291,18 +258,13 @@ async fn changes(
     State(api): State<Api>,
     ConnectInfo(Peer { uid, .. }): ConnectInfo<Peer>,
     body: Result<Json<Changes>, JsonRejection>,
-) -> Response {
-    let Json(Changes { changes, check }) = match body {
-        Ok(body) => body,
-        Err(error) => return refuse(error.status(), ErrorCode::Invalid, &error.body_text()),
-    };
+) -> Answer {
+    let Json(Changes { changes, check }) = body?;
     if check {
-        return done(api.ask(|reply| Request::Check(changes, reply)).await);
+        return done(api.ask(|reply| Request::Check(changes, reply)).await??);
     }
-    if let Err(error) = api.resolve(&changes).await {
-        return refused(error);
-    }
-    done(api.ask(|reply| Request::Change(changes, uid, reply)).await)
+    api.resolve(&changes).await?;
+    done(api.ask(|reply| Request::Change(changes, uid, reply)).await??)
 }
 
 /// Tells everybody where virtual addresses are, some times a second apart: by gratuitous ARP, by unsolicited
@@ -320,13 +282,10 @@ async fn changes(
         (status = 500, description = "The agent failed.", body = ApiError),
     )
 )]
-async fn announce(State(api): State<Api>, body: Result<Json<Announcement>, JsonRejection>) -> Response {
-    let Json(Announcement { addresses }) = match body {
-        Ok(body) => body,
-        Err(error) => return refuse(error.status(), ErrorCode::Invalid, &error.body_text()),
-    };
-    let announced = api.ask(|reply| Request::Announce(addresses, reply)).await;
-    answer(announced.and_then(|announced| announced.map(|addresses| Announcement { addresses })))
+async fn announce(State(api): State<Api>, body: Result<Json<Announcement>, JsonRejection>) -> Answer {
+    let Json(Announcement { addresses }) = body?;
+    let addresses = api.ask(|reply| Request::Announce(addresses, reply)).await??;
+    answer(Announcement { addresses })
 }
 
 /// Takes the program off every interface, removes its pins, and ends the agent.
@@ -335,8 +294,8 @@ async fn announce(State(api): State<Api>, body: Result<Json<Announcement>, JsonR
     path = "/v1/unload",
     responses((status = 200, description = "Nothing is forwarded any more."), (status = 500, body = ApiError))
 )]
-async fn unload(State(api): State<Api>) -> Response {
-    done(api.ask(Request::Unload).await)
+async fn unload(State(api): State<Api>) -> Answer {
+    done(api.ask(Request::Unload).await??)
 }
 
 impl Api {
@@ -391,38 +350,14 @@ impl Api {
     }
 }
 
-pub(super) fn answer<T: serde::Serialize>(result: Result<T, ApiError>) -> Response {
-    match result {
-        Ok(value) => Json(value).into_response(),
-        Err(error) => refused(error),
-    }
+/// A good answer.
+pub(super) fn answer<T: serde::Serialize>(value: T) -> Answer {
+    Ok(Json(value).into_response())
 }
 
-/// The answer to what was done, or not.
-fn done(result: Result<Result<(), ApiError>, ApiError>) -> Response {
-    answer(result.and_then(|done| done).map(|()| json!({})))
-}
-
-pub(super) fn refused(error: ApiError) -> Response {
-    let status = match error.code {
-        ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-        ErrorCode::NoSuchService
-        | ErrorCode::ServiceNotDefined
-        | ErrorCode::NoSuchServer
-        | ErrorCode::NoSuchMark
-        | ErrorCode::NoSuchVersion => StatusCode::NOT_FOUND,
-        ErrorCode::Invalid | ErrorCode::OutOfRange => StatusCode::UNPROCESSABLE_ENTITY,
-        ErrorCode::ServiceExists
-        | ErrorCode::ServerExists
-        | ErrorCode::MarkExists
-        | ErrorCode::NotOnLink
-        | ErrorCode::Full => StatusCode::CONFLICT,
-    };
-    (status, Json(error)).into_response()
-}
-
-pub(super) fn refuse(status: StatusCode, code: ErrorCode, message: &str) -> Response {
-    (status, Json(ApiError::new(code, message))).into_response()
+/// The answer to what was done, of which there is nothing to tell.
+fn done((): ()) -> Answer {
+    answer(json!({}))
 }
 
 #[cfg(test)]
@@ -459,16 +394,38 @@ mod tests {
                 .map(|responses| responses.keys().cloned().collect::<Vec<_>>())
         };
         for (path, method, expected) in [
-            ("/v1/status", "get", &["200", "500"][..]),
-            ("/v1/services", "get", &["200", "400", "404", "500"]),
-            ("/v1/zero", "post", &["200", "400", "404", "500"]),
-            ("/v1/checks", "get", &["200", "500"]),
-            ("/v1/marks", "get", &["200", "500"]),
-            ("/v1/connections", "get", &["200", "400", "404", "500"]),
-            ("/v1/connections", "delete", &["200", "400", "404", "500"]),
-            ("/v1/changes", "post", &["200", "400", "404", "409", "422", "500"]),
-            ("/v1/announce", "post", &["200", "400", "404", "422", "500"]),
-            ("/v1/unload", "post", &["200", "500"]),
+            ("/v1/status", "get", &["200", "431", "500", "503"][..]),
+            ("/v1/services", "get", &["200", "400", "404", "431", "500", "503"]),
+            (
+                "/v1/zero",
+                "post",
+                &["200", "400", "404", "408", "413", "431", "500", "503"],
+            ),
+            ("/v1/checks", "get", &["200", "431", "500", "503"]),
+            ("/v1/marks", "get", &["200", "431", "500", "503"]),
+            (
+                "/v1/connections",
+                "get",
+                &["200", "400", "404", "431", "500", "503"],
+            ),
+            (
+                "/v1/connections",
+                "delete",
+                &["200", "400", "404", "408", "413", "431", "500", "503"],
+            ),
+            (
+                "/v1/changes",
+                "post",
+                &[
+                    "200", "400", "404", "408", "409", "413", "422", "431", "500", "503",
+                ],
+            ),
+            (
+                "/v1/announce",
+                "post",
+                &["200", "400", "404", "408", "413", "422", "431", "500", "503"],
+            ),
+            ("/v1/unload", "post", &["200", "408", "413", "431", "500", "503"]),
         ] {
             let found = statuses(path, method).unwrap_or_default();
             assert_eq!(found, expected, "{method} {path}");

@@ -45,10 +45,7 @@ impl Server {
         let page = async move |ConnectInfo(peer): ConnectInfo<Peer>,
                                body: Result<Json<Value>, JsonRejection>| {
             count.fetch_add(1, Ordering::Relaxed);
-            body.map_or_else(
-                |error| refuse(error.status(), ErrorCode::Invalid, &error.body_text()),
-                |_| Response::new(Body::from(format!("{peer}\n"))),
-            )
+            body.map(|_| format!("{peer}\n")).map_err(Refusal::from)
         };
         let endless = || async {
             let pieces = futures_util::stream::repeat_with(|| Ok::<_, io::Error>(vec![b'a'; 65536]));
