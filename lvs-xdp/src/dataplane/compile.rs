@@ -406,7 +406,7 @@ impl Compiler {
         let id = self.destination(service, server)?;
         // The row says what the list says, which is where packets look.
         let weight = || low(self.tables.destinations[id as usize].weight.load());
-        (!self.members.is_removed(id)).then(weight)
+        (!self.is_removed(id)).then(weight)
     }
 
     /// Ids of the destinations that a service had and whose connections have not ended.
@@ -436,6 +436,11 @@ impl Compiler {
     /// The id that is above all of destinations.
     pub fn end(&self) -> u32 {
         length(&self.tables.destinations)
+    }
+
+    /// Whether no list names a destination any more: its row says so, too, and is at hand.
+    fn is_removed(&self, id: u32) -> bool {
+        self.tables.destinations[id as usize].towards.load() & destination_flag::REMOVED != 0
     }
 
     /// Whether there are connections or templates of a destination.

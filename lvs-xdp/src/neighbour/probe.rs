@@ -15,7 +15,9 @@ use std::{
 };
 
 use anyhow::Context as _;
-use nix::sys::socket::{ControlMessage, LinkAddr, MsgFlags, SockaddrIn6, recvfrom, sendmsg};
+use nix::sys::socket::{
+    ControlMessage, LinkAddr, MsgFlags, SockaddrIn6, recvfrom, sendmsg, setsockopt, sockopt::RcvBufForce,
+};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -156,6 +158,17 @@ fn drain(
     }
 }
 
+/// The answers of thousands of real servers fit in, also while the agent compiles all of their services: by the host's
+/// usual limit some 300 do, and whose answer is lost is taken for silent.
+const ANSWER_BUFFER: usize = 8 << 20;
+
+fn make_room(socket: &Socket) -> io::Result<()> {
+    // Beyond the limit where that is allowed, up to it where not.
+    setsockopt(socket, RcvBufForce, &ANSWER_BUFFER)
+        .map_err(io::Error::from)
+        .or_else(|_| socket.set_recv_buffer_size(ANSWER_BUFFER))
+}
+
 fn arp_socket() -> io::Result<Socket> {
     let protocol = Protocol::from(i32::from(ETH_P_ARP.to_be()));
     let socket = Socket::new(Domain::PACKET, Type::DGRAM.nonblocking(), Some(protocol))?;
@@ -167,6 +180,7 @@ fn arp_socket() -> io::Result<Socket> {
         SockFilter::new(0x06, 0, 0, u32::MAX),             // ret all
         SockFilter::new(0x06, 0, 0, 0),                    // ret none
     ])?;
+    make_room(&socket)?;
     Ok(socket)
 }
 
@@ -176,6 +190,7 @@ fn ndp_socket() -> io::Result<Socket> {
     socket.set_unicast_hops_v6(255)?;
     socket.set_multicast_hops_v6(255)?;
     socket.set_multicast_loop_v6(false)?;
+    make_room(&socket)?;
     // ICMP6_FILTER of RFC 3542: a set bit blocks the type.
     const ICMP6_FILTER: libc::c_int = 1;
     let mut blocked = [u32::MAX; 8];

@@ -87,12 +87,6 @@ impl Members {
         self.at.get(&address).into_iter().flatten().copied()
     }
 
-    /// Whether no list names it any more.
-    pub(super) fn is_removed(&self, id: u32) -> bool {
-        self.get(id)
-            .is_some_and(|(service, _)| self.removed.contains(&(service, id)))
-    }
-
     /// Those that no list names any more.
     pub(super) fn removed(&self) -> impl Iterator<Item = u32> {
         self.removed.iter().map(|(_, id)| *id)
@@ -195,10 +189,9 @@ mod tests {
                     let at = members.at(server(host).address).collect::<BTreeSet<_>>();
                     prop_assert_eq!(at, ids(&|one| one.2 == host));
                 }
-                for &(id, service, host, is_removed) in &plain {
+                for &(id, service, host, _) in &plain {
                     prop_assert_eq!(members.id(service, &server(host)), Some(id));
                     prop_assert_eq!(members.get(id), Some((service, server(host))));
-                    prop_assert_eq!(members.is_removed(id), is_removed);
                 }
                 // Nothing is kept of what has left.
                 let mut anew = Members::default();

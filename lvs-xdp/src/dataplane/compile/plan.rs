@@ -197,7 +197,7 @@ impl Compiler {
             let known = self.members.id(id, &server.key);
             let destination = match known {
                 Some(destination) => {
-                    if self.members.is_removed(destination) {
+                    if self.is_removed(destination) {
                         revived.push(destination);
                     }
                     destination
