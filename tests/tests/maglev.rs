@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
-use lvs_xdp::api::types::{Protocol, Scheduler, ServiceKey};
+use lvs_xdp::api::types::{Change, Protocol, Scheduler, ServiceKey, ServiceSpec};
 use lvs_xdp_tests::{
     frame::{Frame, tcp},
     maglev::Table,
@@ -32,8 +32,13 @@ fn expected(servers: &[Ipv4Addr]) -> Vec<Ipv4Addr> {
 
 /// Where every client is sent; `port` makes new connections of them.
 fn seen(director: &mut Director, port: u16) -> Vec<Ipv4Addr> {
+    sent(director, port, tcp::SYN)
+}
+
+/// Where every client's packet with these flags is sent.
+fn sent(director: &mut Director, port: u16, flags: u8) -> Vec<Ipv4Addr> {
     let sent = (0..CLIENTS).map(|number| {
-        let frame = Frame::tcp((client(number), port), (VIP, 80), tcp::SYN).bytes();
+        let frame = Frame::tcp((client(number), port), (VIP, 80), flags).bytes();
         let seen = director.send(&frame).expect("a trial");
         let [_, _, a, b, c, d, ..] = seen.frame[..] else {
             panic!("a short frame")
@@ -94,4 +99,29 @@ fn as_many_clients_move_as_with_the_kernels_table() {
         shares.values().all(|share| (850..=1150).contains(share)),
         "{shares:?}"
     );
+}
+
+#[test]
+fn a_stateless_service_goes_by_the_kernels_table_packet_by_packet() {
+    let mut director = Director::new(1 << 10).expect("a director");
+    let key: ServiceKey = service_key(Protocol::Tcp, VIP, 80);
+    let service = ServiceSpec {
+        stateless: true,
+        ..ServiceSpec::new(key, Scheduler::Mh)
+    };
+    let mut changes = vec![Change::AddService { service }];
+    for number in 1..=10 {
+        director.resolve(server(number));
+        changes.push(add_server(key, server(number), 1));
+    }
+    director.change(&changes).expect("the servers");
+    let all: Vec<_> = (1..=10).rev().map(server).collect();
+    // More clients than the table has room for; the first of their packets may be any.
+    for flags in [tcp::ACK, tcp::SYN, tcp::RST, tcp::FIN | tcp::ACK] {
+        assert_eq!(sent(&mut director, 1, flags), expected(&all));
+    }
+    // Who leaves has no packet more, in the middle of whatever connection.
+    let nine: Vec<_> = all.iter().copied().filter(|other| *other != server(4)).collect();
+    director.change(&[delete_server(key, server(4))]).expect("-d");
+    assert_eq!(sent(&mut director, 1, tcp::ACK), expected(&nine));
 }

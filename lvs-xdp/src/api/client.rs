@@ -306,6 +306,13 @@ impl Client {
         self.post("/v1/unload", &serde_json::Map::new()).await
     }
 
+    /// `GET /metrics`: the text that Prometheus reads.
+    pub async fn metrics(&self) -> Result<String, ClientError> {
+        const PATH: &str = "/metrics";
+        let body = self.request(Method::GET, PATH, Bytes::new()).await?;
+        String::from_utf8(body.into()).map_err(|error| self.protocol(&format!("{PATH}: {error}")))
+    }
+
     /// `GET /openapi.json`: the description of the API itself.
     pub async fn openapi(&self) -> Result<serde_json::Value, ClientError> {
         self.get("/openapi.json").await
@@ -467,6 +474,11 @@ impl BlockingClient {
     /// [`Client::checks`].
     pub fn checks(&mut self) -> Result<Vec<CheckStatus>, ClientError> {
         self.wait(async |client| client.checks().await)
+    }
+
+    /// [`Client::metrics`].
+    pub fn metrics(&mut self) -> Result<String, ClientError> {
+        self.wait(async |client| client.metrics().await)
     }
 
     /// [`Client::marks`].

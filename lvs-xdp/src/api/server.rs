@@ -41,6 +41,7 @@ use crate::{
         Request,
         connections::{self, Format, Listing},
     },
+    metrics::{self, Seen},
     neighbour::{Neighbours, Resolution},
 };
 
@@ -60,6 +61,7 @@ pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, 
         .route("/v1/services", get(services))
         .route("/v1/checks", get(checks))
         .route("/v1/marks", get(marks))
+        .route("/metrics", get(metrics))
         .route("/v1/zero", post(zero))
         .route("/v1/connections", get(list).delete(flush))
         .route("/v1/changes", post(changes))
@@ -81,6 +83,7 @@ pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, 
         status,
         services,
         checks,
+        metrics,
         marks,
         zero,
         list,
@@ -155,6 +158,30 @@ async fn zero(State(api): State<Api>, body: Result<Json<Zero>, JsonRejection>) -
 )]
 async fn checks(State(api): State<Api>) -> Answer {
     answer(api.ask(Request::Checks).await?)
+}
+
+/// Counters, connections, health and tables as Prometheus reads them.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    responses(
+        (status = 200, description = "OpenMetrics.", content_type = "application/openmetrics-text", body = String),
+        (status = 500, body = ApiError),
+    )
+)]
+async fn metrics(State(api): State<Api>) -> Answer {
+    let seen = Seen {
+        status: api.ask(Request::Status).await?,
+        services: api.ask(|reply| Request::Services(None, reply)).await??,
+        checks: api.ask(Request::Checks).await?,
+    };
+    // A large table takes a while to be written, which holds up nobody else so.
+    let text = tokio::task::spawn_blocking(|| metrics::render(seen)).await;
+    let failed = |error: &dyn std::fmt::Display| ApiError::new(ErrorCode::Internal, error.to_string());
+    let text = text
+        .map_err(|error| failed(&error))?
+        .map_err(|error| failed(&error))?;
+    Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
 /// The rules that give packets firewall marks, in the order in which they are tried.

@@ -150,6 +150,12 @@ pub(super) enum Verb {
     /// Show the health check of every real server: its state, since when, and the last result
     #[command(after_help = "Examples:\n  lvs-xdp checks\n  lvs-xdp checks --json")]
     Checks(ListArgs),
+    /// Print what Prometheus reads from the agent: counters, connections, health, tables
+    #[command(
+        after_help = "The agent serves it itself, too: curl --unix-socket /run/lvs-xdp/agent.sock http://agent/metrics\n\n\
+        Example:\n  lvs-xdp metrics > /var/lib/prometheus/node-exporter/lvs_xdp.prom"
+    )]
+    Metrics,
     /// Tell everybody where virtual addresses are: gratuitous ARP, unsolicited neighbour advertisements
     #[command(
         after_help = "Told are those that the agent answers for (--announce) and those that an interface of the \

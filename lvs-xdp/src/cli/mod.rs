@@ -119,6 +119,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
         Verb::History(list) => configuration::history(&list, &mut client, out),
         Verb::Stats(list) => status::stats(&client.services()?, &list, out),
         Verb::Checks(list) => checks::print(&client.checks()?, &list, out),
+        Verb::Metrics => Ok(out.write_all(client.metrics()?.as_bytes())?),
         Verb::Announce { addresses, list } => announce(addresses, &list, &mut client, out),
         Verb::Doctor { all, pin_dir, list } => examine(all, &pin_dir, &list, &mut client, out),
         Verb::Unload { pin_dir } => unload(&mut client, pin_dir.as_deref()),
@@ -246,7 +247,7 @@ mod tests {
         for (line, part) in [
             (
                 "lvs-xdp servise list",
-                "similar subcommands exist: 'server', 'service'; try '--help'",
+                "similar subcommands exist: 'metrics', 'server', 'service'; try '--help'",
             ),
             ("lvs-xdp agent", "--interface <IF>"),
             ("lvs-xdp agent --interface a-name-too-long-", "at most 15 bytes"),

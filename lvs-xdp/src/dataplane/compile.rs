@@ -458,7 +458,8 @@ impl Compiler {
     pub fn uncounted(&self) -> impl Iterator<Item = u32> {
         let live = live(&self.tables.control[0]);
         let options = move |slot: &Slot| Options(self.tables.services[slot.id as usize].options[live].load());
-        let slots = (self.services.values()).filter(move |slot| options(slot).has(Options::ONE_PACKET));
+        let slots = (self.services.values())
+            .filter(move |slot| options(slot).has(Options::ONE_PACKET | Options::STATELESS));
         slots.flat_map(|slot| slot.ids.iter().copied())
     }
 

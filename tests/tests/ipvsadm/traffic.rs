@@ -120,6 +120,28 @@ fn lists_say_what_the_traffic_made() -> Result<()> {
     let sum: Vec<_> = one.iter().zip(other).map(|(one, other)| one + other).collect();
     assert_eq!(&sum, service);
 
+    // Prometheus reads the same.
+    let metrics = lab.cli(["metrics"])?;
+    let of_it = "local_address=\"192.168.2.100\",local_port=\"80\",local_mark=\"\",proto=\"TCP\"";
+    for (name, labels, value) in [
+        ("service_connections_total", "", OPEN as u64),
+        ("service_incoming_packets_total", "", packets),
+        ("service_incoming_bytes_total", "", bytes),
+        (
+            "backend_connections_active",
+            ",remote_address=\"192.168.2.210\",remote_port=\"80\"",
+            3,
+        ),
+        (
+            "backend_incoming_packets_total",
+            ",remote_address=\"192.168.2.210\",remote_port=\"80\"",
+            one[1],
+        ),
+    ] {
+        let line = format!("\nlvs_xdp_{name}{{{of_it}{labels}}} {value}\n");
+        assert!(metrics.contains(&line), "{line} is not in\n{metrics}");
+    }
+
     let entries = list("-L -n -c")?;
     let lines: Vec<Vec<&str>> = entries
         .lines()
@@ -219,4 +241,53 @@ fn rates(read: impl Fn() -> Result<Vec<u64>>) -> Result<Vec<Vec<u64>>> {
         sleep(Duration::from_millis(200));
     }
     Ok(rates)
+}
+
+#[test]
+fn a_stateless_service_serves_and_keeps_nothing() -> Result<()> {
+    let lab = Lab::start(LabConfig {
+        real_servers: 2,
+        ..LabConfig::default()
+    })?;
+    let service = ["tcp", "192.168.2.100:80"];
+    let add = [
+        "service",
+        "add",
+        service[0],
+        service[1],
+        "--stateless",
+        "--scheduler",
+    ];
+    let refused = lab.cli_output(add.iter().chain(&["rr"]))?;
+    assert!(!refused.status.success());
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(words.contains("use mh, sh or dh"), "{words}");
+    lab.cli(add.iter().chain(&["mh"]))?;
+    for server in ["192.168.2.220", "192.168.2.210"] {
+        lab.cli(["server", "add", service[0], service[1], server])?;
+    }
+    // One client is always at one server.
+    let first = lab.fetch("/")?;
+    for _ in 0..5 {
+        assert_eq!(lab.fetch("/")?, first);
+    }
+    let entries = lab.ipvsadm(["-L", "-n", "-c"])?;
+    assert_eq!(entries.lines().count(), 2, "{entries}");
+    let saved = lab.ipvsadm(["-S", "-n", "--full"])?;
+    assert!(saved.contains("-s mh --stateless\n"), "{saved}");
+    let metrics = lab.cli(["metrics"])?;
+    let packets = metrics
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("lvs_xdp_packets_total{verdict=\"forward\",reason=\"stateless\"} ")
+        })
+        .context("a count of them")?;
+    assert!(packets.parse::<u64>()? >= 6 * 5, "{packets}");
+
+    // With connections again, it serves as any other.
+    lab.cli(["service", "edit", service[0], service[1], "--no-stateless"])?;
+    assert_eq!(lab.fetch("/")?, first);
+    let entries = lab.ipvsadm(["-L", "-n", "-c"])?;
+    assert_eq!(entries.lines().count(), 3, "{entries}");
+    Ok(())
 }

@@ -248,6 +248,7 @@ fn any_table() -> impl Strategy<Value = Model> {
 fn as_saved(model: &Model) -> Vec<(ServiceSpec, Vec<ServerSpec>)> {
     let services = model.services().values().map(|entry| {
         let spec = ServiceSpec {
+            stateless: false,
             removal: None,
             slow_start: 0,
             settings: ServiceSettings::default(),
