@@ -19,3 +19,4 @@ pub mod model;
 pub mod neighbour;
 mod nic;
 pub mod realserver;
+mod tls;

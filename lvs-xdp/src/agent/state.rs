@@ -27,7 +27,7 @@ use self::configure::{Made, Task};
 use self::counters::Estimators;
 use self::tunnels::{reach, tunnelled};
 use super::{
-    Config, Request,
+    Author, Config, Request,
     effective::{Effective, Standing},
     slow_start::SlowStart,
 };
@@ -46,8 +46,7 @@ const FIRST_RESOLUTION: Duration = Duration::from_millis(500);
 /// Changes that are to be made together, or not at all.
 struct Waiting {
     task: Task,
-    /// The user who asks.
-    uid: Option<u32>,
+    author: Author,
     origin: Origin,
 }
 
@@ -241,9 +240,9 @@ impl State {
             Request::History(answer) => {
                 let _ = answer.send(self.journal.history().cloned().collect());
             }
-            Request::Change(changes, uid, answer) => self.waiting.push(Waiting {
+            Request::Change(changes, author, answer) => self.waiting.push(Waiting {
                 task: Task::Changes(changes),
-                uid,
+                author,
                 origin: Origin::Client(answer),
             }),
             Request::Check(changes, answer) => {
