@@ -21,3 +21,4 @@ pub mod model;
 pub mod neighbour;
 mod nic;
 pub mod realserver;
+mod tls;

@@ -47,7 +47,10 @@ use tracing::{Level, info, warn};
 pub(crate) use self::state::State;
 use crate::{
     api::{
-        listener, server,
+        access::Remote,
+        listener,
+        remote::Gate,
+        server,
         types::{ApiError, Change, CheckStatus, MarkRule, Plan, Service, ServiceKey, Status, Version},
     },
     checks::{Checks, Host, Runner},
@@ -90,6 +93,8 @@ pub struct Config {
     pub socket_mode: u32,
     /// The socket's group, by name or number; the agent's own where there is none.
     pub socket_group: Option<String>,
+    /// Where it listens besides, and for whom.
+    pub remote: Remote,
     /// The directory of the desired state.
     pub state_dir: PathBuf,
     /// The directory, on a BPF file system, of program and maps.
@@ -136,7 +141,7 @@ pub(crate) enum Request {
     /// `GET` and `DELETE /v1/connections`: the tables, with their clock set.
     Tables(oneshot::Sender<Arc<Tables>>),
     /// `POST /v1/changes`
-    Change(Vec<Change>, Option<u32>, oneshot::Sender<Result<(), ApiError>>),
+    Change(Vec<Change>, Author, oneshot::Sender<Result<(), ApiError>>),
     /// The same with `check`: what is wrong with them, and nothing else.
     Check(Vec<Change>, oneshot::Sender<Result<(), ApiError>>),
     /// `GET /v1/configuration`
@@ -151,14 +156,22 @@ pub(crate) enum Request {
     Unload(oneshot::Sender<Result<(), ApiError>>),
 }
 
+/// Who asks for a change; the agent itself where it has neither.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Author {
+    /// A user of this host.
+    pub(crate) uid: Option<u32>,
+    /// A client over the network.
+    pub(crate) client: Option<String>,
+}
+
 /// A whole table in place of what there is.
 #[derive(Debug)]
 pub(crate) struct Configure {
     pub(crate) wanted: Wanted,
     /// Only what would change is asked for.
     pub(crate) is_dry: bool,
-    /// Who asks, where it is a client.
-    pub(crate) uid: Option<u32>,
+    pub(crate) author: Author,
     pub(crate) answer: oneshot::Sender<Result<Plan, ApiError>>,
 }
 
@@ -201,6 +214,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     }
     dataplane::require_bpf(&config.pin_dir)?;
     let group = config.socket_group.as_deref().map(find_group).transpose()?;
+    let gate = Gate::new(&config.remote)?;
     let file = config.config.as_deref().map(reload::load).transpose()?;
     let (neighbours, mut news) = Neighbours::start().await?;
     let neighbours = Arc::new(neighbours);
@@ -220,6 +234,10 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     }
     let listener = listen(config, group).await?;
     let socket = SocketFile(&config.socket);
+    let remote = match &gate {
+        Some(gate) => Some((gate.clone(), gate.listen().await?)),
+        None => None,
+    };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -255,22 +273,36 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     crash::end();
 
     let (sender, mut requests) = mpsc::channel(1024);
-    let server = tokio::spawn(server::serve(listener, sender.clone(), Arc::clone(&neighbours)));
+    let server = tokio::spawn(server::serve(
+        listener,
+        remote,
+        sender.clone(),
+        Arc::clone(&neighbours),
+    ));
     let mut second = interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     sd_notify::notify(&[sd_notify::NotifyState::Ready])
         .context("cannot tell systemd that the agent is ready")?;
     info!("ready: clients are served at {}", config.socket.display());
+    for address in &config.remote.listen {
+        info!("clients over the network are served at {address}");
+    }
 
     let ended = loop {
         tokio::select! {
             biased;
             _ = terminate.recv() => break "SIGTERM",
             _ = interrupt.recv() => break "SIGINT",
-            _ = hangup.recv() => match &config.config {
-                Some(path) => reload::reload(path, &sender, &neighbours),
-                None => warn!("SIGHUP: there is no file to read: start the agent with --config FILE"),
-            },
+            _ = hangup.recv() => {
+                if let Some(gate) = &gate {
+                    gate.reload();
+                }
+                match &config.config {
+                    Some(path) => reload::reload(path, &sender, &neighbours),
+                    None if gate.is_some() => {}
+                    None => warn!("SIGHUP: there is no file to read: start the agent with --config FILE"),
+                }
+            }
             event = news.recv() => match event {
                 Some(event) => {
                     state.hear(event);

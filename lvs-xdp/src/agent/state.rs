@@ -27,7 +27,7 @@ use tracing::{error, info, warn};
 use self::announcements::Announcements;
 use self::configure::Task;
 use self::counters::Estimators;
-use super::{Config, Request, hops::Hops, slow_start::SlowStart, uses::Uses, vips::Vips};
+use super::{Author, Config, Request, hops::Hops, slow_start::SlowStart, uses::Uses, vips::Vips};
 use crate::{
     api::types::{ApiError, ErrorCode, Plan, ServerKey, ServiceKey},
     checks::Checks,
@@ -47,8 +47,7 @@ const FIRST_RESOLUTION: Duration = Duration::from_millis(500);
 /// Changes that are to be made together, or not at all.
 struct Waiting {
     task: Task,
-    /// The user who asks.
-    uid: Option<u32>,
+    author: Author,
     origin: Origin,
 }
 
@@ -248,9 +247,9 @@ impl State {
             Request::History(answer) => {
                 let _ = answer.send(self.journal.history().cloned().collect());
             }
-            Request::Change(changes, uid, answer) => self.waiting.push(Waiting {
+            Request::Change(changes, author, answer) => self.waiting.push(Waiting {
                 task: Task::Changes(changes),
-                uid,
+                author,
                 origin: Origin::Client(answer),
             }),
             Request::Check(changes, answer) => {

@@ -1,23 +1,17 @@
-//! The client of the agent's API: HTTP/1.1 over the Unix socket, one connection a request.
+//! The client of the agent's API: HTTP/1.1 over the Unix socket or the network, one connection a request.
 
-use std::{
-    env, io,
-    net::IpAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{env, io, net::IpAddr, path::PathBuf, time::Duration};
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
     Method, Request, Response,
     body::{Bytes, Incoming},
     client::conn::http1,
-    header::{ACCEPT, CONTENT_TYPE, HOST},
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST},
 };
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
-    net::UnixStream,
     runtime::{self, Runtime},
     task::JoinSet,
     time,
@@ -26,6 +20,7 @@ use tokio::{
 use super::{
     configuration::Application,
     filter::{ConnectionFilter, ServiceFilter, ServiceName},
+    target::Target,
     types::{
         Announcement, ApiError, Change, Changes, CheckStatus, Configuration, Connection, Flushed, MarkRule,
         Plan, Rollback, Service, ServiceKey, Status, Version, Zero,
@@ -57,10 +52,10 @@ fn choose_socket(option: Option<PathBuf>, variable: Option<PathBuf>) -> PathBuf 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// There is no agent to talk to, or it may not be talked to.
-    #[error("{}", connect_advice(socket, source))]
+    #[error("{}", target.advice(source))]
     Connect {
-        /// The socket that was tried.
-        socket: PathBuf,
+        /// Where it was to be.
+        target: Target,
         /// What the kernel said.
         source: io::Error,
     },
@@ -68,28 +63,16 @@ pub enum ClientError {
     #[error(transparent)]
     Refused(#[from] ApiError),
     /// What answered did not speak as an agent of this version does.
-    #[error("no proper answer from the agent on {}: {reason}", socket.display())]
+    #[error("no proper answer from the agent on {target}: {reason}")]
     Protocol {
-        /// The socket that was talked to.
-        socket: PathBuf,
+        /// Where it is.
+        target: Target,
         /// What was wrong with the answer.
         reason: String,
     },
     /// This process could not be made ready to talk to anybody.
     #[error("cannot start the client: {0}")]
     Runtime(#[source] io::Error),
-}
-
-fn connect_advice(socket: &Path, error: &io::Error) -> String {
-    let socket = socket.display();
-    match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => format!(
-            "no agent answers on {socket}: start it with `lvs-xdp agent --interface IF`, or name its socket \
-             (--socket or {SOCKET_VARIABLE})"
-        ),
-        io::ErrorKind::PermissionDenied => format!("no permission to use {socket}: run as root"),
-        _ => format!("cannot connect to the agent on {socket}: {error}"),
-    }
 }
 
 /// The form of a list of connections.
@@ -117,17 +100,18 @@ struct Answer {
     _connection: JoinSet<hyper::Result<()>>,
 }
 
-/// A client of the agent on one socket. It holds no connection between requests, so an agent that
+/// A client of one agent. It holds no connection between requests, so an agent that
 /// was restarted meanwhile is no fault.
 #[derive(Debug, Clone)]
 pub struct Client {
-    socket: PathBuf,
+    target: Target,
 }
 
 impl Client {
-    /// A client of the agent on `socket`; nothing is opened yet.
-    pub fn new(socket: PathBuf) -> Self {
-        Self { socket }
+    /// A client of the agent at `target`, such as the path of its socket; nothing is opened yet.
+    pub fn new(target: impl Into<Target>) -> Self {
+        let target = target.into();
+        Self { target }
     }
 
     /// `GET /v1/status`: the agent, its program and its tables.
@@ -354,7 +338,11 @@ impl Client {
         accept: &str,
         body: Bytes,
     ) -> Result<Answer, ClientError> {
-        let request = Request::builder()
+        let mut request = Request::builder();
+        if let Some(shown) = self.target.authorization() {
+            request = request.header(AUTHORIZATION, shown);
+        }
+        let request = request
             .method(method)
             .uri(path)
             .header(HOST, "localhost")
@@ -378,12 +366,10 @@ impl Client {
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, ClientError> {
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|source| ClientError::Connect {
-                socket: self.socket.clone(),
-                source,
-            })?;
+        let stream = (self.target.connect().await).map_err(|source| ClientError::Connect {
+            target: self.target.clone(),
+            source,
+        })?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.protocol(&error))?;
@@ -428,7 +414,7 @@ impl Client {
 
     fn protocol(&self, reason: &impl ToString) -> ClientError {
         ClientError::Protocol {
-            socket: self.socket.clone(),
+            target: self.target.clone(),
             reason: reason.to_string(),
         }
     }
@@ -443,10 +429,10 @@ pub struct BlockingClient {
 }
 
 impl BlockingClient {
-    /// A client of the agent on `socket`; nothing is opened yet.
-    pub fn new(socket: PathBuf) -> Self {
+    /// A client of the agent at `target`, such as the path of its socket; nothing is opened yet.
+    pub fn new(target: impl Into<Target>) -> Self {
         Self {
-            client: Client::new(socket),
+            client: Client::new(target),
             runtime: None,
         }
     }
@@ -556,6 +542,11 @@ impl BlockingClient {
         self.wait(async |client| client.openapi().await)
     }
 
+    /// Whether the agent is one over the network.
+    pub fn is_remote(&self) -> bool {
+        self.client.target.is_remote()
+    }
+
     fn wait<T>(
         &mut self,
         ask: impl AsyncFnOnce(&Client) -> Result<T, ClientError>,
@@ -578,6 +569,7 @@ mod tests {
     use std::{
         io::{Read as _, Write as _},
         os::unix::net::UnixListener,
+        path::Path,
         thread,
     };
 

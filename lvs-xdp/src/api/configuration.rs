@@ -19,7 +19,7 @@ use super::{
     types::{ApiError, Change, Configuration, Plan, Rollback, Version},
 };
 use crate::{
-    agent::{Configure, Request, Wanted},
+    agent::{Author, Configure, Request, Wanted},
     config,
     model::Model,
     neighbour::Neighbours,
@@ -80,12 +80,12 @@ pub(super) async fn configuration(State(api): State<Api>) -> Answer {
 )]
 pub(super) async fn configure(
     State(api): State<Api>,
-    ConnectInfo(Peer { uid, .. }): ConnectInfo<Peer>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
     how: Result<Query<Application>, QueryRejection>,
     body: Result<Json<Configuration>, JsonRejection>,
 ) -> Answer {
     let (Query(how), Json(configuration)) = (how?, body?);
-    answer(api.configure(configuration.model()?, &how, uid).await?)
+    answer(api.configure(configuration.model()?, &how, peer.author()).await?)
 }
 
 /// Goes back to the table of before the last versions. That is a new version, so going back by one undoes it.
@@ -104,12 +104,12 @@ pub(super) async fn configure(
 )]
 pub(super) async fn rollback(
     State(api): State<Api>,
-    ConnectInfo(Peer { uid, .. }): ConnectInfo<Peer>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
     how: Result<Query<Application>, QueryRejection>,
     body: Result<Json<Rollback>, JsonRejection>,
 ) -> Answer {
     let (Query(Application { dry_run, .. }), Json(Rollback { back })) = (how?, body?);
-    answer(api.apply(Wanted::Back(back), dry_run, uid).await?)
+    answer(api.apply(Wanted::Back(back), dry_run, peer.author()).await?)
 }
 
 /// The versions of the table that can be gone back to, the newest first.
@@ -137,12 +137,14 @@ pub(crate) async fn apply(
         dry_run: false,
         source: Some(source),
     };
-    Api { agent, neighbours }.configure(model, &how, None).await
+    Api { agent, neighbours }
+        .configure(model, &how, Author::default())
+        .await
 }
 
 impl Api {
     /// Applies a table; the neighbours of its new real servers get a moment first.
-    async fn configure(&self, model: Model, how: &Application, uid: Option<u32>) -> Result<Plan, ApiError> {
+    async fn configure(&self, model: Model, how: &Application, author: Author) -> Result<Plan, ApiError> {
         if !how.dry_run {
             let current = self.ask(Request::Configuration).await?;
             let mut changes = config::diff(&current, &model);
@@ -155,15 +157,15 @@ impl Api {
             self.resolve(&changes).await?;
         }
         let wanted = Wanted::Table(Box::new(model), how.source());
-        self.apply(wanted, how.dry_run, uid).await
+        self.apply(wanted, how.dry_run, author).await
     }
 
-    async fn apply(&self, wanted: Wanted, is_dry: bool, uid: Option<u32>) -> Result<Plan, ApiError> {
+    async fn apply(&self, wanted: Wanted, is_dry: bool, author: Author) -> Result<Plan, ApiError> {
         let configure = |answer| {
             Request::Configure(Configure {
                 wanted,
                 is_dry,
-                uid,
+                author,
                 answer,
             })
         };

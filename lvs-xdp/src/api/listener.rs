@@ -4,14 +4,14 @@
 //! does not keep the others from it, nor take the memory that the agent needs.
 
 use std::{
-    fmt, fs, future::Future, io, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Duration,
+    fmt, fs, io, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Duration,
 };
 
 use axum::{
     Router,
     body::{Body, Bytes, HttpBody as _, to_bytes},
     extract::{ConnectInfo, DefaultBodyLimit, Request, State},
-    http::{Method, StatusCode},
+    http::{StatusCode, Uri},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
 };
@@ -26,44 +26,120 @@ use nix::{
     unistd::{Gid, chown},
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{UnixListener, UnixStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
 };
 use tokio_io_timeout::TimeoutStream;
 use tracing::{debug, info, warn};
 
-use super::{refusal::Refusal, types::ErrorCode};
+use super::{access::Token, refusal::Refusal, remote::is_reading, types::ErrorCode};
+use crate::agent::Author;
 
 /// So much of a request's path and query is logged, in characters.
 const LOGGED: usize = 200;
 
-/// Who is at the other end of a connection, by the kernel's word (`SO_PEERCRED`).
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Peer {
-    /// The user's id.
-    pub(super) uid: Option<u32>,
-    /// The process's id, where it is in this process's namespace.
-    pub(super) pid: Option<i32>,
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone)]
+pub(super) enum Peer {
+    /// A process of this host, by the kernel's word (`SO_PEERCRED`).
+    Local {
+        /// The user's id.
+        uid: Option<u32>,
+        /// The process's id, where it is in this process's namespace.
+        pid: Option<i32>,
+    },
+    /// A client over the network.
+    Remote {
+        address: SocketAddr,
+        /// The fingerprint of its certificate.
+        certificate: Option<Arc<str>>,
+        /// The token that its request had.
+        token: Option<Token>,
+    },
 }
 
 impl Peer {
-    fn of(stream: &UnixStream) -> Self {
+    fn local(stream: &UnixStream) -> Self {
         let credentials = stream.peer_cred().ok();
-        Self {
+        Self::Local {
             uid: credentials.map(|credentials| credentials.uid()),
             pid: credentials.and_then(|credentials| credentials.pid()),
+        }
+    }
+
+    /// A client that has not said who it is.
+    pub(super) fn remote(address: SocketAddr) -> Self {
+        Self::Remote {
+            address,
+            certificate: None,
+            token: None,
+        }
+    }
+
+    /// The same, which has shown a certificate of this fingerprint.
+    pub(super) fn with_certificate(mut self, fingerprint: String) -> Self {
+        if let Self::Remote { certificate, .. } = &mut self {
+            *certificate = Some(fingerprint.into());
+        }
+        self
+    }
+
+    /// The same, with a request that has this token.
+    pub(super) fn with_token(mut self, shown: Token) -> Self {
+        if let Self::Remote { token, .. } = &mut self {
+            *token = Some(shown);
+        }
+        self
+    }
+
+    /// As whom the history has it.
+    pub(super) fn author(&self) -> Author {
+        match self {
+            Self::Local { uid, .. } => Author {
+                uid: *uid,
+                client: None,
+            },
+            Self::Remote { address, .. } => Author {
+                uid: None,
+                client: Some(format!("{}{}", self.credentials(), address.ip())),
+            },
+        }
+    }
+
+    /// What it has shown, with the word that leads on to its address.
+    fn credentials(&self) -> String {
+        let Self::Remote {
+            certificate, token, ..
+        } = self
+        else {
+            return String::new();
+        };
+        let token = token.map(|token| token.to_string());
+        let certificate = certificate
+            .as_ref()
+            .map(|fingerprint| format!("certificate {fingerprint}"));
+        let shown: Vec<_> = token.into_iter().chain(certificate).collect();
+        match shown.as_slice() {
+            [] => String::new(),
+            shown => format!("{} at ", shown.join(", ")),
         }
     }
 }
 
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.uid {
-            Some(uid) => write!(f, "uid {uid}")?,
-            None => write!(f, "unknown uid")?,
+        match self {
+            Self::Local { uid, pid } => {
+                match uid {
+                    Some(uid) => write!(f, "uid {uid}")?,
+                    None => write!(f, "unknown uid")?,
+                }
+                pid.map_or(Ok(()), |pid| write!(f, ", process {pid}"))
+            }
+            Self::Remote { address, .. } => write!(f, "{}{address}", self.credentials()),
         }
-        self.pid.map_or(Ok(()), |pid| write!(f, ", process {pid}"))
     }
 }
 
@@ -98,71 +174,142 @@ impl Limits {
     };
 }
 
-/// Serves the router's pages; what a listener fails with is tried again a second later.
+/// Serves the router's pages.
 pub(super) async fn serve(listener: UnixListener, router: Router, limits: Limits) {
-    let router = router
-        // Instead of it: `guard` reads bodies, whole and within the limits.
-        .layer(DefaultBodyLimit::disable())
-        .layer(middleware::from_fn_with_state(limits, guard));
-    let crowded = Router::new().fallback(move || async move {
-        let message = format!(
-            "the agent serves {} clients already, and has no room for more: try again, or end some of them",
-            limits.connections
-        );
-        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message).with_code(ErrorCode::Full)
-    });
-    let served = Arc::new(Semaphore::new(limits.connections));
-    let turned_away = Arc::new(Semaphore::new(limits.connections));
-    let mut is_failing = false;
+    let room = Room::new(router, limits, |router| router);
+    let mut accept = Accept::default();
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                // File descriptors, mostly; and they come back.
-                if !is_failing {
-                    warn!("no client is taken: {error}");
-                }
-                is_failing = true;
-                sleep(Duration::from_secs(1)).await;
-                continue;
-            }
+        let Some((stream, _)) = accept.taken(listener.accept().await).await else {
+            continue;
         };
-        is_failing = false;
-        let (router, permit) = match Arc::clone(&served).try_acquire_owned() {
-            Ok(permit) => (&router, permit),
-            // Where there is no room for these either, the next ones wait in the kernel's queue.
-            Err(_) => match Arc::clone(&turned_away).acquire_owned().await {
-                Ok(permit) => (&crowded, permit),
-                Err(_) => continue,
-            },
-        };
-        let connection = connection(stream, router.clone(), limits);
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                debug!("a client's connection: {error}");
-            }
-            drop(permit);
-        });
+        let peer = Peer::local(&stream);
+        let place = room.place().await;
+        tokio::spawn(place.serve(stream, peer, |router| router));
     }
 }
 
-fn connection(
-    stream: UnixStream,
+/// Takes connections; what that fails with is tried again a second later.
+#[derive(Default)]
+pub(super) struct Accept {
+    is_failing: bool,
+}
+
+impl Accept {
+    /// A connection that was taken.
+    pub(super) async fn taken<T>(&mut self, accepted: io::Result<T>) -> Option<T> {
+        match accepted {
+            Ok(connection) => {
+                self.is_failing = false;
+                Some(connection)
+            }
+            Err(error) => {
+                // File descriptors, mostly; and they come back.
+                if !self.is_failing {
+                    warn!("no client is taken: {error}");
+                }
+                self.is_failing = true;
+                sleep(Duration::from_secs(1)).await;
+                None
+            }
+        }
+    }
+}
+
+/// The room for clients.
+pub(super) struct Room {
+    router: Router,
+    crowded: Router,
+    limits: Limits,
+    served: Arc<Semaphore>,
+    turned_away: Arc<Semaphore>,
+}
+
+impl Room {
+    /// Room for clients of these pages; `guarded` adds what comes before a request's body is read.
+    pub(super) fn new(router: Router, limits: Limits, guarded: impl FnOnce(Router) -> Router) -> Self {
+        let router = router
+            // Instead of it: `guard` reads bodies, whole and within the limits.
+            .layer(DefaultBodyLimit::disable())
+            .layer(middleware::from_fn_with_state(limits, guard));
+        let crowded = Router::new().fallback(move || async move {
+            let message = format!(
+                "the agent serves {} clients already, and has no room for more: try again, or end some of them",
+                limits.connections
+            );
+            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message).with_code(ErrorCode::Full)
+        });
+        Self {
+            router: guarded(router),
+            crowded,
+            limits,
+            served: Arc::new(Semaphore::new(limits.connections)),
+            turned_away: Arc::new(Semaphore::new(limits.connections)),
+        }
+    }
+
+    /// A place for a client, or one where it hears that there is none. Where there is no room for these either, the
+    /// next ones wait in the kernel's queue.
+    pub(super) async fn place(&self) -> Place {
+        let permit = Arc::clone(&self.served).try_acquire_owned().ok();
+        let router = if permit.is_some() {
+            &self.router
+        } else {
+            &self.crowded
+        }
+        .clone();
+        let permit = match permit {
+            Some(permit) => Some(permit),
+            // It is never closed.
+            None => Arc::clone(&self.turned_away).acquire_owned().await.ok(),
+        };
+        Place {
+            router,
+            limits: self.limits,
+            _permit: permit,
+        }
+    }
+}
+
+/// A client's place.
+pub(super) struct Place {
     router: Router,
     limits: Limits,
-) -> impl Future<Output = hyper::Result<()>> + Send {
-    let service = router.layer(axum::Extension(ConnectInfo(Peer::of(&stream))));
-    let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(limits.answer));
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(limits.head)
-        .max_buf_size(limits.head_size);
-    async move {
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Place {
+    /// Serves a connection to its end; `with` adds what the pages are to know of it.
+    pub(super) async fn serve(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Send + 'static,
+        peer: Peer,
+        with: impl FnOnce(Router) -> Router,
+    ) {
+        let Self {
+            router,
+            limits,
+            _permit,
+        } = self;
+        let service = with(router).layer(axum::Extension(ConnectInfo(peer)));
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(limits.answer));
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(limits.head)
+            .max_buf_size(limits.head_size);
         // Boxed: it is large, and not to be moved.
-        http.serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(service))
-            .await
+        let connection =
+            http.serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(service));
+        if let Err(error) = connection.await {
+            debug!("a client's connection: {error}");
+        }
     }
+}
+
+/// What of a request's path and query is logged.
+pub(super) fn target(uri: &Uri) -> String {
+    let target = uri.path_and_query().map_or("", |target| target.as_str());
+    target.chars().take(LOGGED).collect()
 }
 
 /// Reads the body of a request that may change something, and logs what became of it and who has sent it.
@@ -172,12 +319,11 @@ async fn guard(
     request: Request,
     next: Next,
 ) -> Response {
-    if matches!(*request.method(), Method::GET | Method::HEAD) {
+    if is_reading(request.method()) {
         return next.run(request).await;
     }
     let (parts, body) = request.into_parts();
-    let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
-    let target: String = target.chars().take(LOGGED).collect();
+    let target = target(&parts.uri);
     let method = parts.method.clone();
     let response = match read(body, limits).await {
         Ok(body) => next.run(Request::from_parts(parts, Body::from(body))).await,

@@ -1,9 +1,11 @@
 //! What is answered to a request that is not carried out: one status for each reason, and [`ApiError`] as its body.
 
+use std::fmt;
+
 use axum::{
     Json,
     extract::rejection::{JsonRejection, QueryRejection},
-    http::StatusCode,
+    http::{HeaderValue, StatusCode, header::WWW_AUTHENTICATE},
     response::{IntoResponse, Response},
 };
 use utoipa::{
@@ -41,7 +43,19 @@ impl Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        (self.status, Json(self.error)).into_response()
+        let is_unknown = self.status == StatusCode::UNAUTHORIZED;
+        let mut response = (self.status, Json(self.error)).into_response();
+        if is_unknown {
+            let scheme = HeaderValue::from_static("Bearer realm=\"lvs-xdp\"");
+            response.headers_mut().insert(WWW_AUTHENTICATE, scheme);
+        }
+        response
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.error.message, self.status.as_u16())
     }
 }
 
@@ -49,6 +63,7 @@ impl From<ApiError> for Refusal {
     fn from(error: ApiError) -> Self {
         let status = match error.code {
             ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            ErrorCode::Denied => StatusCode::FORBIDDEN,
             ErrorCode::NoSuchService
             | ErrorCode::ServiceNotDefined
             | ErrorCode::NoSuchServer
@@ -81,13 +96,23 @@ impl From<QueryRejection> for Refusal {
 pub(super) struct OfListener;
 
 /// What may be answered to any request; a head that is too large is answered without a body, by the HTTP library.
-const TO_ALL: [(&str, &str, bool); 2] = [
+const TO_ALL: [(&str, &str, bool); 3] = [
+    (
+        "401",
+        "The client is none that is let in, over the network; nothing was changed.",
+        true,
+    ),
     ("431", "The request's head is too large.", false),
     ("503", "The agent serves as many clients as it can.", true),
 ];
 
 /// What may be answered besides to a request with a body.
-const TO_BODIES: [(&str, &str, bool); 2] = [
+const TO_BODIES: [(&str, &str, bool); 3] = [
+    (
+        "403",
+        "The client's token is one to read with; nothing was changed.",
+        true,
+    ),
     (
         "408",
         "The request's body comes too slowly; nothing was changed.",

@@ -16,9 +16,10 @@ use axum::{
     response::IntoResponse as _,
     routing::{get, post},
 };
+use futures_util::future::OptionFuture;
 use serde_json::{Value, json};
 use tokio::{
-    net::UnixListener,
+    net::{TcpListener, UnixListener},
     sync::{mpsc, oneshot},
 };
 use utoipa::OpenApi;
@@ -31,6 +32,7 @@ use super::{
     filter::{ConnectionFilter, ServiceFilter},
     listener::{self, Limits, Peer},
     refusal::{Answer, OfListener, Refusal},
+    remote::{self, Gate},
     types::{
         Announcement, ApiError, Change, Changes, CheckStatus, Connection, ErrorCode, Flushed,
         ForwardingMethod, MarkRule, ServerSpec, Service, Status, Zero,
@@ -54,8 +56,13 @@ pub(super) struct Api {
     pub(super) neighbours: Arc<Neighbours>,
 }
 
-/// Serves until it is dropped.
-pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, neighbours: Arc<Neighbours>) {
+/// Serves at the socket, and over the network where there is a gate, until it is dropped.
+pub(crate) async fn serve(
+    listener: UnixListener,
+    remote: Option<(Gate, Vec<TcpListener>)>,
+    agent: mpsc::Sender<Request>,
+    neighbours: Arc<Neighbours>,
+) {
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/services", get(services))
@@ -73,12 +80,15 @@ pub(crate) async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>, 
         .route("/openapi.json", get(openapi))
         .fallback(async || Refusal::new(StatusCode::NOT_FOUND, "no such page: see /openapi.json"))
         .with_state(Api { agent, neighbours });
-    listener::serve(listener, router, Limits::AGENT).await;
+    let remote =
+        remote.map(|(gate, listeners)| remote::serve(gate, listeners, router.clone(), Limits::AGENT));
+    let remote = OptionFuture::from(remote);
+    futures_util::join!(listener::serve(listener, router, Limits::AGENT), remote);
 }
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "lvs-xdp agent", description = "The agent's API on its Unix socket."),
+    info(title = "lvs-xdp agent", description = "The agent's API on its Unix socket, and over the network for whom a token or a certificate lets in."),
     paths(
         status,
         services,
@@ -283,7 +293,7 @@ async fn flush(State(api): State<Api>, filter: Result<Query<ConnectionFilter>, Q
 )]
 async fn changes(
     State(api): State<Api>,
-    ConnectInfo(Peer { uid, .. }): ConnectInfo<Peer>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
     body: Result<Json<Changes>, JsonRejection>,
 ) -> Answer {
     let Json(Changes { changes, check }) = body?;
@@ -291,7 +301,10 @@ async fn changes(
         return done(api.ask(|reply| Request::Check(changes, reply)).await??);
     }
     api.resolve(&changes).await?;
-    done(api.ask(|reply| Request::Change(changes, uid, reply)).await??)
+    done(
+        api.ask(|reply| Request::Change(changes, peer.author(), reply))
+            .await??,
+    )
 }
 
 /// Tells everybody where virtual addresses are, some times a second apart: by gratuitous ARP, by unsolicited
@@ -421,38 +434,52 @@ mod tests {
                 .map(|responses| responses.keys().cloned().collect::<Vec<_>>())
         };
         for (path, method, expected) in [
-            ("/v1/status", "get", &["200", "431", "500", "503"][..]),
-            ("/v1/services", "get", &["200", "400", "404", "431", "500", "503"]),
+            ("/v1/status", "get", &["200", "401", "431", "500", "503"][..]),
+            (
+                "/v1/services",
+                "get",
+                &["200", "400", "401", "404", "431", "500", "503"],
+            ),
             (
                 "/v1/zero",
                 "post",
-                &["200", "400", "404", "408", "413", "431", "500", "503"],
+                &[
+                    "200", "400", "401", "403", "404", "408", "413", "431", "500", "503",
+                ],
             ),
-            ("/v1/checks", "get", &["200", "431", "500", "503"]),
-            ("/v1/marks", "get", &["200", "431", "500", "503"]),
+            ("/v1/checks", "get", &["200", "401", "431", "500", "503"]),
+            ("/v1/marks", "get", &["200", "401", "431", "500", "503"]),
             (
                 "/v1/connections",
                 "get",
-                &["200", "400", "404", "431", "500", "503"],
+                &["200", "400", "401", "404", "431", "500", "503"],
             ),
             (
                 "/v1/connections",
                 "delete",
-                &["200", "400", "404", "408", "413", "431", "500", "503"],
+                &[
+                    "200", "400", "401", "403", "404", "408", "413", "431", "500", "503",
+                ],
             ),
             (
                 "/v1/changes",
                 "post",
                 &[
-                    "200", "400", "404", "408", "409", "413", "422", "431", "500", "503",
+                    "200", "400", "401", "403", "404", "408", "409", "413", "422", "431", "500", "503",
                 ],
             ),
             (
                 "/v1/announce",
                 "post",
-                &["200", "400", "404", "408", "413", "422", "431", "500", "503"],
+                &[
+                    "200", "400", "401", "403", "404", "408", "413", "422", "431", "500", "503",
+                ],
             ),
-            ("/v1/unload", "post", &["200", "408", "413", "431", "500", "503"]),
+            (
+                "/v1/unload",
+                "post",
+                &["200", "401", "403", "408", "413", "431", "500", "503"],
+            ),
         ] {
             let found = statuses(path, method).unwrap_or_default();
             assert_eq!(found, expected, "{method} {path}");

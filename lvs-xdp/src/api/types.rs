@@ -562,6 +562,8 @@ pub enum ErrorCode {
     NotOnLink,
     /// A table is full, and the message names the option that enlarges it; or the agent has too many clients at once.
     Full,
+    /// The client has not said who it is, or may not do this.
+    Denied,
     /// The agent itself failed; its log has more.
     Internal,
 }

@@ -1,7 +1,5 @@
 //! `lvs-xdp agent`.
 
-use std::path::PathBuf;
-
 use ipnet::IpNet;
 use tracing::Level;
 
@@ -11,20 +9,22 @@ use super::{
 };
 use crate::{
     agent::{self, Config},
-    api::client,
+    api::{access::Remote, target::ClientOptions},
 };
 
 /// Runs the agent until it is told to end.
-pub(super) fn run(args: AgentArgs, socket: Option<PathBuf>) -> Result<(), Failure> {
-    let options = options(args, client::socket_path(socket))?;
+pub(super) fn run(args: AgentArgs, connection: ClientOptions) -> Result<(), Failure> {
+    let options = options(args, connection)?;
     agent::run(&options).map_err(|error| Failure::Refused(format!("{error:#}")))
 }
 
-fn options(args: AgentArgs, socket: PathBuf) -> Result<Config, Failure> {
+fn options(args: AgentArgs, connection: ClientOptions) -> Result<Config, Failure> {
     let AgentArgs {
         interfaces,
         socket_mode,
         socket_group,
+        listen,
+        tls_client_ca,
         state_dir,
         pin_dir,
         config,
@@ -38,6 +38,25 @@ fn options(args: AgentArgs, socket: PathBuf) -> Result<Config, Failure> {
         log_packets,
         log_level,
     } = args;
+    let socket = connection.socket_path();
+    for (option, is_there) in [
+        ("--connect", connection.connect.is_some()),
+        ("--tls-ca", connection.tls_ca.is_some()),
+    ] {
+        if is_there {
+            return Err(Failure::Usage(format!(
+                "{option} is for the agent's clients: the agent itself has --listen and --tls-client-ca"
+            )));
+        }
+    }
+    let remote = Remote {
+        listen,
+        token_file: connection.token_file,
+        tls_cert: connection.tls_cert,
+        tls_key: connection.tls_key,
+        tls_client_ca,
+    };
+    remote.check().map_err(Failure::Usage)?;
     for (index, name) in interfaces.iter().enumerate() {
         if interfaces[..index].contains(name) {
             return Err(Failure::Usage(format!(
@@ -68,6 +87,7 @@ fn options(args: AgentArgs, socket: PathBuf) -> Result<Config, Failure> {
         socket,
         socket_mode,
         socket_group,
+        remote,
         state_dir,
         pin_dir,
         config,
@@ -98,7 +118,7 @@ mod tests {
         let Verb::Agent(args) = cli.verb else {
             panic!("{:?}", cli.verb)
         };
-        options(args, client::socket_path(cli.socket))
+        options(args, cli.connection.into())
     }
 
     #[test]
@@ -110,6 +130,7 @@ mod tests {
                 socket: "/s".into(),
                 socket_mode: 0o660,
                 socket_group: None,
+                remote: Remote::default(),
                 state_dir: "/var/lib/lvs-xdp".into(),
                 pin_dir: "/sys/fs/bpf/lvs-xdp".into(),
                 config: None,
@@ -130,7 +151,7 @@ mod tests {
     fn every_option_arrives() {
         assert_eq!(
             parse(
-                "lvs-xdp --socket /s agent --interface eth0 --interface eth1 --socket-mode 600 --socket-group adm --state-dir /d --pin-dir /p \
+                "lvs-xdp --socket /s agent --interface eth0 --interface eth1 --socket-mode 600 --socket-group adm --listen 192.0.2.1:7143 --listen [::1]:7143 --token-file /t --tls-cert /c --tls-key /k --tls-client-ca /i --state-dir /d --pin-dir /p \
                  --config /c.toml \
                  --xdp-mode generic --connections 2048 --services 5 --destinations 6 --announce --withdraw --tunnel-source 172.16.3.4/16 --log-packets \
                  --log-level debug"
@@ -141,6 +162,13 @@ mod tests {
                 socket: "/s".into(),
                 socket_mode: 0o600,
                 socket_group: Some("adm".into()),
+                remote: Remote {
+                    listen: vec!["192.0.2.1:7143".parse().unwrap(), "[::1]:7143".parse().unwrap()],
+                    token_file: Some("/t".into()),
+                    tls_cert: Some("/c".into()),
+                    tls_key: Some("/k".into()),
+                    tls_client_ca: Some("/i".into()),
+                },
                 state_dir: "/d".into(),
                 pin_dir: "/p".into(),
                 config: Some("/c.toml".into()),

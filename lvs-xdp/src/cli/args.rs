@@ -1,6 +1,10 @@
 //! Defines the command line: what can be typed, and nothing of what it does.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{
     ArgGroup, Args, Parser, Subcommand, ValueEnum,
@@ -18,6 +22,7 @@ use crate::{
     agent::XdpMode,
     api::{
         filter::{Clients, ServiceName, StateName},
+        target::ClientOptions,
         types::{
             ClientMask, Ports, Protocol, Removal, Scheduler, SchedulerFlag, Setting, TunnelChecksum,
             TunnelKind,
@@ -40,12 +45,64 @@ use crate::{
         lvs-xdp server list"
 )]
 pub(super) struct Cli {
-    /// The agent's socket [default: the variable LVS_XDP_SOCKET, else /run/lvs-xdp/agent.sock]
-    #[arg(long, global = true, value_name = "PATH", display_order = 100)]
-    pub(super) socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) connection: ConnectionArgs,
 
     #[command(subcommand)]
     pub(super) verb: Verb,
+}
+
+/// Where the agent is, and what is shown to it; of the agent itself: where it is to be, and what it shows and wants.
+#[derive(Debug, Clone, Args)]
+pub(super) struct ConnectionArgs {
+    /// The agent's socket [default: the variable LVS_XDP_SOCKET, else /run/lvs-xdp/agent.sock]
+    #[arg(long, global = true, value_name = "PATH", display_order = 100)]
+    socket: Option<PathBuf>,
+    /// The agent over the network, as https://HOST:PORT [default: the variable LVS_XDP_CONNECT, else its socket]
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        display_order = 101,
+        conflicts_with = "socket"
+    )]
+    connect: Option<String>,
+    /// The token to show over the network, in a file of mode 0600; of the agent those that it takes, one a line, those
+    /// with `ro:` before them only to read [default: the variable LVS_XDP_TOKEN_FILE, but not of the agent]
+    #[arg(long, global = true, value_name = "FILE", display_order = 102)]
+    token_file: Option<PathBuf>,
+    /// Who issues the certificate of an agent over the network: a file in PEM [default: the variable LVS_XDP_TLS_CA,
+    /// else whom this host trusts]
+    #[arg(long, global = true, value_name = "FILE", display_order = 103)]
+    tls_ca: Option<PathBuf>,
+    /// The certificate to show over the network: a file in PEM [default: the variable LVS_XDP_TLS_CERT, but not of the
+    /// agent]
+    #[arg(long, global = true, value_name = "FILE", display_order = 104)]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's key: a file in PEM [default: the variable LVS_XDP_TLS_KEY, but not of the agent]
+    #[arg(long, global = true, value_name = "FILE", display_order = 105)]
+    tls_key: Option<PathBuf>,
+}
+
+impl From<ConnectionArgs> for ClientOptions {
+    fn from(args: ConnectionArgs) -> Self {
+        let ConnectionArgs {
+            socket,
+            connect,
+            token_file,
+            tls_ca,
+            tls_cert,
+            tls_key,
+        } = args;
+        Self {
+            socket,
+            connect,
+            token_file,
+            tls_ca,
+            tls_cert,
+            tls_key,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -247,6 +304,12 @@ pub(super) struct AgentArgs {
     /// The socket's group, by name or number [default: the agent's own]
     #[arg(long, value_name = "GROUP")]
     pub(super) socket_group: Option<String>,
+    /// Listen here for clients over the network, too, such as 192.0.2.1:7143; repeat it for more
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(super) listen: Vec<SocketAddr>,
+    /// Of clients over the network take only those with a certificate of these issuers: a file in PEM
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    pub(super) tls_client_ca: Option<PathBuf>,
     /// Where the desired state is kept
     #[arg(long, value_name = "DIR", default_value = "/var/lib/lvs-xdp")]
     pub(super) state_dir: PathBuf,

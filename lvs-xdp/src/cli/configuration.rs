@@ -74,7 +74,7 @@ pub(super) fn history(
             back.to_string(),
             version.number.to_string(),
             time(version.time),
-            version.uid.map_or_else(|| "agent".to_owned(), user),
+            (version.uid.map(user).or(version.client)).unwrap_or_else(|| "agent".to_owned()),
             version.what,
         ]);
     }

@@ -37,7 +37,10 @@ use serde::Serialize;
 use args::{Cli, ListArgs, Verb};
 
 use crate::{
-    api::client::{self, BlockingClient, ClientError},
+    api::{
+        client::{BlockingClient, ClientError},
+        target::ClientOptions,
+    },
     dataplane, doctor, ipvsadm,
 };
 
@@ -75,7 +78,7 @@ pub fn main(words: impl Iterator<Item = OsString>) -> ExitCode {
             ipvsadm::Face::Ipvsadm,
             "ipvsadm".as_ref(),
             args.words.into_iter(),
-            cli.socket,
+            cli.connection.into(),
         );
     }
     let failure = match run(cli, &mut out).and_then(|()| Ok(out.flush()?)) {
@@ -96,10 +99,30 @@ pub fn main(words: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
-    let Cli { socket, verb } = cli;
-    let mut client = BlockingClient::new(client::socket_path(socket.clone()));
+    let Cli { connection, verb } = cli;
+    let connection = ClientOptions::from(connection);
+    let target = match verb {
+        Verb::Agent(args) => return agent::run(args, connection),
+        // What these do, they do on this host.
+        Verb::Import { .. }
+        | Verb::Realserver(_)
+        | Verb::InstallIpvsadm { .. }
+        | Verb::Completions { .. }
+        | Verb::Man { .. } => connection.socket_path().into(),
+        _ => connection.target().map_err(Failure::Usage)?,
+    };
+    if let (true, Verb::Doctor { .. }) = (target.is_remote(), &verb) {
+        return Err(Failure::Usage(format!(
+            "doctor looks at the director that it runs on, not at {target}: run it there"
+        )));
+    }
+    if let (true, Verb::Unload { pin_dir: Some(_) }) = (target.is_remote(), &verb) {
+        return Err(Failure::Usage(format!(
+            "--pin-dir is a directory of this host, and {target} is another one: run it there"
+        )));
+    }
+    let mut client = BlockingClient::new(target);
     match verb {
-        Verb::Agent(args) => agent::run(args, socket),
         Verb::Status(list) => status::status(&client.status()?, &list, out),
         Verb::Service(verb) => service::run(verb, &mut client, out),
         Verb::Server(verb) => server::run(verb, &mut client, out),
@@ -124,7 +147,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
         Verb::Doctor { all, pin_dir, list } => examine(all, &pin_dir, &list, &mut client, out),
         Verb::Unload { pin_dir } => unload(&mut client, pin_dir.as_deref()),
         Verb::Realserver(verb) => realserver::run(verb, out),
-        Verb::Ipvsadm(_) => Ok(()),
+        Verb::Agent(_) | Verb::Ipvsadm(_) => Ok(()),
         Verb::InstallIpvsadm { prefix } => install::run(&prefix, out),
         Verb::Completions { shell } => documents::completions(shell, out),
         Verb::Man { dir } => documents::man(dir.as_deref(), out),
@@ -184,9 +207,11 @@ fn unload(client: &mut BlockingClient, pin_dir: Option<&Path>) -> Result<(), Fai
         (Err(ClientError::Connect { .. }), Some(pin_dir)) => {
             dataplane::unload(pin_dir).map_err(|error| Failure::Refused(format!("{error:#}")))
         }
-        (Err(error @ ClientError::Connect { .. }), None) => Err(Failure::Refused(format!(
-            "{error}; or, where it has died, name what it has left: lvs-xdp unload --pin-dir /sys/fs/bpf/lvs-xdp"
-        ))),
+        (Err(error @ ClientError::Connect { .. }), None) if !client.is_remote() => {
+            Err(Failure::Refused(format!(
+                "{error}; or, where it has died, name what it has left: lvs-xdp unload --pin-dir /sys/fs/bpf/lvs-xdp"
+            )))
+        }
         (result, _) => Ok(result?),
     }
 }

@@ -86,7 +86,8 @@ What services and real servers have beyond ipvsadm (--full writes it, -A -E -a -
       --settings NAME=N,...     in place of the director's, such as sloppy_tcp=1
       --drain [SECONDS]         a real server is being drained, until so many seconds after 1970 at the latest
 
-The agent is found by its socket: LVS_XDP_SOCKET, else /run/lvs-xdp/agent.sock.
+The agent is found by its socket: LVS_XDP_SOCKET, else /run/lvs-xdp/agent.sock; or, over
+the network, by LVS_XDP_CONNECT (`lvs-xdp --help`).
 
 Example:
   ipvsadm -A -t 192.168.2.100:80 -s rr

@@ -21,7 +21,7 @@ use std::{
     ffi::{OsStr, OsString},
     io::{self, BufWriter, Read, Write},
     os::unix::ffi::OsStrExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
 };
 
@@ -32,7 +32,8 @@ use args::{ListRequest, Request, ServiceRequest};
 
 use crate::{
     api::{
-        client::{self, BlockingClient, ClientError},
+        client::{BlockingClient, ClientError},
+        target::ClientOptions,
         types::{Change, Connection, ErrorCode, Scheduler, Service, ServiceKey, ServiceSpec, Timeouts},
     },
     model::is_host_address,
@@ -171,16 +172,23 @@ impl Face {
 }
 
 /// Runs as ipvsadm on this process's standard input, output and error. `program` is the name that it was called by,
-/// `words` are those after it. ipvsadm has no option for the socket; `socket` is what `lvs-xdp --socket` had.
+/// `words` are those after it. ipvsadm has no option for the agent; `connection` is what those of `lvs-xdp` say.
 pub fn main(
     face: Face,
     program: &OsStr,
     words: impl Iterator<Item = OsString>,
-    socket: Option<PathBuf>,
+    connection: ClientOptions,
 ) -> ExitCode {
     // A word that is no text can be no address, scheduler or number: what replaces its bytes is none either.
     let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
-    let mut director = BlockingClient::new(client::socket_path(socket));
+    let target = match connection.target() {
+        Ok(target) => target,
+        Err(error) => {
+            drop(writeln!(io::stderr(), "{}: {error}", program.to_string_lossy()));
+            return ExitCode::from(2);
+        }
+    };
+    let mut director = BlockingClient::new(target);
     let mut out = BufWriter::new(io::stdout().lock());
     let mut errors = Vec::new();
     let status = run(
@@ -408,6 +416,7 @@ fn in_kernels_words(code: ErrorCode, message: String, change: Option<&Change>) -
         | ErrorCode::NoSuchVersion
         | ErrorCode::NotOnLink
         | ErrorCode::Full
+        | ErrorCode::Denied
         | ErrorCode::Internal => message,
     }
 }

@@ -243,7 +243,7 @@ fn nobody() -> Deaf {
 
 fn unreachable(kind: io::ErrorKind) -> ClientError {
     ClientError::Connect {
-        socket: "/agent.sock".into(),
+        target: std::path::PathBuf::from("/agent.sock").into(),
         source: kind.into(),
     }
 }

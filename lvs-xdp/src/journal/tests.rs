@@ -71,6 +71,7 @@ fn made(changes: &[Change]) -> Transaction {
             number: 0,
             time: 1_767_225_600,
             uid: Some(1000),
+            client: None,
             what: "a change".to_owned(),
         },
         changes: changes.to_vec(),

@@ -9,7 +9,7 @@ use tracing::{error, info};
 
 use super::{Origin, State, Waiting};
 use crate::{
-    agent::{Configure, Wanted},
+    agent::{Author, Configure, Wanted},
     api::types::{ApiError, Change, ErrorCode, Plan, ServerKey, ServiceKey, Version},
     config,
     journal::Transaction,
@@ -46,7 +46,7 @@ impl State {
         let Configure {
             wanted,
             is_dry,
-            uid,
+            author,
             answer,
         } = request;
         let (model, how) = match wanted {
@@ -64,7 +64,7 @@ impl State {
         } else {
             self.waiting.push(Waiting {
                 task: Task::Table(model, how),
-                uid,
+                author,
                 origin: Origin::Table(answer),
             });
         }
@@ -74,7 +74,7 @@ impl State {
     pub(super) fn configure_at_start(&mut self, model: Model, how: String) {
         self.waiting.push(Waiting {
             task: Task::Table(model, how.clone()),
-            uid: None,
+            author: Author::default(),
             origin: Origin::Start(how),
         });
     }
@@ -153,7 +153,8 @@ impl State {
                 version: Version {
                     number: 0,
                     time: now.map_or(0, |time| time.as_secs()),
-                    uid: request.uid,
+                    uid: request.author.uid,
+                    client: request.author.client.clone(),
                     what,
                 },
                 changes,

@@ -3,7 +3,10 @@
 use std::time::{Duration, SystemTime};
 
 use super::{Origin, State, Waiting, configure::Task};
-use crate::api::types::{Change, Drain};
+use crate::{
+    agent::Author,
+    api::types::{Change, Drain},
+};
 
 impl State {
     /// Has the drained servers removed whose time has come. No packet may be left that saw a list with one of
@@ -30,7 +33,7 @@ impl State {
                         service: *service,
                         server: server.key,
                     }]),
-                    uid: None,
+                    author: Author::default(),
                     origin: Origin::Drain(format!(
                         "real server {} of service {service} is removed: {why}",
                         server.key

@@ -83,9 +83,13 @@ pub struct Version {
     pub number: u64,
     /// When, in seconds since 1970 (UTC).
     pub time: u64,
-    /// Who asked for it: a user's id; without it the agent itself.
+    /// Who asked for it: a user's id; without it and [`Self::client`] the agent itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
+    /// Who asked for it over the network, such as `token 2 at 192.0.2.7`: the token by its line in the agent's file, a
+    /// certificate by its fingerprint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
     /// What it changed, in words.
     pub what: String,
 }

@@ -1,23 +1,19 @@
 //! TLS sessions, with or without a look at the certificate.
 
-use std::{
-    fs::File,
-    io::BufReader,
-    sync::{Arc, OnceLock},
-};
+use std::{fs::File, sync::Arc};
 
 use tokio::net::TcpStream;
 use tokio_rustls::{
     TlsConnector,
     client::TlsStream,
     rustls::{
-        ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+        ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
         client::{
             Resumption,
             danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         },
-        crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
-        pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
+        crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
+        pki_types::{CertificateDer, ServerName, UnixTime},
     },
 };
 
@@ -25,6 +21,7 @@ use super::http::words;
 use crate::{
     api::types::TlsOptions,
     checks::socket::{Deadline, Failure},
+    tls,
 };
 
 /// Makes TLS sessions as one check wants them.
@@ -39,7 +36,7 @@ impl Tls {
     pub(super) fn new(options: &TlsOptions, host: &str) -> Result<Self, Failure> {
         let unknown =
             |what: &str, error: &dyn std::error::Error| Failure::Unknown(format!("{what}: {}", words(error)));
-        let provider = Arc::new(ring::default_provider());
+        let provider = tls::provider();
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(|error| unknown("no TLS", &error))?;
@@ -48,11 +45,11 @@ impl Tls {
                 Some(path) => {
                     let file = File::open(path)
                         .map_err(|error| unknown(&format!("{} cannot be read", path.display()), &error))?;
-                    Arc::new(read(BufReader::new(file)).map_err(|error| {
+                    Arc::new(tls::roots(file).map_err(|error| {
                         unknown(&format!("{} is no file of certificates", path.display()), &*error)
                     })?)
                 }
-                None => trusted(),
+                None => tls::trusted(),
             };
             if roots.is_empty() {
                 return Err(Failure::Unknown(
@@ -93,25 +90,6 @@ impl Tls {
             })
             .await
     }
-}
-
-fn read(file: BufReader<File>) -> Result<RootCertStore, Box<dyn std::error::Error>> {
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_reader_iter(file) {
-        roots.add(certificate?)?;
-    }
-    Ok(roots)
-}
-
-/// Whom this host trusts, as of the first time that it is asked.
-fn trusted() -> Arc<RootCertStore> {
-    static TRUSTED: OnceLock<Arc<RootCertStore>> = OnceLock::new();
-    let roots = TRUSTED.get_or_init(|| {
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        Arc::new(roots)
-    });
-    Arc::clone(roots)
 }
 
 /// Takes any certificate whose owner the server is.
