@@ -137,6 +137,7 @@ fn journal(directory: &Path) -> Result<Vec<Model>> {
             number: 0,
             time: 0,
             uid: Some(0),
+            client: None,
             what: String::from("a test"),
         };
         journal.append(vec![Transaction { version, changes }])?;
