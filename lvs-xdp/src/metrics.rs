@@ -31,7 +31,7 @@ pub fn render(seen: Seen) -> Result<String, fmt::Error> {
     Ok(out)
 }
 
-/// What the metrics are made of, all of one moment.
+/// What the metrics are made of: what the agent was asked for one after the other.
 #[derive(Debug)]
 pub struct Seen {
     /// The agent, its interfaces, tables and packets.
@@ -99,30 +99,25 @@ impl Family {
 }
 
 /// The labels of a service, by node_exporter's names: the virtual address is the local one.
+///
+/// A mark's service has the values that node_exporter reads from /proc/net/ip_vs: the mark in eight hexadecimal
+/// digits, port 0. There, those of both address families are `FWM`; here, IPv6's is another protocol, as two services
+/// of one mark would else be one.
 fn service_labels(key: &ServiceKey) -> Vec<Label> {
-    let (address, port, mark, protocol) = match key {
+    let (address, mark, protocol) = match key {
         ServiceKey::Endpoint {
-            protocol,
-            address,
-            port,
-        } => (
-            address.to_string(),
-            port.to_string(),
-            String::new(),
-            protocol.to_string(),
-        ),
-        ServiceKey::Mark { mark, ipv6 } => (
-            String::new(),
-            String::new(),
-            mark.to_string(),
-            if *ipv6 { "FWM6" } else { "FWM" }.to_owned(),
-        ),
+            protocol, address, ..
+        } => (address.to_string(), String::new(), protocol.to_string()),
+        ServiceKey::Mark { mark, ipv6 } => {
+            let protocol = if *ipv6 { "FWM6" } else { "FWM" };
+            (String::new(), format!("{mark:08X}"), protocol.to_owned())
+        }
     };
     vec![
         ("local_address", address),
-        ("local_port", port),
+        ("local_port", key.port().to_string()),
         ("local_mark", mark),
-        ("proto", protocol.to_uppercase()),
+        ("proto", protocol),
     ]
 }
 

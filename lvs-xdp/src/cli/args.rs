@@ -210,7 +210,8 @@ pub(super) enum Verb {
     /// Print what Prometheus reads from the agent: counters, connections, health, tables
     #[command(
         after_help = "The agent serves it itself, too: curl --unix-socket /run/lvs-xdp/agent.sock http://agent/metrics\n\n\
-        Example:\n  lvs-xdp metrics > /var/lib/prometheus/node-exporter/lvs_xdp.prom"
+        Example, for node_exporter, which may not see half of it:\n  \
+        cd /var/lib/prometheus/node-exporter && lvs-xdp metrics > lvs_xdp.new && mv lvs_xdp.new lvs_xdp.prom"
     )]
     Metrics,
     /// Tell everybody where virtual addresses are: gratuitous ARP, unsolicited neighbour advertisements
