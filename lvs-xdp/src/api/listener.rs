@@ -4,7 +4,15 @@
 //! does not keep the others from it, nor take the memory that the agent needs.
 
 use std::{
-    fmt, fs, io, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Duration,
+    fmt, fs, io,
+    net::SocketAddr,
+    os::{
+        fd::OwnedFd,
+        unix::{fs::PermissionsExt as _, net},
+    },
+    path::Path,
+    sync::Arc,
+    time::Duration,
 };
 
 use axum::{
@@ -21,10 +29,8 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use nix::{
-    sys::stat::{Mode, umask},
-    unistd::{Gid, chown},
-};
+use nix::unistd::{Gid, chown};
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{UnixListener, UnixStream},
@@ -37,6 +43,8 @@ use tracing::{debug, info, warn};
 use super::{access::Token, refusal::Refusal, remote::is_reading, types::ErrorCode};
 use crate::agent::Author;
 
+/// Clients that wait to be accepted; of more the kernel makes wait whoever connects (`net.core.somaxconn` is the most).
+const QUEUE: i32 = 1024;
 /// So much of a request's path and query is logged, in characters.
 const LOGGED: usize = 200;
 
@@ -376,16 +384,16 @@ fn is_too_large(error: &axum::Error) -> bool {
 ///
 /// Where there can be no such socket.
 pub(crate) fn bind(path: &Path, mode: u32, group: Option<Gid>) -> io::Result<UnixListener> {
-    // Nobody else's until it has its group.
-    let before = umask(Mode::from_bits_truncate(0o177));
-    let listener = UnixListener::bind(path);
-    umask(before);
-    let listener = listener?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
     if let Some(group) = group {
         chown(path, None, Some(group))?;
     }
     fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
-    Ok(listener)
+    // Until now nobody could connect, whatever the mode that the file was made with.
+    socket.listen(QUEUE)?;
+    socket.set_nonblocking(true)?;
+    UnixListener::from_std(net::UnixListener::from(OwnedFd::from(socket)))
 }
 
 #[cfg(test)]
