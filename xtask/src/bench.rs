@@ -42,8 +42,6 @@ pub(crate) fn run(workspace: &Workspace, args: &BenchArgs) -> Result<ExitCode> {
         workspace,
         if args.ipvs {
             Needs::Kernels(kernel::TESTED)
-        } else if args.wire {
-            Needs::Clients
         } else {
             Needs::Lab
         },

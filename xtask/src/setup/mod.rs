@@ -35,8 +35,6 @@ pub(crate) enum Needs<'a> {
     Dist,
     /// What [`Self::Build`] needs, and the programs that the lab runs.
     Lab,
-    /// What [`Self::Lab`] needs, and a client that measures.
-    Clients,
     /// What [`Self::Lab`] needs, and a virtual machine for these kernels.
     Kernels(&'a [Series]),
 }
@@ -65,10 +63,6 @@ pub(crate) fn setup(workspace: &Workspace, needs: Needs<'_>) -> Result<()> {
             static_target::ensure(workspace)?;
         }
         Needs::Lab => packages::ensure(packages::LAB)?,
-        Needs::Clients => {
-            packages::ensure(packages::LAB)?;
-            packages::ensure(packages::BENCH)?;
-        }
         Needs::Kernels(series) => {
             packages::ensure(packages::LAB)?;
             machine::ensure(workspace, series).context("no virtual machine for the tests")?;

@@ -29,6 +29,11 @@ pub(super) const LAB: &[Tool] = &[
         command: "curl",
         packages: &["curl"],
     },
+    // Many connections at a time, by a client that says which of them failed.
+    Tool {
+        command: "wrk",
+        packages: &["wrk"],
+    },
     Tool {
         command: "elinks",
         packages: &["elinks"],
@@ -74,12 +79,6 @@ pub(super) const LAB: &[Tool] = &[
         packages: &["systemd"],
     },
 ];
-
-/// What the benchmark runs beside the lab.
-pub(super) const BENCH: &[Tool] = &[Tool {
-    command: "wrk",
-    packages: &["wrk"],
-}];
 
 /// What makes packages, and a clean root to try them in.
 pub(super) const DIST: &[Tool] = &[
