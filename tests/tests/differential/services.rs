@@ -196,7 +196,10 @@ fn of_ipv4() -> Vec<ServiceSpec> {
         persistent(service(Tcp, 0, Scheduler::Lc), 60, None),
         persistent(service(Tcp, 21, Scheduler::Rr), 60, None),
         service(Udp, 80, Scheduler::Wrr),
-        service(Udp, 81, Scheduler::Sh),
+        ServiceSpec {
+            stateless: true,
+            ..service(Udp, 81, Scheduler::Sh)
+        },
         ServiceSpec {
             one_packet: true,
             ..service(Udp, 82, Scheduler::Rr)
