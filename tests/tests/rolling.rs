@@ -87,7 +87,9 @@ impl Drop for Clients {
 
 /// What the clients have said, with the third and the fourth real server in the place of the first two, which both
 /// worked.
-fn judge(lab: &Lab, clients: Clients) -> Result<()> {
+fn judge(lab: &Lab, mut clients: Clients) -> Result<()> {
+    let ended = clients.0.try_wait()?;
+    ensure!(ended.is_none(), "wrk ended before all were exchanged: {ended:?}");
     let left = servers(lab)?;
     let left = Vec::from_iter(left.iter().map(|server| server.spec.key.address));
     ensure!(
