@@ -4,7 +4,7 @@ use std::{
     fs::{self, OpenOptions},
     io::Write as _,
     os::unix::fs::OpenOptionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
     time::Duration,
@@ -60,6 +60,35 @@ pub(super) fn install(packages: &[String]) -> Result<()> {
         .args(["install", "--yes", "--no-install-recommends", "--no-remove"])
         .args(packages);
     command::silently(&mut install, Duration::from_secs(900))
+}
+
+/// The packages that would have to be installed for `packages`, themselves among them, whatever else they are at odds with.
+///
+/// # Errors
+/// apt-get knows no way to install them.
+pub(super) fn missing(packages: &[&str]) -> Result<Vec<String>> {
+    let plan = command::output(
+        apt_get()
+            .args(["--simulate", "--no-install-recommends", "install"])
+            .args(packages),
+    )?;
+    Ok(parse_plan(&plan))
+}
+
+/// Downloads `packages` into `directory`, and gives their files.
+///
+/// # Errors
+/// apt-get failed; the error has its complaint.
+pub(super) fn download(packages: &[String], directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut download = apt_get();
+    // The user _apt may not write to the target directory.
+    download
+        .args(["-o", "APT::Sandbox::User=root", "download"])
+        .args(packages)
+        .current_dir(directory);
+    command::silently(&mut download, Duration::from_secs(900))?;
+    let files = fs::read_dir(directory)?.map(|entry| Ok(entry?.path()));
+    files.collect()
 }
 
 /// The command with which a user installs `packages`.
@@ -127,6 +156,15 @@ pub(super) fn disable_service(service: &str) -> Result<()> {
         .with_context(|| format!("{service} was installed for the tests and will start at the next boot"))
 }
 
+/// The packages that `apt-get --simulate install` would install: `Inst wrk (4.1.0-3 Debian:12 [amd64])`.
+fn parse_plan(plan: &str) -> Vec<String> {
+    let words = plan.lines().filter_map(|line| line.strip_prefix("Inst "));
+    words
+        .filter_map(|words| words.split_whitespace().next())
+        .map(str::to_owned)
+        .collect()
+}
+
 /// The installable packages in what `apt-cache policy` prints, in its order.
 fn parse_policy(policy: &str) -> Vec<Candidate> {
     let mut package = "";
@@ -183,6 +221,20 @@ rustc:
             ]
         );
         assert_eq!(parse_policy(""), []);
+    }
+
+    #[test]
+    fn a_plan_names_what_would_be_installed() {
+        let plan = "\
+Reading package lists...
+The following packages will be REMOVED:
+  qemu-utils
+Remv qemu-utils [1:10.0.2+ds-2]
+Inst libslirp0 (4.7.0-1 Debian:12.15/oldstable [amd64])
+Inst qemu-system-x86 [1:7.1] (1:7.2+dfsg-7 Debian:12.15/oldstable [amd64])
+Conf libslirp0 (4.7.0-1 Debian:12.15/oldstable [amd64])
+";
+        assert_eq!(parse_plan(plan), ["libslirp0", "qemu-system-x86"]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::{
     Row, apt,
     kernel::{self, Series},
     packages::{self, Tool},
+    qemu,
 };
 use crate::{command, workspace::Workspace};
 
@@ -25,10 +26,6 @@ pub(crate) const VARIABLE: &str = "LVS_XDP_VM";
 const VIRTME_NG: &str = "virtme-ng==1.42";
 
 const TOOLS: &[Tool] = &[
-    Tool {
-        command: "qemu-system-x86_64",
-        packages: &["qemu-system-x86"],
-    },
     // virtme-ng's initramfs is made of it.
     Tool {
         command: "busybox",
@@ -72,6 +69,7 @@ pub(super) fn ensure(workspace: &Workspace, series: &[Series]) -> Result<()> {
     let directory = directory(workspace);
     std::fs::create_dir_all(directory.join("kernels"))?;
     ensure_virtme(&directory)?;
+    qemu::ensure(&directory.join("qemu"), &bin(&directory))?;
     for &series in series {
         kernel::ensure(&directory.join("kernels"), series)?;
     }
@@ -85,6 +83,7 @@ pub(super) fn report(workspace: &Workspace) -> impl Iterator<Item = Row> {
         what: "virtme-ng".into(),
         found: found(vng(&directory).is_file().then(|| vng(&directory)), VIRTME_NG),
     };
+    let qemu = qemu::report(&bin(&directory));
     let kernels = kernel::TESTED.iter().map(move |&series| Row {
         what: format!("Linux {}", series.version),
         found: found(
@@ -92,7 +91,7 @@ pub(super) fn report(workspace: &Workspace) -> impl Iterator<Item = Row> {
             "a kernel of Debian's to boot",
         ),
     });
-    packages::report(TOOLS).chain([virtme]).chain(kernels)
+    packages::report(TOOLS).chain([virtme, qemu]).chain(kernels)
 }
 
 fn found(path: Option<PathBuf>, missing: &str) -> Result<String, String> {
@@ -101,7 +100,12 @@ fn found(path: Option<PathBuf>, missing: &str) -> Result<String, String> {
 }
 
 fn vng(directory: &Path) -> PathBuf {
-    directory.join("venv/bin/vng")
+    bin(directory).join("vng")
+}
+
+/// virtme-ng's own programs, which it finds before the machine's.
+fn bin(directory: &Path) -> PathBuf {
+    directory.join("venv/bin")
 }
 
 fn ensure_virtme(directory: &Path) -> Result<()> {

@@ -10,6 +10,7 @@ pub(crate) mod kernel;
 mod linker;
 pub(crate) mod machine;
 mod packages;
+mod qemu;
 pub(crate) mod static_target;
 pub(crate) mod tool;
 mod toolchain;
