@@ -235,6 +235,11 @@ impl Floors {
         plan.increment.store(order.increment);
         plan.flow.store(position);
         plan.flows_mask.store(flows - 1);
+        plan.skew.store(if template.is_skewed {
+            flows.ilog2().into()
+        } else {
+            0
+        });
         plan.services_mask.store(services - 1);
         plan.client_at.store(template.client_at);
         plan.client_port_at.store(template.client_port_at);

@@ -31,6 +31,8 @@ pub(crate) struct Template {
     pub(crate) client: u32,
     /// The last four bytes of the first virtual address.
     pub(crate) virtual_address: u32,
+    /// Whether few flows have most of the packets, by Zipf's law, in the place of all as many.
+    pub(crate) is_skewed: bool,
 }
 
 /// The virtual address of a service, by its number.
@@ -54,6 +56,7 @@ impl Template {
             virtual_at: [header + 16; 2],
             client: CLIENT.to_bits(),
             virtual_address: VIP.to_bits(),
+            is_skewed: false,
         }
     }
 
@@ -63,6 +66,14 @@ impl Template {
             payload: Vec::new(),
             ..Frame::tcp((CLIENT, 0), (VIP, port), flags)
         })
+    }
+
+    /// The same packets, of which few flows have most.
+    pub(crate) fn skewed(self) -> Self {
+        Self {
+            is_skewed: true,
+            ..self
+        }
     }
 
     /// As [`Self::tcp`], with a VLAN tag.
@@ -97,6 +108,7 @@ impl Template {
             virtual_at: [ETHERNET + 36; 2],
             client: 10 << 16,
             virtual_address: 10 << 16,
+            is_skewed: false,
         }
     }
 
@@ -125,6 +137,7 @@ impl Template {
             virtual_at: [ETHERNET + 16, inner + 12],
             client: CLIENT.to_bits(),
             virtual_address: VIP.to_bits(),
+            is_skewed: false,
         }
     }
 }

@@ -37,6 +37,7 @@ pub(crate) struct Case {
 type Position = u64;
 
 /// Whose program it is.
+#[derive(Debug, Clone, Copy)]
 pub(crate) enum Tested {
     /// One of the [`Floors`].
     Floor(&'static str),

@@ -253,6 +253,7 @@ fn common(wanted: &Wanted<'_>, sizes: &mut Sizes) -> Result<Option<Stage>> {
         both.map(|flags| Template::tcp(PORT, flags)),
         &FLOWS,
     )?;
+    skewed(&mut stage, wanted, number);
     let mut other = |row, flows, template, reason| {
         if wanted.has(row) {
             stage.measure(Case {
@@ -341,6 +342,29 @@ fn common(wanted: &Wanted<'_>, sizes: &mut Sizes) -> Result<Option<Stage>> {
     stateless(&mut stage, wanted)?;
     new_connections(&mut stage, wanted)?;
     Ok(Some(stage))
+}
+
+/// What is most of real traffic: packets of known connections, few of which have most of them; and the floor for it.
+fn skewed(stage: &mut Stage, wanted: &Wanted<'_>, director: usize) {
+    let row = "TCP, known, few have most";
+    if !wanted.has(row) {
+        return;
+    }
+    for (row, tested) in [
+        ("line, few have most", Tested::Floor("line")),
+        (row, Tested::Director(director, Reason::Connection)),
+    ] {
+        for flows in FLOWS.into_iter().filter(|flows| *flows > 1) {
+            stage.measure(Case {
+                row,
+                flows,
+                services: u64::from(SERVICES),
+                template: Template::tcp(PORT, tcp::ACK).skewed(),
+                tested,
+                before: 0,
+            });
+        }
+    }
 }
 
 /// Packets of services that keep no connections.

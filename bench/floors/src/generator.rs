@@ -45,6 +45,18 @@ fn generate(context: XdpContext) -> u32 {
     xdp_action::XDP_ABORTED
 }
 
+/// A flow by Zipf's law, of two to the power of `bits`, by a number that is any: each power of two of ranks has as many
+/// packets as the next one, and within it all have as many. Ranks that follow each other are not neighbours.
+#[inline(always)]
+const fn by_zipf(number: u64, bits: u64) -> u64 {
+    let mixed = (number ^ number >> 7).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mixed = (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let octave = ((mixed >> 32) * bits) >> 32 & 31;
+    let first = 1 << octave;
+    let rank = first | mixed & (first - 1);
+    rank.wrapping_mul(0x9e37_79b1)
+}
+
 /// Makes the frame of the next flow.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "flows and offsets are small")]
@@ -83,6 +95,10 @@ pub(crate) fn make(context: &XdpContext) -> Option<()> {
         .wrapping_add(plan.increment.load())
         & plan.flows_mask.load();
     plan.flow.store(flow);
+    let flow = match plan.skew.load() {
+        0 => flow,
+        bits => by_zipf(flow, bits) & plan.flows_mask.load(),
+    };
     // Of one client some flows, and for each service some clients.
     let client = (plan.client.load() as u32).wrapping_add(flow as u32 & 0xffff);
     let port = 0x4000 | (flow >> 16) as u16;

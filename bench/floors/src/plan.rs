@@ -20,6 +20,9 @@ pub(crate) struct Plan {
     pub(crate) increment: Word,
     /// The number of flows less 1; that number is a power of two, so that the order meets all of them.
     pub(crate) flows_mask: Word,
+    /// 0: all flows have as many packets. Else the number of flows is two to the power of this, and the flow that has
+    /// the n-th most packets has about 1/n of the first one's (Zipf's law).
+    pub(crate) skew: Word,
     /// The number of services less 1; a power of two too.
     pub(crate) services_mask: Word,
     /// Where the frame has the last four bytes of the client's address.
