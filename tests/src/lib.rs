@@ -23,6 +23,7 @@ pub mod maglev;
 pub mod netns;
 pub mod packet;
 pub mod process;
+pub mod report;
 mod stale;
 pub mod stream;
 pub mod topology;

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use lvs_xdp_tests::{
     ask::{server, servers, wait_for},
     lab::{Lab, LabConfig, real_server_address},
+    report::tell,
 };
 
 const SERVICE: [&str; 2] = ["tcp", "192.168.2.100:80"];
@@ -103,7 +104,7 @@ fn judge(lab: &Lab, mut clients: Clients) -> Result<()> {
         println!("{}: {answered} requests", web_server.name());
         ensure!(answered > 0, "{} had nothing to do", web_server.name());
     }
-    println!("{requests} requests, none of which failed");
+    tell(format_args!("{requests} requests, none of which failed"));
     Ok(())
 }
 

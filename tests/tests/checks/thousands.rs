@@ -10,7 +10,7 @@ use lvs_xdp::api::types::{
     Change, Check, CheckState, CheckTarget, Probe, Protocol, Scheduler, ServerKey, ServerSpec, ServiceKey,
     ServiceSpec, Span,
 };
-use lvs_xdp_tests::agent::XdpMode;
+use lvs_xdp_tests::{agent::XdpMode, report::tell};
 
 use crate::{check, client, empty_lab};
 
@@ -98,13 +98,13 @@ fn two_thousand_checks_are_made_in_time() -> Result<()> {
     });
     crate::client(&lab)?.change(edits.collect())?;
     let down_after = wait("half of them", usize::from(SERVICES))?;
-    println!(
+    tell(format_args!(
         "{} checks, one each 2 s: up {up_after:?} after {:?}, {:.1} % of a processor, {memory} MiB; down {down_after:?} \
          after the change",
         2 * SERVICES,
         started.elapsed(),
         (after - before).as_secs_f64() * 100.0 / seconds as f64,
-    );
+    ));
     Ok(())
 }
 

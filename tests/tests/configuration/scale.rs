@@ -13,6 +13,7 @@ use lvs_xdp_tests::{
     ask::{json, status},
     lab::{Lab, LabConfig},
     load::Load,
+    report::tell,
 };
 
 use crate::{File, table};
@@ -77,17 +78,17 @@ fn thousands_of_services_with_ten_real_servers_each() -> Result<()> {
     lab.fetch("/")?;
     let large = File::new(&many(services, 1))?;
     let changed = File::new(&many(services, 2))?;
-    println!("memory before: {} MiB", memory(&lab)?);
+    tell(format_args!("memory before: {} MiB", memory(&lab)?));
 
     let load = Load::steady(lab.vip(), 50, Duration::from_secs(600)).start(lab.client())?;
     let timed = |what: &str, words: &[&str]| -> Result<String> {
         let started = Instant::now();
         let told = lab.cli(words.iter().copied())?;
-        println!("{what}: {:?}", started.elapsed());
+        tell(format_args!("{what}: {:?}", started.elapsed()));
         Ok(told)
     };
     timed("all of them applied", &["apply", &large.name()])?;
-    println!("memory after: {} MiB", memory(&lab)?);
+    tell(format_args!("memory after: {} MiB", memory(&lab)?));
     let now = status(&lab)?;
     assert_eq!(
         (now.services, now.servers),
@@ -114,7 +115,7 @@ fn thousands_of_services_with_ten_real_servers_each() -> Result<()> {
     timed("all of them deleted", &["apply", &small.name()])?;
     assert_eq!(status(&lab)?.services, 1);
     let report = load.stop()?;
-    println!("requests meanwhile: {}", report.outcomes.len());
+    tell(format_args!("requests meanwhile: {}", report.outcomes.len()));
     assert_eq!(report.failures(), []);
     Ok(())
 }
