@@ -133,7 +133,8 @@ impl State {
         }
     }
 
-    /// What is kept of a change, and told of it; from and to what is of what it touches.
+    /// What is kept of a change, and told of it; from and to what is of what it touches. One that leaves all as it is,
+    /// such as an edit to the same weight, is no version that anybody would want to go back before.
     pub(super) fn made(&self, request: &Waiting, changes: Vec<Change>, from: &Model, to: &Model) -> Made {
         let plan = match request.task {
             Task::Table(..) => self.plan(from, to),
@@ -157,7 +158,7 @@ impl State {
                     client: request.author.client.clone(),
                     what,
                 },
-                changes,
+                changes: if from == to { Vec::new() } else { changes },
             },
             plan,
         }

@@ -24,6 +24,7 @@ impl State {
     ) -> Result<(), (ApiError, Vec<Waiting>)> {
         let mut wanted = self.model.clone();
         let mut touched = stale.clone();
+        let mut told = BTreeSet::new();
         let mut accepted = Vec::new();
         for request in waiting {
             let changes = request.task.changes(&wanted);
@@ -32,6 +33,7 @@ impl State {
             let before = wanted.part(&also);
             match wanted.apply(&changes) {
                 Ok(()) => {
+                    told.extend(Model::told(&changes));
                     let made = self.made(&request, changes, &before, &wanted.part(&also));
                     touched.extend(also);
                     accepted.push((request, made));
@@ -47,7 +49,7 @@ impl State {
             .into_iter()
             .map(|Made { transaction, plan }| (transaction, plan)))
         .unzip();
-        if let Err(error) = self.make_live(wanted, &touched, transactions) {
+        if let Err(error) = self.make_live(wanted, &touched, &told, transactions) {
             return Err((error, requests));
         }
         if !stale.is_empty() {
@@ -60,15 +62,14 @@ impl State {
     }
 
     /// Plans, keeps and makes live: in this order, so that what is live is always what is kept, and what
-    /// is kept has always fitted.
+    /// is kept has always fitted. The schedulers of services in `told` hear of it as IPVS's do.
     fn make_live(
         &mut self,
         wanted: Model,
         touched: &BTreeSet<ServiceKey>,
+        told: &BTreeSet<ServiceKey>,
         transactions: Vec<Transaction>,
     ) -> Result<(), ApiError> {
-        let changes = transactions.iter().flat_map(|made| &made.changes);
-        let told = Model::told(changes);
         let addresses: BTreeSet<_> = touched
             .iter()
             .filter_map(|key| wanted.services().get(key))
@@ -109,7 +110,7 @@ impl State {
         let is_usable = |service: &ServiceKey, server: &ServerSpec| effective.is_usable(service, &server.key);
         let risen = slow_start.next(&wanted, touched, is_usable, Instant::now());
         let seen = effective.seen(&wanted);
-        let plan = compiler.plan(&seen, touched, &told, |service, server| {
+        let plan = compiler.plan(&seen, touched, told, |service, server| {
             if is_usable(service, server) {
                 risen.weight(service, server)
             } else {
