@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The version of this layout.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// The most destinations that one service can have.
 pub const LIST_MAX: u32 = 4096;
@@ -38,7 +38,7 @@ pub mod name {
     pub const DESTINATIONS: &str = "DESTINATIONS";
     /// [`super::Counts`] by destination id.
     pub const COUNTS: &str = "COUNTS";
-    /// Per-CPU [`super::COUNTER_WORDS`] words by destination id.
+    /// Per-CPU [`super::Counters`] by destination id.
     pub const COUNTERS: &str = "COUNTERS";
     /// Per-CPU packet counts by [`crate::reason::Reason`].
     pub const REASONS: &str = "REASONS";
@@ -740,8 +740,66 @@ impl Counts {
     }
 }
 
-/// Words of a destination's per-CPU counters: packets, bytes, connections, spare.
-pub const COUNTER_WORDS: usize = 4;
+/// What one CPU has counted for a destination: 64 bytes. Nobody else writes to it while packets come.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Packets that were forwarded.
+    pub packets: Word,
+    /// Their bytes, without the link's header.
+    pub bytes: Word,
+    /// Connections that were begun.
+    pub connections: Word,
+    /// SYNs that opened a TCP connection, or opened one again that had ended.
+    pub syns: Word,
+    /// SYNs that were sent again: they met their own connection, of which nothing but a SYN had been seen.
+    pub repeated_syns: Word,
+    /// TCP connections whose client has acknowledged the real server's answer to its SYN.
+    pub first_acks: Word,
+    /// The jiffies from SYN to first acknowledgement, over all of these.
+    pub first_ack_jiffies: Word,
+    spare: Word,
+}
+
+/// Words of [`Counters`].
+pub const COUNTER_WORDS: usize = size_of::<Counters>() / size_of::<Word>();
+
+impl Counters {
+    /// Not one atomic step: the row is this CPU's own.
+    #[inline(always)]
+    fn more(word: &Word, by: u64) {
+        word.store(word.load().wrapping_add(by));
+    }
+
+    /// A packet was forwarded, and may have begun a connection.
+    #[inline(always)]
+    pub fn forwarded(&self, length: u32, is_new: bool) {
+        Self::more(&self.packets, 1);
+        Self::more(&self.bytes, u64::from(length));
+        if is_new {
+            Self::more(&self.connections, 1);
+        }
+    }
+
+    /// A SYN has opened a connection.
+    #[inline(always)]
+    pub fn opened(&self) {
+        Self::more(&self.syns, 1);
+    }
+
+    /// A SYN came again.
+    #[inline(always)]
+    pub fn opened_again(&self) {
+        Self::more(&self.repeated_syns, 1);
+    }
+
+    /// A client has acknowledged what answered its SYN, so many jiffies after it.
+    #[inline(always)]
+    pub fn acknowledged(&self, jiffies: u32) {
+        Self::more(&self.first_acks, 1);
+        Self::more(&self.first_ack_jiffies, u64::from(jiffies));
+    }
+}
 
 /// A bucket of the connection table: eight entries' words, one cache line.
 #[repr(C, align(64))]
@@ -759,7 +817,7 @@ pub struct ColdRow {
     pub address: [Word; 2],
     /// Bits 0..16 virtual port, 16..32 client port, 32..40 protocol.
     pub ports: Word,
-    /// The service's id.
+    /// Bits 0..32 the service's id, 32..64 of a TCP connection the lower half of jiffies64 when its SYN came.
     pub service: Word,
     /// Of a connection, the template that controls it: bits 0..32 its place (bucket * 8 + slot), 32..64 its
     /// mark; 0 where none does.
@@ -808,6 +866,7 @@ const _: () = {
     assert!(size_of::<TunnelRow>() == 32);
     assert!(size_of::<MarkRow>() == 16);
     assert!(size_of::<Counts>() == 32);
+    assert!(size_of::<Counters>() == 64);
     assert!(size_of::<Bucket>() == 64);
     assert!(size_of::<ColdRow>() == 64);
     assert!(size_of::<InterfaceRow>() == 64);

@@ -2,8 +2,8 @@
 
 use crate::{
     abi::{
-        INTERFACE_ROWS, IndexBucket, Kind, ListWord, Options, RingWord, ServiceRow, Way, control_flag,
-        index_buckets, index_word, service_flag,
+        Counters, INTERFACE_ROWS, IndexBucket, Kind, ListWord, Options, RingWord, ServiceRow, Way,
+        control_flag, index_buckets, index_word, service_flag,
     },
     connection::{Entry, State},
     decision::{Decision, Verdict},
@@ -19,6 +19,12 @@ use crate::{
     table::{self, Changed, Followed, Inserted, Key, New, Place},
     verifier::opaque,
 };
+
+mod stateless;
+
+pub(crate) use self::stateless::is_stateless;
+#[doc(inline)]
+pub use self::stateless::{stateless, stateless_at_once};
 
 /// Packets a second, over all CPUs, that are answered with ICMP port unreachable; a flood is not answered
 /// packet by packet (`icmp_msgs_per_sec` of the kernel).
@@ -73,7 +79,7 @@ pub fn consider<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -
     let parsed = match ether_type {
         EtherType::IPV4 => match parse::ipv4(frame, at) {
             // A path of its own: that its addresses have but 32 bits is known all along it.
-            Ok(packet) => return judge(frame, maps, header, ingress, &packet, false),
+            Ok(packet) => return judge::<true, _, _>(frame, maps, header, ingress, &packet, false),
             Err(reason) => Err(reason),
         },
         EtherType::IPV6 => parse::ipv6(frame, at),
@@ -95,12 +101,12 @@ pub fn consider<F: Frame + ?Sized, M: Maps>(frame: &F, maps: &M, ingress: u32) -
         }
         Err(reason) => return Decision::stays(reason),
     };
-    judge(frame, maps, header, ingress, &packet, is_first_fragment)
+    judge::<false, _, _>(frame, maps, header, ingress, &packet, is_first_fragment)
 }
 
-/// Decides about a packet.
+/// Decides about a packet. `SHORT`: its addresses are known to have 32 bits.
 #[inline(always)]
-fn judge<F: Frame + ?Sized, M: Maps>(
+fn judge<const SHORT: bool, F: Frame + ?Sized, M: Maps>(
     frame: &F,
     maps: &M,
     header: &Ethernet,
@@ -121,11 +127,11 @@ fn judge<F: Frame + ?Sized, M: Maps>(
         return Decision::stays(Reason::NotForUs);
     }
     if flags & control_flag::STATELESS != 0 {
-        let found = by_ring(maps, packet, id);
-        if found != 0 {
+        let found = stateless::by_ring::<SHORT, _>(maps, packet, id);
+        if found.0 != 0 {
             let reason = not_ours(maps, flags, header, ingress);
             return reason.map_or_else(
-                || send_by_ring(frame, maps, ingress, packet, is_first_fragment, Begun(found)),
+                || stateless::send(frame, maps, ingress, packet, is_first_fragment, found),
                 Decision::stays,
             );
         }
@@ -167,42 +173,6 @@ fn judge<F: Frame + ?Sized, M: Maps>(
         return Decision::DONE;
     }
     Decision::goes(Reason::Connection, destination, packet.length)
-}
-
-/// [`stateless`], of a packet for a service.
-#[inline(always)]
-fn by_ring<M: Maps>(maps: &M, packet: &Packet, id: u32) -> u64 {
-    let new = New {
-        hash: 0,
-        flow: Flow::new(&packet.anew(), id),
-    };
-    maps.note(Note::Connection, &new)
-        .map_or(0, |new| maps.stateless(new, u32::from(packet.signal.0)))
-}
-
-/// Sends a packet on to what its service's ring says.
-#[inline(always)]
-fn send_by_ring<F: Frame + ?Sized, M: Maps>(
-    frame: &F,
-    maps: &M,
-    ingress: u32,
-    packet: &Packet,
-    is_first_fragment: bool,
-    found: Begun,
-) -> Decision {
-    let (reason, destination) = found.unpack();
-    if !matches!(reason.outcome(), Outcome::Forward) {
-        return Decision::stays(reason);
-    }
-    if is_first_fragment {
-        maps.keep_fragment_to(destination);
-    } else if let Some(row) = maps.destination(destination)
-        && let Some((to, from)) = row.way().plain(ingress)
-        && frame.send_back(Reason::Stateless, to, from, destination, packet.length)
-    {
-        return Decision::DONE;
-    }
-    Decision::goes(reason, destination, packet.length)
 }
 
 /// The verdict on what the second look has found to be no packet of its own.
@@ -498,6 +468,7 @@ fn told<M: Maps>(maps: &M, telling: &Telling<'_>, index: u32, entry: Entry) -> D
     let new = New {
         hash,
         flow: Flow::new(&packet.anew(), id),
+        opened: maps.jiffies(),
     };
     let Some(new) = maps.note(Note::Connection, &new) else {
         return Decision::stays(Reason::Internal);
@@ -609,49 +580,6 @@ pub fn begin<M: Maps>(maps: &M, new: &New, signal: u32) -> u64 {
     enter(maps, new, signal, options, list.kind(), followed)
 }
 
-/// Whether a service's packets go by its ring alone.
-#[inline(always)]
-pub(crate) fn is_stateless<M: Maps>(maps: &M, row: &ServiceRow) -> bool {
-    let configuration = (maps.control().generation.load() & 1) as usize;
-    Options(row.options[configuration].load()).has(Options::STATELESS)
-}
-
-/// Decides about a packet of a stateless service: what becomes of it, and where it goes by its client's hash alone,
-/// packed as [`Begun`]. 0 where the service is none of these.
-#[inline(always)]
-pub fn stateless<M: Maps>(maps: &M, new: &New, signal: u32) -> u64 {
-    let flow = &new.flow;
-    #[expect(clippy::cast_possible_truncation, reason = "it was an octet")]
-    let signal = Signal(signal as u8);
-    #[expect(clippy::cast_possible_truncation, reason = "ids of services are 32 bits")]
-    let Some(row) = maps.service(flow.service as u32) else {
-        return 0;
-    };
-    let configuration = (maps.control().generation.load() & 1) as usize;
-    let list = ListWord(row.lists[configuration].load());
-    // A deleted one has no ring.
-    if !is_stateless(maps, row) || !list.kind().is_hash() {
-        return 0;
-    }
-    let is_own_port = row.is_mark() || row.identity.load() & 0xffff == u64::from(flow.port());
-    if !is_own_port
-        || is_simple(maps) && !row.is(flow.address, ServiceRow::identity(flow.port(), flow.protocol()))
-    {
-        return Begun::pack(Reason::NotForUs, 0);
-    }
-    if let Some(reason) = never_starts(flow, signal) {
-        return Begun::pack(reason, 0);
-    }
-    let ring = RingWord(row.rings[configuration].load());
-    // Not by way of a function: there is little more to do for such a packet than this.
-    let destination = scheduler::by_hash(maps, list, ring, flow);
-    if destination == scheduler::NONE {
-        Begun::pack(no_destination(maps), 0)
-    } else {
-        Begun::pack(Reason::Stateless, destination)
-    }
-}
-
 /// Why a packet starts no connection, whatever its service says.
 #[inline(always)]
 fn never_starts(flow: &Flow, signal: Signal) -> Option<Reason> {
@@ -682,6 +610,7 @@ fn persist<M: Maps>(
     let template = New {
         hash: hash::flow(maps.control().key(), &flow),
         flow,
+        opened: 0,
     };
     let Some(template) = maps.note(Note::Template, &template) else {
         return Followed::nowhere(Reason::Internal);
@@ -737,7 +666,12 @@ fn enter<M: Maps>(
     let state = State::first(new.flow.protocol(), signal);
     let entry = Entry::new(0, destination, state, maps.now(), table::timeout_of(maps, state));
     let (reason, destination) = match table::insert(maps, new, entry, control) {
-        Inserted::Done => return Begun::pack(Reason::NewConnection, destination),
+        Inserted::Done => {
+            if matches!(state, State::SynRecv) {
+                table::count(maps, destination, Counters::opened);
+            }
+            return Begun::pack(Reason::NewConnection, destination);
+        }
         Inserted::Exists(other) => (Reason::Connection, other),
         Inserted::Collision | Inserted::Full if kind.is_hash() => (Reason::Untracked, destination),
         Inserted::Collision => (Reason::TagCollision, 0),

@@ -21,6 +21,8 @@ pub struct Flow {
 }
 
 const TEMPLATE: u64 = 1 << 40;
+const SERVICE_BITS: u32 = 32;
+const SERVICE: u64 = (1 << SERVICE_BITS) - 1;
 /// FTP's control port (RFC 959): persistence of such a service covers the data connections, too.
 pub const FTP_PORT: u16 = 21;
 /// FTP's data port.
@@ -36,6 +38,24 @@ impl Flow {
             ports: packet.destination_port as u64
                 | (packet.source_port as u64) << 16
                 | (packet.protocol.0 as u64) << 32,
+            service: service as u64,
+        }
+    }
+
+    /// Both addresses in one word, of a flow of IPv4.
+    #[inline(always)]
+    pub const fn short(&self) -> u64 {
+        self.client.low() << 32 | self.address.low() & 0xffff_ffff
+    }
+
+    /// The flow of IPv4 with these addresses ([`Self::short`]) and [`Self::ports`].
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the halves are wanted")]
+    pub const fn from_short(addresses: u64, ports: u64, service: u32) -> Self {
+        Self {
+            client: Address::from_ipv4((addresses >> 32) as u32),
+            address: Address::from_ipv4(addresses as u32),
+            ports,
             service: service as u64,
         }
     }
@@ -105,19 +125,36 @@ impl Flow {
             client: Address::from_halves(row.client[0].load(), row.client[1].load()),
             address: Address::from_halves(row.address[0].load(), row.address[1].load()),
             ports: row.ports.load(),
-            service: row.service.load(),
+            service: row.service.load() & SERVICE,
         }
     }
 
-    /// Writes a cold row, all but what templates and connections know of each other.
+    /// Writes a cold row, all but what templates and connections know of each other; `opened` is the jiffy that it was
+    /// opened in.
     #[inline(always)]
-    pub fn write(&self, row: &ColdRow) {
+    pub fn write(&self, row: &ColdRow, opened: u64) {
         row.client[0].store(self.client.high());
         row.client[1].store(self.client.low());
         row.address[0].store(self.address.high());
         row.address[1].store(self.address.low());
         row.ports.store(self.ports);
-        row.service.store(self.service);
+        row.service.store(self.service | opened << SERVICE_BITS);
+    }
+
+    /// The lower half of the jiffy in which a cold row's connection was opened.
+    #[inline(always)]
+    pub fn opened(row: &ColdRow) -> u32 {
+        (row.service.load() >> SERVICE_BITS) as u32
+    }
+
+    /// Notes in a cold row that its connection was opened once more. Where the row is another flow's by now that flow
+    /// has it to itself.
+    #[inline(always)]
+    pub fn reopen(row: &ColdRow, opened: u64) {
+        let before = row.service.load();
+        let _ = row
+            .service
+            .swap(before, before & SERVICE | opened << SERVICE_BITS);
     }
 
     /// Whether a cold row is this flow's, whichever service it came by.

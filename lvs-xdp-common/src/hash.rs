@@ -33,7 +33,7 @@ fn absorb(state: u64, address: Address) -> u64 {
 #[inline(always)]
 pub fn flow(key: HashKey, flow: &Flow) -> u64 {
     let addresses = if flow.client.is_ipv4() {
-        flow.client.low() << 32 | flow.address.low() & 0xffff_ffff
+        flow.short()
     } else {
         absorb(absorb(key.1, flow.client), flow.address)
     };

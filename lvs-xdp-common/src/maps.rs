@@ -2,8 +2,8 @@
 
 use crate::{
     abi::{
-        Bucket, ColdRow, Control, Counts, Cursor, DestinationRow, IndexBucket, InterfaceRow, Kind, ListWord,
-        RingWord, ServiceRow, TunnelRow,
+        Bucket, ColdRow, Control, Counters, Counts, Cursor, DestinationRow, IndexBucket, InterfaceRow, Kind,
+        ListWord, RingWord, ServiceRow, TunnelRow,
     },
     atomic::Word,
     director,
@@ -21,6 +21,8 @@ pub trait Maps {
     fn control(&self) -> &Control;
     /// Seconds of the director's clock.
     fn now(&self) -> u32;
+    /// jiffies64: what is shorter than a second is told by.
+    fn jiffies(&self) -> u64;
     /// A bucket of the service index.
     fn service_bucket(&self, index: u32) -> Option<&IndexBucket>;
     /// A service by id.
@@ -35,6 +37,11 @@ pub trait Maps {
     fn destination(&self, id: u32) -> Option<&DestinationRow>;
     /// A destination's connections.
     fn counts(&self, id: u32) -> Option<&Counts>;
+    /// What this CPU has counted for a destination.
+    fn counters(&self, id: u32) -> Option<&Counters> {
+        let _ = id;
+        None
+    }
     /// A bucket of the connection table.
     fn bucket(&self, index: u32) -> Option<&Bucket>;
     /// The companion row of an entry: bucket * 8 + slot.
@@ -113,6 +120,13 @@ pub trait Maps {
         Self: Sized,
     {
         director::stateless(self, new, signal)
+    }
+    /// [`director::stateless_at_once`]; in the program a function of its own, too.
+    fn stateless_at_once(&self, addresses: u64, ports: u64, id: u32, signal: u32) -> u64
+    where
+        Self: Sized,
+    {
+        director::stateless_at_once(self, addresses, ports, id, signal)
     }
     /// [`director::other_service`]; in the program a function of its own, too.
     fn other_service(&self, high: u64, low: u64, identity: u64, mark: u32) -> u64
@@ -220,11 +234,11 @@ pub trait Maps {
         table::depart(self, entry, control);
     }
     /// [`table::survey`]; in the program a function of its own, too.
-    fn survey(&self, bucket: u32, tag: u32, now: u32) -> u64
+    fn survey(&self, primary: u32, partner: u32, tag: u32, now: u32) -> u64
     where
         Self: Sized,
     {
-        table::survey(self, bucket, tag, now)
+        table::survey(self, primary, partner, tag, now)
     }
     /// [`table::sharing`]; in the program a function of its own, too.
     fn sharing(&self, primary: u32, partner: u32, tag: u32) -> u64
@@ -271,8 +285,8 @@ pub mod memory {
     use core::sync::atomic::{AtomicU32, Ordering};
 
     use super::{
-        Address, Bucket, ColdRow, Control, Counts, DestinationRow, FragmentKey, IndexBucket, InterfaceRow,
-        Mac, Maps, ServiceRow, Step, TunnelRow, Unusual, Word,
+        Address, Bucket, ColdRow, Control, Counters, Counts, DestinationRow, FragmentKey, IndexBucket,
+        InterfaceRow, Mac, Maps, ServiceRow, Step, TunnelRow, Unusual, Word,
     };
     use crate::{
         abi::{INTERFACE_ROWS, MarkRow},
@@ -300,6 +314,8 @@ pub mod memory {
         pub destinations: Vec<DestinationRow>,
         /// Counts.
         pub counts: Vec<Counts>,
+        /// Counters, of one CPU.
+        pub counters: Vec<Counters>,
         /// Buckets of the connection table.
         pub hot: Vec<Bucket>,
         /// Companion rows.
@@ -393,6 +409,9 @@ pub mod memory {
     }
 
     impl Memory {
+        /// Jiffies of a second.
+        pub const JIFFIES: u64 = 1000;
+
         /// Empty tables: `connections` entries, `services` and `destinations` rows, all powers of two.
         pub fn new(connections: u32, services: u32, destinations: u32) -> Self {
             let control = Control::default();
@@ -412,6 +431,7 @@ pub mod memory {
                 cursors: rows(services),
                 destinations: rows(destinations),
                 counts: rows(destinations),
+                counters: rows(destinations),
                 hot: rows(connections / 8),
                 cold: rows(connections),
                 interfaces: rows(INTERFACE_ROWS),
@@ -436,6 +456,12 @@ pub mod memory {
         }
         fn now(&self) -> u32 {
             self.clock.load(Ordering::SeqCst)
+        }
+        fn jiffies(&self) -> u64 {
+            u64::from(self.now()) * Self::JIFFIES
+        }
+        fn counters(&self, id: u32) -> Option<&Counters> {
+            self.counters.get(id as usize)
         }
         fn service_bucket(&self, index: u32) -> Option<&IndexBucket> {
             self.service_index.get(index as usize)

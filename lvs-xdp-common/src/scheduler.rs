@@ -18,7 +18,7 @@ use crate::{
 #[cfg(not(target_arch = "bpf"))]
 pub use self::local::remembered;
 pub use self::{
-    hashed::{HASH_SLOTS, choose as by_hash},
+    hashed::{HASH_SLOTS, choose as by_hash, choose_first as first_by_hash},
     least::{choose as least, is_any_idle},
     local::{lblc, lblcr},
 };

@@ -17,7 +17,7 @@ mod insert;
 mod template;
 
 use crate::{
-    abi::{Bucket, Counts, Options, destination_flag},
+    abi::{Bucket, Counters, Counts, Options, destination_flag},
     atomic::Word,
     connection::{Count, Entry, State},
     flow::Flow,
@@ -366,6 +366,10 @@ fn try_change<M: Maps>(maps: &M, index: u32, tag: u32, flow: &Flow, signal: Sign
         return Some(Changed::Dropped);
     }
     let next = state.next(signal.event(protocol));
+    let is_half_open = matches!(state, State::SynRecv);
+    if is_half_open && opens {
+        count(maps, entry.destination(), Counters::opened_again);
+    }
     let fresh = entry.seen(next, now, timeout_of(maps, next));
     if fresh.0 == entry.0 {
         return Some(Changed::Kept);
@@ -377,9 +381,27 @@ fn try_change<M: Maps>(maps: &M, index: u32, tag: u32, flow: &Flow, signal: Sign
         maps.recount(entry.destination(), state as u32, next as u32);
         if next.is_established() {
             template::assure(maps, control);
+            if is_half_open {
+                #[expect(clippy::cast_possible_truncation, reason = "the lower half is what is kept")]
+                let since = (maps.jiffies() as u32).wrapping_sub(Flow::opened(cold));
+                count(maps, entry.destination(), |counters| {
+                    counters.acknowledged(since);
+                });
+            }
+        } else if matches!(next, State::SynRecv) {
+            Flow::reopen(cold, maps.jiffies());
+            count(maps, entry.destination(), Counters::opened);
         }
     }
     Some(Changed::Kept)
+}
+
+/// Counts something for a destination.
+#[inline(always)]
+pub fn count<M: Maps>(maps: &M, destination: u32, what: impl FnOnce(&Counters)) {
+    if let Some(counters) = maps.counters(destination) {
+        what(counters);
+    }
 }
 
 /// Whether what opens a connection is scheduled anew although it has an entry: of a destination of weight 0
@@ -433,7 +455,12 @@ pub fn remove<M: Maps>(maps: &M, place: Place<'_>, entry: Entry) -> bool {
 pub fn depart<M: Maps>(maps: &M, entry: u64, control: u64) {
     let entry = Entry(entry);
     if entry.is_live() {
-        maps.recount(entry.destination(), entry.state() as u32, State::Empty as u32);
+        recount(
+            maps,
+            entry.destination(),
+            entry.state() as u32,
+            State::Empty as u32,
+        );
         release(maps, control);
     }
 }

@@ -11,7 +11,7 @@ use aya_ebpf::{
 use core::ffi::c_void;
 use lvs_xdp_common::{
     abi::{
-        Bucket, COUNTER_WORDS, ColdRow, Control, Counts, Cursor, DestinationRow, INTERFACE_ROWS, IndexBucket,
+        Bucket, ColdRow, Control, Counters, Counts, Cursor, DestinationRow, INTERFACE_ROWS, IndexBucket,
         InterfaceRow, Kind, ListWord, MARK_PREFIXES_MAX, MARK_RULES_WORDS, MarkRow, RingWord, ServiceRow,
         TunnelRow,
     },
@@ -50,7 +50,7 @@ static DESTINATIONS: Array<DestinationRow, 2, SHARED> = Array::new();
 #[btf_map]
 static COUNTS: Array<Counts, 2, SHARED> = Array::new();
 #[btf_map]
-static COUNTERS: PerCpuArray<[u64; COUNTER_WORDS], 2> = PerCpuArray::new();
+static COUNTERS: PerCpuArray<Counters, 2> = PerCpuArray::new();
 #[btf_map]
 static REASONS: PerCpuArray<u64, { Reason::ALL.len() }> = PerCpuArray::new();
 #[btf_map]
@@ -85,6 +85,17 @@ pub(crate) static STEERED: HashMap<steer::Key, steer::Row, 16_384, { BPF_F_NO_PR
 #[btf_map]
 static CLOCK: Array<[u64; 2], 1, SHARED> = Array::new();
 
+/// A row of a shared array as a reference: rows are made of words, which may change at any time.
+macro_rules! row {
+    ($map:ident, $index:expr) => {
+        $map.get_ptr($index).map(|row| {
+            // SAFETY: array elements live as long as the map, which lives as long as the program, and
+            // are made of `Word`s only. Those of a per-CPU array are whole and aligned to 8, too.
+            unsafe { &*row }
+        })
+    };
+}
+
 /// Counts a packet by its reason.
 #[inline(always)]
 pub(crate) fn count(reason: Reason) {
@@ -97,12 +108,8 @@ pub(crate) fn count(reason: Reason) {
 /// Counts a forwarded packet for its destination.
 #[inline(always)]
 pub(crate) fn count_forwarded(destination: u32, length: u32, is_new: bool) {
-    if let Some(counters) = COUNTERS.get_ptr_mut(destination) {
-        // SAFETY: as for `count`.
-        let [packets, bytes, connections, _] = unsafe { &mut *counters };
-        *packets += 1;
-        *bytes += u64::from(length);
-        *connections += u64::from(is_new);
+    if let Some(counters) = row!(COUNTERS, destination) {
+        counters.forwarded(length, is_new);
     }
 }
 
@@ -112,17 +119,6 @@ pub(crate) fn write_clock(nanoseconds: u64) {
         // SAFETY: the agent runs this one at a time, and reads when it has run.
         unsafe { *clock = [bpf_jiffies64(), nanoseconds] };
     }
-}
-
-/// A row of a shared array as a reference: rows are made of words, which may change at any time.
-macro_rules! row {
-    ($map:ident, $index:expr) => {
-        $map.get_ptr($index).map(|row| {
-            // SAFETY: array elements live as long as the map, which lives as long as the program, and
-            // are made of `Word`s only.
-            unsafe { &*row }
-        })
-    };
 }
 
 /// The kernel's maps.
@@ -147,8 +143,13 @@ impl Maps for Kernel {
 
     #[inline(always)]
     fn now(&self) -> u32 {
+        self.control.seconds(self.jiffies())
+    }
+
+    #[inline(always)]
+    fn jiffies(&self) -> u64 {
         // SAFETY: takes no argument and cannot fail.
-        self.control.seconds(unsafe { bpf_jiffies64() })
+        unsafe { bpf_jiffies64() }
     }
 
     #[inline(always)]
@@ -184,6 +185,11 @@ impl Maps for Kernel {
     #[inline(always)]
     fn counts(&self, id: u32) -> Option<&Counts> {
         row!(COUNTS, id)
+    }
+
+    #[inline(always)]
+    fn counters(&self, id: u32) -> Option<&Counters> {
+        row!(COUNTERS, id)
     }
 
     #[inline(always)]
@@ -295,6 +301,11 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn stateless_at_once(&self, addresses: u64, ports: u64, id: u32, signal: u32) -> u64 {
+        stateless_at_once(addresses, ports, id, signal)
+    }
+
+    #[inline(always)]
     fn other_service(&self, high: u64, low: u64, identity: u64, mark: u32) -> u64 {
         other_service(high, low, identity, mark)
     }
@@ -365,8 +376,8 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
-    fn survey(&self, bucket: u32, tag: u32, now: u32) -> u64 {
-        survey(bucket, tag, now)
+    fn survey(&self, primary: u32, partner: u32, tag: u32, now: u32) -> u64 {
+        survey(primary, partner, tag, now)
     }
 
     #[inline(always)]
@@ -411,6 +422,15 @@ extern "C" fn stateless(new: *const New, signal: u32) -> u64 {
         return 0;
     };
     director::stateless(&kernel, new, signal)
+}
+
+/// [`director::stateless_at_once`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn stateless_at_once(addresses: u64, ports: u64, id: u32, signal: u32) -> u64 {
+    Kernel::new().map_or(0, |kernel| {
+        director::stateless_at_once(&kernel, addresses, ports, id, signal)
+    })
 }
 
 /// [`unusual::look`].
@@ -650,8 +670,10 @@ extern "C" fn depart(entry: u64, control: u64) -> u32 {
 /// [`table::survey`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn survey(bucket: u32, tag: u32, now: u32) -> u64 {
-    Kernel::new().map_or(u64::MAX, |kernel| table::survey(&kernel, bucket, tag, now))
+extern "C" fn survey(primary: u32, partner: u32, tag: u32, now: u32) -> u64 {
+    Kernel::new().map_or(u64::MAX, |kernel| {
+        table::survey(&kernel, primary, partner, tag, now)
+    })
 }
 
 /// [`table::sharing`].

@@ -4,7 +4,7 @@
 //! `node_ipvs`, so that its dashboards need no more than another prefix. There are no sums over services: a deleted
 //! service would make them fall, which Prometheus takes for a counter that has begun anew.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use prometheus_client::{
     collector::Collector,
@@ -49,6 +49,8 @@ struct Family {
     name: &'static str,
     help: &'static str,
     kind: MetricType,
+    /// Whether its values are microseconds, to be written as seconds: what Prometheus wants.
+    is_time: bool,
 }
 
 impl Family {
@@ -57,6 +59,15 @@ impl Family {
             name,
             help,
             kind: MetricType::Counter,
+            is_time: false,
+        }
+    }
+
+    /// A counter of microseconds.
+    const fn time(name: &'static str, help: &'static str) -> Self {
+        Self {
+            is_time: true,
+            ..Self::counter(name, help)
         }
     }
 
@@ -65,6 +76,7 @@ impl Family {
             name,
             help,
             kind: MetricType::Gauge,
+            is_time: false,
         }
     }
 
@@ -91,6 +103,9 @@ impl Family {
 
     fn write_value(&self, sample: MetricEncoder<'_>, value: u64) -> fmt::Result {
         match self.kind {
+            MetricType::Counter if self.is_time => {
+                ConstCounter::new(Duration::from_micros(value).as_secs_f64()).encode(sample)
+            }
             MetricType::Counter => ConstCounter::new(value).encode(sample),
             // A gauge is signed; nothing here comes near to 2^63.
             _ => ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(sample),
@@ -162,7 +177,7 @@ const OF_SERVICES: [OfService; 4] = [
 /// A family of real servers, and what of a real server it is.
 type OfServer = (Family, fn(&Server) -> u64);
 
-const OF_SERVERS: [OfServer; 8] = [
+const OF_SERVERS: [OfServer; 12] = [
     (
         Family::gauge("backend_connections_active", "Connections in an active state."),
         |server| server.active,
@@ -203,6 +218,34 @@ const OF_SERVERS: [OfServer; 8] = [
             "Bytes sent to the real server, without Ethernet headers.",
         ),
         |server| server.stats.bytes,
+    ),
+    (
+        Family::counter(
+            "handshakes_syns",
+            "SYNs that opened a connection to the real server.",
+        ),
+        |server| server.handshakes.syns,
+    ),
+    (
+        Family::counter(
+            "handshakes_repeated_syns",
+            "SYNs that were sent again because nothing had come back.",
+        ),
+        |server| server.handshakes.repeated,
+    ),
+    (
+        Family::counter(
+            "handshakes_acknowledged",
+            "Connections whose client has acknowledged the real server's answer to its SYN.",
+        ),
+        |server| server.handshakes.acknowledged,
+    ),
+    (
+        Family::time(
+            "handshakes_acknowledged_seconds",
+            "Time from SYN to first acknowledgement, over all connections that were acknowledged.",
+        ),
+        |server| server.handshakes.microseconds,
     ),
 ];
 

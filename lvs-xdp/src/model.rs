@@ -469,7 +469,7 @@ fn checked_service(spec: &ServiceSpec, servers: &Servers) -> Result<ServiceSpec,
         removal: _,
         slow_start,
         settings,
-        check,
+        check: _,
         quorum: _,
         fallback: _,
     } = spec;
@@ -497,7 +497,7 @@ fn checked_service(spec: &ServiceSpec, servers: &Servers) -> Result<ServiceSpec,
             "service {key}: a slow start of {slow_start} s is too long: {MAX_SLOW_START} s (a day) are the most"
         )));
     }
-    checks::check_service(key, check.as_deref(), servers)?;
+    checks::check_service(spec, servers)?;
     checks::check_fallback(spec, servers)?;
     let mut settings = *settings;
     for setting in Setting::ALL {

@@ -38,6 +38,7 @@ fn services() -> Value {
                 "mac": "02:00:00:00:00:01", "interface": "eth0", "active": 2, "inactive": 1, "persistent": 5,
                 "effective_weight": 4,
                 "stats": { "connections": 3, "packets": 30, "bytes": 3000 },
+                "handshakes": { "syns": 4, "repeated": 1, "acknowledged": 2, "microseconds": 7000 },
                 "rates": { "connections": 2, "packets": 20, "bytes": 2000 }
             },
             {
@@ -45,6 +46,7 @@ fn services() -> Value {
                 "state": "not-on-link",
                 "mac": null, "interface": null, "active": 0, "inactive": 0, "persistent": 0, "effective_weight": 0,
                 "stats": { "connections": 1, "packets": 10, "bytes": 1000 },
+                "handshakes": { "syns": 0, "repeated": 0, "acknowledged": 0, "microseconds": 0 },
                 "rates": { "connections": 0, "packets": 0, "bytes": 0 }
             }
         ]
@@ -449,6 +451,12 @@ fn changes_arrive_as_they_were_typed() {
             "service edit tcp 192.168.2.100:80 --check tcp:81 --check-rise 1",
             edited(&json!({ "check": { "port": 81, "rise": 1, "probe": { "type": "tcp" } } })),
         ),
+        (
+            "service edit tcp 192.168.2.100:80 --check passive --check-window 5s --check-connections 50 \
+             --check-share 30 --check-retry 1m --check-on-failure remove",
+            edited(&json!({ "check": { "on_failure": "remove", "probe": {
+                "type": "passive", "window": "5s", "connections": 50, "share": 30, "retry": "1m" } } })),
+        ),
         ("service edit tcp 192.168.2.100:80 --no-check", edited(&json!({}))),
         (
             "server add tcp 192.168.2.100:80 192.168.2.230 --check http:/own",
@@ -766,6 +774,22 @@ fn lists_are_json_for_programs() {
     let stats = parse("stats --json");
     assert_eq!(stats[0]["stats"]["connections"], 4);
     assert_eq!(stats[0]["servers"][1]["stats"]["bytes"], 1000);
+
+    let handshakes = parse("handshakes --json");
+    let row = json!({
+        "service": { "protocol": "tcp", "address": "192.168.2.100", "port": 80 },
+        "server": { "address": "192.168.2.210", "port": 80 },
+        "syns": 4, "repeated": 1, "acknowledged": 2, "microseconds": 7000, "troubled_percent": 50,
+        "mean_microseconds": 3500
+    });
+    let rows = handshakes.as_array().unwrap();
+    assert!(rows.contains(&row), "{handshakes}");
+    // Nothing comes in a moment without traffic.
+    let none = parse("handshakes --over 1s --json");
+    assert!(
+        none.as_array().unwrap().iter().all(|row| row["syns"] == 0),
+        "{none}"
+    );
 }
 
 #[test]

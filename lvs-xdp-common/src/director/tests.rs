@@ -13,6 +13,7 @@ use crate::{
 };
 
 mod any_packet;
+mod handshakes;
 mod marks;
 mod persistence;
 mod settings;

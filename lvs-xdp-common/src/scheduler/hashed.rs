@@ -2,7 +2,7 @@
 
 use super::{NONE, entry, is_usable};
 use crate::{
-    abi::{Kind, ListWord, RingWord},
+    abi::{Kind, ListEntry, ListWord, RingWord},
     flow::Flow,
     hash::{self, MH_KEY_1},
     maps::{Alone, Maps, Step},
@@ -40,38 +40,26 @@ impl Hashed {
 /// sh, dh, mh: what stands in the slot of the ring.
 #[inline(always)]
 pub fn choose<M: Maps>(maps: &M, list: ListWord, ring: RingWord, flow: &Flow) -> u32 {
-    let slots = ring.slots();
-    if slots == 0 {
-        return NONE;
-    }
-    let hashed_address = if matches!(list.kind(), Kind::Dh) {
-        flow.address
-    } else {
-        flow.client
-    };
-    let port = if ring.port() {
-        u32::from(flow.client_port())
-    } else {
-        0
-    };
-    let hashed = Hashed {
-        kind: list.kind(),
-        address: Alone(hash::fold(hashed_address).wrapping_add(port)),
-        slots: Alone(slots),
-    };
-    let first = hashed.slot(0);
-    let mut fallback = Fallback {
-        list,
-        ring,
-        hashed,
-        first: Alone(first),
-        chosen: Alone(NONE),
-    };
-    if fallback.take(maps, first) || !ring.fallback() || matches!(hashed.kind, Kind::Dh) {
+    let mut fallback = Fallback::new(list, ring, flow);
+    let Hashed { kind, slots, .. } = fallback.hashed;
+    let first = fallback.first.0;
+    if fallback.take(maps, first) || !ring.fallback() || matches!(kind, Kind::Dh) {
         return fallback.chosen.0;
     }
-    maps.repeat(slots, &mut fallback);
+    maps.repeat(slots.0, &mut fallback);
     fallback.chosen.0
+}
+
+/// What [`choose`] takes, where it is the first thing that it looks at and usable whatever its counts are; else [`NONE`].
+#[inline(always)]
+pub fn choose_first<M: Maps>(maps: &M, list: ListWord, ring: RingWord, flow: &Flow) -> u32 {
+    let fallback = Fallback::new(list, ring, flow);
+    let first = fallback.at(maps, fallback.first.0);
+    if first.weight() > 0 && !first.is_limited() {
+        first.id()
+    } else {
+        NONE
+    }
 }
 
 /// sh-fallback, mh-fallback: the slots that the kernel tries (`ip_vs_sh_get_fallback`, `ip_vs_mh_get_fallback`).
@@ -85,15 +73,51 @@ struct Fallback {
 
 impl Fallback {
     #[inline(always)]
-    fn take<M: Maps>(&mut self, maps: &M, slot: u32) -> bool {
+    fn new(list: ListWord, ring: RingWord, flow: &Flow) -> Self {
+        let hashed_address = if matches!(list.kind(), Kind::Dh) {
+            flow.address
+        } else {
+            flow.client
+        };
+        let port = if ring.port() {
+            u32::from(flow.client_port())
+        } else {
+            0
+        };
+        let hashed = Hashed {
+            kind: list.kind(),
+            address: Alone(hash::fold(hashed_address).wrapping_add(port)),
+            slots: Alone(ring.slots()),
+        };
+        Self {
+            list,
+            ring,
+            hashed,
+            first: Alone(hashed.slot(0)),
+            chosen: Alone(NONE),
+        }
+    }
+
+    /// The destination in a slot of the ring; one of weight 0 where there is none.
+    #[inline(always)]
+    fn at<M: Maps>(&self, maps: &M, slot: u32) -> ListEntry {
+        // A ring without slots has no words.
+        if slot >= self.hashed.slots.0 {
+            return ListEntry(0);
+        }
         let Some(word) = maps.ring(self.ring.offset() + slot / 4) else {
-            return false;
+            return ListEntry(0);
         };
         let index = (word.load() >> (slot % 4 * 16)) as u32 & 0xffff;
         if index >= self.list.length() {
-            return false;
+            return ListEntry(0);
         }
-        let entry = entry(maps, self.list, index);
+        entry(maps, self.list, index)
+    }
+
+    #[inline(always)]
+    fn take<M: Maps>(&mut self, maps: &M, slot: u32) -> bool {
+        let entry = self.at(maps, slot);
         let is_usable = is_usable(maps, entry);
         if is_usable {
             self.chosen.0 = entry.id();

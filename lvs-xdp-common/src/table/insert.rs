@@ -1,6 +1,6 @@
 //! Entering a flow: the place is chosen, claimed, and contended for, then the entry is written.
 
-use super::{Key, Place, TRIES, expire, is_expired, is_kept, timeout, word_at};
+use super::{Key, Place, TRIES, expire, is_expired, is_kept, recount, timeout, word_at};
 use crate::{
     abi::control_flag,
     atomic::Word,
@@ -23,6 +23,8 @@ pub struct New {
     pub hash: u64,
     /// Who it is.
     pub flow: Flow,
+    /// The jiffy that it is opened in; its lower half is kept.
+    pub opened: u64,
 }
 
 /// What came of entering a flow.
@@ -73,7 +75,8 @@ const HALF_OPEN: u64 = 2;
 const TAKEN: u64 = 3;
 
 /// What a bucket has to offer, packed: from the top 4 bits the number of entries that have not
-/// expired (claimed ones included), and then the score of its best place: rank 2 | order 32 | slot 3.
+/// expired (claimed ones included), a bit that says that it is the partner bucket, and then the score of its best
+/// place: rank 2 | order 32 | slot 3.
 #[derive(Clone, Copy)]
 struct Survey(u64);
 
@@ -86,6 +89,7 @@ const fn first_slot(tag: u32) -> u64 {
 }
 
 const LIVE_SHIFT: u32 = 60;
+const PARTNER: u64 = 1 << 59;
 const RANK_SHIFT: u32 = 35;
 const ORDER_SHIFT: u32 = 3;
 
@@ -98,6 +102,11 @@ impl Survey {
     #[inline(always)]
     const fn rank(self) -> u64 {
         self.0 >> RANK_SHIFT & 3
+    }
+
+    #[inline(always)]
+    const fn is_partners(self) -> bool {
+        self.0 & PARTNER != 0
     }
 
     /// The place, for a flow of this tag.
@@ -137,11 +146,11 @@ fn score<M: Maps>(maps: &M, entry: Entry, now: u32) -> u64 {
     (rank << RANK_SHIFT).wrapping_add((0xffff_ffff - u64::from(overdue.1)) << ORDER_SHIFT)
 }
 
-/// What a bucket has to offer for a flow of this tag, as [`Survey`] reads it.
+/// What a bucket has to offer for a flow of this tag.
 #[inline(always)]
-pub fn survey<M: Maps>(maps: &M, bucket: u32, tag: u32, now: u32) -> u64 {
+fn offer<M: Maps>(maps: &M, bucket: u32, tag: u32, now: u32) -> Survey {
     let Some(bucket) = maps.bucket(bucket) else {
-        return TAKEN << RANK_SHIFT;
+        return Survey(TAKEN << RANK_SHIFT);
     };
     let mut best = TAKEN << RANK_SHIFT | u64::from(u32::MAX) << ORDER_SHIFT;
     let mut live = 0;
@@ -157,7 +166,24 @@ pub fn survey<M: Maps>(maps: &M, bucket: u32, tag: u32, now: u32) -> u64 {
         best = best.wrapping_add(difference & is_better as u64);
         slot += 1;
     }
-    live << LIVE_SHIFT | best
+    Survey(live << LIVE_SHIFT | best)
+}
+
+/// The best place for a flow of this tag in a pair of buckets, as [`Survey`] reads it.
+#[inline(always)]
+pub fn survey<M: Maps>(maps: &M, primary: u32, partner: u32, tag: u32, now: u32) -> u64 {
+    let first = offer(maps, primary, tag, now);
+    if first.live() < CROWDED && first.rank() < HALF_OPEN {
+        return first.0;
+    }
+    let second = offer(maps, partner, tag, now);
+    // The emptier one; and no entry is displaced while the other bucket has room.
+    let is_better = if second.rank() < HALF_OPEN {
+        second.live() < first.live() || first.rank() >= HALF_OPEN
+    } else {
+        second.rank() < first.rank()
+    };
+    if is_better { second.0 | PARTNER } else { first.0 }
 }
 
 /// Enters a flow with the destination, state and time that `entry` has; its tag is the flow's. `control` is
@@ -195,22 +221,12 @@ pub fn claim<M: Maps>(maps: &M, new: &New, destination: u32) -> u64 {
     let mut tries = 0;
     while tries < TRIES {
         tries += 1;
-        let first = Survey(maps.survey(key.primary, key.tag, now));
-        let mut chosen = first;
-        let mut bucket = key.primary;
-        if first.live() >= CROWDED || first.rank() >= HALF_OPEN {
-            let second = Survey(maps.survey(key.partner(), key.tag, now));
-            // The emptier one; and no entry is displaced while the other bucket has room.
-            let better = if second.rank() < HALF_OPEN {
-                second.live() < first.live() || first.rank() >= HALF_OPEN
-            } else {
-                second.rank() < first.rank()
-            };
-            if better {
-                chosen = second;
-                bucket = key.partner();
-            }
-        }
+        let chosen = Survey(maps.survey(key.primary, key.partner(), key.tag, now));
+        let bucket = if chosen.is_partners() {
+            key.partner()
+        } else {
+            key.primary
+        };
         if chosen.rank() == TAKEN {
             return FAILED | Inserted::Full.pack();
         }
@@ -261,8 +277,13 @@ pub fn settle<M: Maps>(maps: &M, new: &New, entry: u64, control: u64, place: u64
     }
     // Counted before it can be seen, so that whoever ends it finds it counted; and before the row is written, which is
     // far away, and which a locked operation would wait for.
-    maps.recount(entry.destination(), State::Empty as u32, entry.state() as u32);
-    new.flow.write(cold);
+    recount(
+        maps,
+        entry.destination(),
+        State::Empty as u32,
+        entry.state() as u32,
+    );
+    new.flow.write(cold, new.opened);
     // Both are 0 in every row until there are templates.
     if has_templates(maps) {
         cold.control.store(control);

@@ -38,6 +38,7 @@ fn new(tag: u64, bucket: u64, client: u32) -> New {
     New {
         hash: tag << 41 | bucket,
         flow: Flow::new(&packet, 1),
+        opened: 0,
     }
 }
 
@@ -253,6 +254,7 @@ fn another_flow_of_the_same_tag_changes_nothing() {
             others.push(New {
                 hash: there.hash,
                 flow: Flow::new(&packet, 1),
+                opened: 0,
             });
         }
         for other in &others {

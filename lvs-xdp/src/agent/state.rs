@@ -406,8 +406,8 @@ impl State {
         }
     }
 
-    /// The second's work: expired entries, drained servers, slow starts, ids that nothing names any more, the
-    /// journal's size.
+    /// The second's work: expired entries, checks that ask nobody, drained servers, slow starts, ids that nothing names
+    /// any more, the journal's size.
     pub(super) async fn tick(&mut self) {
         let clock = self.dataplane.tick();
         let is_known = clock.is_ok();
@@ -421,6 +421,7 @@ impl State {
             Err(error) => error!("the sweep was broken off: {error}"),
         }
         self.estimate();
+        self.judge_watched();
         self.attach_missing();
         self.repeat_announcements();
         self.stale.extend(self.slow_start.due(Instant::now()));

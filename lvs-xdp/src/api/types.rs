@@ -27,10 +27,11 @@ pub use self::{
     configuration::{Action, Configuration, ConfiguredService, Plan, Rollback, Step, Version},
     marks::{MarkRule, Ports},
     method::{ForwardingMethod, Tunnel, TunnelChecksum, TunnelKind},
-    probe::{DnsProbe, DnsRecord, ExecProbe, HttpProbe, Probe, Statuses, TlsOptions, UdpProbe},
+    probe::{DnsProbe, DnsRecord, ExecProbe, HttpProbe, PassiveProbe, Probe, Statuses, TlsOptions, UdpProbe},
     seen::{
-        Announcement, CheckResult, CheckState, CheckStatus, Connection, Flushed, InterfaceStatus, Rates,
-        ReasonCount, Server, ServerState, Service, Stats, Status, TableFill, VipState, VipStatus, Zero,
+        Announcement, CheckResult, CheckState, CheckStatus, Connection, Flushed, Handshakes, InterfaceStatus,
+        Rates, ReasonCount, Server, ServerState, Service, Stats, Status, TableFill, VipState, VipStatus,
+        Zero,
     },
     settings::{ClientMask, Persistence, Removal, ServiceSettings, Setting, Settings, Timeouts},
 };

@@ -53,8 +53,20 @@ impl Health {
                 return false;
             }
         };
-        self.fault = None;
         let is_first = self.last.is_none();
+        self.record(is_good, why, took, now);
+        let next = match self.state {
+            CheckState::Down if is_good && (is_first || self.in_a_row >= check.rise) => CheckState::Up,
+            CheckState::Up if !is_good && self.in_a_row >= check.fall => CheckState::Down,
+            _ => return false,
+        };
+        self.turn(next, now);
+        true
+    }
+
+    /// Keeps a result, from which nothing follows yet.
+    pub(super) fn record(&mut self, is_good: bool, why: String, took: Duration, now: SystemTime) {
+        self.fault = None;
         let as_before = self.last.as_ref().is_some_and(|last| last.is_good == is_good);
         self.in_a_row = if as_before {
             self.in_a_row.saturating_add(1)
@@ -67,14 +79,12 @@ impl Health {
             is_good,
             why,
         });
-        let next = match self.state {
-            CheckState::Down if is_good && (is_first || self.in_a_row >= check.rise) => CheckState::Up,
-            CheckState::Up if !is_good && self.in_a_row >= check.fall => CheckState::Down,
-            _ => return false,
-        };
-        self.state = next;
+    }
+
+    /// Goes over to a state.
+    pub(super) fn turn(&mut self, state: CheckState, now: SystemTime) {
+        self.state = state;
         self.since = now;
-        true
     }
 }
 

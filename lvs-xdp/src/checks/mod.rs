@@ -2,13 +2,15 @@
 //!
 //! [`Checks`] belongs to the agent's task: it knows every check with its state ([`health`]). [`runner`] asks, on a
 //! thread of its own for all checks together, each when its turn comes ([`schedule`]), by one of the ways to ask
-//! ([`probe`]); it reports results and decides nothing.
+//! ([`probe`]); it reports results and decides nothing. Those that ask nobody are judged by what the program has counted
+//! ([`passive`]).
 //!
 //! What is kept on disk knows nothing of results: the agent makes an effective weight of them, which only the data
 //! plane sees, and an agent that starts learns from the weights in the maps who was down.
 
 mod health;
 mod host;
+mod passive;
 mod probe;
 mod runner;
 mod schedule;
@@ -17,20 +19,23 @@ mod socket;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use tracing::{info, warn};
 
-use self::health::{Health, millis};
+use self::{
+    health::{Health, millis},
+    passive::{Turned, Watch},
+};
 pub(crate) use self::{
     host::Host,
     runner::{Report, Runner},
 };
 use crate::{
     api::types::{
-        Check, CheckState, CheckStatus, CheckTarget, InitialState, OnFailure, Protocol, ServerKey,
-        ServerSpec, ServiceKey,
+        Check, CheckState, CheckStatus, CheckTarget, Handshakes, InitialState, OnFailure, Protocol,
+        ServerKey, ServerSpec, ServiceKey,
     },
     model::{Model, ServiceEntry},
 };
@@ -75,6 +80,14 @@ impl Job {
 /// Whom a check asks, or why there is nobody to ask.
 fn target(service: &ServiceKey, server: &ServerSpec, check: &Check) -> Result<Target, String> {
     let ServerKey { address: rip, port } = server.key;
+    if check.passive().is_some() {
+        return Ok(Target {
+            rip,
+            asked: SocketAddr::new(rip, port),
+            vip: None,
+            protocol: service.protocol(),
+        });
+    }
     let (vip, port) = match *service {
         ServiceKey::Endpoint { address, port, .. } => (Some(address), port),
         ServiceKey::Mark { .. } => (None, port),
@@ -98,6 +111,15 @@ fn target(service: &ServiceKey, server: &ServerSpec, check: &Check) -> Result<Ta
     })
 }
 
+/// What no real server of a service comes before.
+fn lowest(service: &ServiceKey) -> Name {
+    let lowest = ServerKey {
+        address: IpAddr::from([0; 4]),
+        port: 0,
+    };
+    (*service, lowest)
+}
+
 #[derive(Debug)]
 struct Entry {
     id: u64,
@@ -115,6 +137,8 @@ pub(crate) struct Checks {
     names: HashMap<u64, Name>,
     /// The real servers that are asked for a virtual address, with how many checks do so.
     steered: BTreeMap<IpAddr, u32>,
+    /// The services whose real servers are watched, not asked.
+    watches: BTreeMap<ServiceKey, Watch>,
     last_id: u64,
 }
 
@@ -126,6 +150,7 @@ impl Checks {
             entries: BTreeMap::new(),
             names: HashMap::new(),
             steered: BTreeMap::new(),
+            watches: BTreeMap::new(),
             last_id: 0,
         }
     }
@@ -151,7 +176,12 @@ impl Checks {
             let checked = servers.filter_map(|(entry, server)| {
                 let job = Job::new(entry, server)?;
                 let state = self.known(service, &server.key).unwrap_or_else(|| {
-                    first_state(job.check.initial, server.weight, weight(service, &server.key))
+                    let initial = match job.check.passive() {
+                        // Without connections there is nothing to be seen.
+                        Some(_) => InitialState::Up,
+                        None => job.check.initial,
+                    };
+                    first_state(initial, server.weight, weight(service, &server.key))
                 });
                 Some((server.key, (job, state)))
             });
@@ -170,6 +200,10 @@ impl Checks {
                     is_other |= self.end(&name);
                 }
             }
+            match checked.values().find_map(|(job, _)| job.check.passive()) {
+                Some(passive) => self.watches.entry(service).or_default().go_by(*passive),
+                None => drop(self.watches.remove(&service)),
+            }
             for (server, (job, state)) in checked {
                 is_other |= self.begin((service, server), job, state);
             }
@@ -178,11 +212,7 @@ impl Checks {
     }
 
     fn names_of(&self, service: &ServiceKey) -> Vec<Name> {
-        let lowest = ServerKey {
-            address: IpAddr::from([0; 4]),
-            port: 0,
-        };
-        let names = self.entries.range((*service, lowest)..).map(|(name, _)| *name);
+        let names = self.entries.range(lowest(service)..).map(|(name, _)| *name);
         names.take_while(|name| name.0 == *service).collect()
     }
 
@@ -203,7 +233,9 @@ impl Checks {
             None => Health::new(state, SystemTime::now()),
         };
         health.fault = job.target.as_ref().err().cloned();
-        self.runner.begin(id, job.clone());
+        if job.check.passive().is_none() {
+            self.runner.begin(id, job.clone());
+        }
         self.names.insert(id, name);
         let mut is_other = self.note_steered(&job, true);
         if let Some(before) = self.entries.insert(name, Entry { id, job, health }) {
@@ -251,17 +283,40 @@ impl Checks {
             return None;
         }
         let why = health.last.as_ref().map_or("", |last| last.why.as_str());
-        match health.state {
-            CheckState::Up => info!("real server {server} of service {service} is up: {why}"),
-            CheckState::Down => warn!("real server {server} of service {service} is down: {why}"),
-        }
+        tell(&service, &server, health.state, why);
         Some(service)
+    }
+
+    /// Looks at the handshakes with the real servers that are watched: once a second. `counted` says what there were in
+    /// all with one. The services whose real servers are to be looked at anew, as one has changed its state.
+    pub(crate) fn watch(
+        &mut self,
+        now: Instant,
+        counted: impl Fn(&ServiceKey, &ServerKey) -> Handshakes,
+    ) -> Vec<ServiceKey> {
+        let mut changed = Vec::new();
+        for (service, watch) in &mut self.watches {
+            let entries = self.entries.range_mut(lowest(service)..);
+            let own = entries.take_while(|(name, _)| name.0 == *service);
+            let watched = own.filter(|(_, entry)| entry.job.check.passive().is_some());
+            let watched = watched.map(|(name, entry)| (name.1, &mut entry.health));
+            let turned = watch.look(watched.collect(), now, SystemTime::now(), |server| {
+                counted(service, server)
+            });
+            for Turned { server, state, why } in &turned {
+                tell(service, server, *state, why);
+            }
+            if !turned.is_empty() {
+                changed.push(*service);
+            }
+        }
+        changed
     }
 
     /// The real servers that need attention: that they are down, or cannot be checked, and why.
     pub(crate) fn complaints(&self) -> impl Iterator<Item = (ServiceKey, ServerKey, String)> {
         let entries = self.entries.iter();
-        entries.filter_map(|(&(service, server), entry)| Some((service, server, complaint(&entry.health)?)))
+        entries.filter_map(|(&(service, server), entry)| Some((service, server, complaint(entry)?)))
     }
 
     /// The host that the checks leave from.
@@ -283,7 +338,9 @@ impl Checks {
                 server,
                 probe: job.check.probe.name().to_owned(),
                 target: job.check.target,
-                asked: job.target.as_ref().ok().map(|target| target.asked),
+                asked: (job.target.as_ref().ok())
+                    .filter(|_| job.check.passive().is_none())
+                    .map(|target| target.asked),
                 state: health.state,
                 since: millis(health.since),
                 in_a_row: health.in_a_row,
@@ -307,14 +364,25 @@ impl Next {
     }
 }
 
-fn complaint(health: &Health) -> Option<String> {
+/// Says that a real server has changed its state.
+fn tell(service: &ServiceKey, server: &ServerKey, state: CheckState, why: &str) {
+    match state {
+        CheckState::Up => info!("real server {server} of service {service} is up: {why}"),
+        CheckState::Down => warn!("real server {server} of service {service} is down: {why}"),
+    }
+}
+
+fn complaint(entry: &Entry) -> Option<String> {
     let Health {
         state, last, fault, ..
-    } = health;
+    } = &entry.health;
     match (state, fault, last) {
         (CheckState::Up, None, _) => None,
         (CheckState::Up, Some(fault), _) => Some(format!("cannot be checked, and counts as up: {fault}")),
         (CheckState::Down, Some(fault), _) => Some(format!("cannot be checked, and counts as down: {fault}")),
+        (CheckState::Down, None, None) if entry.job.check.passive().is_some() => {
+            Some("counts as down, as before, until it is tried again".to_owned())
+        }
         (CheckState::Down, None, Some(last)) => Some(format!("is down: {}", last.why)),
         (CheckState::Down, None, None) => Some("counts as down until its first check".to_owned()),
     }

@@ -114,7 +114,7 @@ pub(super) enum Verb {
     Status(ListArgs),
     /// Add, edit, delete and list virtual services
     #[command(subcommand)]
-    Service(ServiceVerb),
+    Service(Box<ServiceVerb>),
     /// Add, edit, delete and list the real servers of a virtual service
     #[command(subcommand)]
     Server(ServerVerb),
@@ -207,6 +207,13 @@ pub(super) enum Verb {
     /// Show the health check of every real server: its state, since when, and the last result
     #[command(after_help = "Examples:\n  lvs-xdp checks\n  lvs-xdp checks --json")]
     Checks(ListArgs),
+    /// Show what is seen of TCP handshakes with each real server: SYNs, those sent again, the time to the first
+    /// acknowledgement
+    #[command(
+        after_help = "TROUBLED are the connections that were not acknowledged, or as many as SYNs were sent again if that \
+        is more.\n\nExamples:\n  lvs-xdp handshakes\n  lvs-xdp handshakes tcp/192.168.2.100:80 --over 10s"
+    )]
+    Handshakes(HandshakesArgs),
     /// Print what Prometheus reads from the agent: counters, connections, health, tables
     #[command(
         after_help = "The agent serves it itself, too: curl --unix-socket /run/lvs-xdp/agent.sock http://agent/metrics\n\n\
@@ -373,6 +380,19 @@ pub(super) struct ListArgs {
     /// Print JSON, as the agent's API has it
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// Whose handshakes are shown, and since when.
+#[derive(Debug, Args)]
+pub(super) struct HandshakesArgs {
+    /// Those of one service, such as tcp/192.168.2.100:80 or mark/1 [default: of all]
+    #[arg(value_name = "PROTOCOL/VIP:PORT")]
+    pub(super) service: Option<ServiceName>,
+    /// Wait so long, and show what has come meanwhile [default: all since the counters were 0]
+    #[arg(long, value_name = "TIME", value_parser = value::duration)]
+    pub(super) over: Option<Duration>,
+    #[command(flatten)]
+    pub(super) list: ListArgs,
 }
 
 /// Names a virtual service.

@@ -10,7 +10,7 @@ use clap::{
 use super::Failure;
 use crate::api::types::{
     Check, CheckTarget, DnsProbe, ExecProbe, Fallback, ForwardingMethod, HttpProbe, InitialState, OnFailure,
-    Probe, ServerCheck, ServerSpec, ServiceSpec, Span, Statuses, TlsOptions, UdpProbe,
+    PassiveProbe, Probe, ServerCheck, ServerSpec, ServiceSpec, Span, Statuses, TlsOptions, UdpProbe,
 };
 
 /// A check in one word.
@@ -21,7 +21,7 @@ pub(super) struct CheckWord {
 }
 
 const FORMS: &str = "write one such as tcp, tcp:8080, http:/health, http://www.example.org/, \
-                     https://www.example.org:8443/, udp, dns:www.example.org or \"exec:/usr/local/bin/check -v\"";
+                     https://www.example.org:8443/, udp, dns:www.example.org, passive or \"exec:/usr/local/bin/check -v\"";
 
 /// See [`FORMS`].
 pub(super) fn check_word(text: &str) -> Result<CheckWord, String> {
@@ -38,6 +38,7 @@ pub(super) fn check_word(text: &str) -> Result<CheckWord, String> {
         ("tcp", Some(rest)) => (Probe::Tcp {}, port(rest)?),
         ("udp", None) => (Probe::Udp(UdpProbe::default()), None),
         ("udp", Some(rest)) => (Probe::Udp(UdpProbe::default()), port(rest)?),
+        ("passive", None) => (Probe::Passive(PassiveProbe::default()), None),
         ("http" | "https", rest) => {
             let mut http = HttpProbe {
                 tls: (kind == "https").then(TlsOptions::default),
@@ -86,7 +87,7 @@ pub(super) fn check_word(text: &str) -> Result<CheckWord, String> {
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
     /// Check real servers, and give new connections to those that are up: tcp[:PORT], http[s]:/PATH,
-    /// http[s]://HOST[:PORT]/PATH, udp[:PORT], dns:NAME, "exec:/PROGRAM [ARGUMENT]..."
+    /// http[s]://HOST[:PORT]/PATH, udp[:PORT], dns:NAME, "exec:/PROGRAM [ARGUMENT]...", or passive: by clients' TCP handshakes
     #[arg(long, value_name = "CHECK", value_parser = check_word, group = "changes")]
     pub(super) check: Option<CheckWord>,
     /// The time from one check to the next, such as 2s or 500ms [default: 2s]
@@ -123,6 +124,18 @@ pub(super) struct CheckArgs {
     /// Of HTTPS: a file of the certificates of those who may have issued the server's [default: the director's own]
     #[arg(long, value_name = "FILE", group = "changes")]
     pub(super) check_ca: Option<PathBuf>,
+    /// Of passive: over how long handshakes are counted [default: 10s]
+    #[arg(long, value_name = "TIME", group = "changes")]
+    pub(super) check_window: Option<Span>,
+    /// Of passive: so many connections have to be opened in that time [default: 20]
+    #[arg(long, value_name = "N", group = "changes")]
+    pub(super) check_connections: Option<u32>,
+    /// Of passive: the percentage of them in trouble that takes a real server out if it is exceeded [default: 50]
+    #[arg(long, value_name = "PERCENT", group = "changes")]
+    pub(super) check_share: Option<u32>,
+    /// Of passive: how long a real server is out before it is tried again [default: 30s]
+    #[arg(long, value_name = "TIME", group = "changes")]
+    pub(super) check_retry: Option<Span>,
     /// Who takes all new connections while fewer real servers than the quorum are usable, or `none`
     #[arg(long, value_name = "RIP", value_parser = fallback, group = "changes")]
     pub(super) fallback: Option<FallbackChoice>,
@@ -161,6 +174,10 @@ impl CheckArgs {
             check_contains,
             check_insecure,
             check_ca,
+            check_window,
+            check_connections,
+            check_share,
+            check_retry,
             fallback,
             quorum,
         } = self;
@@ -174,18 +191,34 @@ impl CheckArgs {
             }
         }
         service.quorum = quorum.unwrap_or(service.quorum);
-        let has_more = check_interval.is_some()
+        let asks = check_interval.is_some()
             || check_timeout.is_some()
             || check_rise.is_some()
             || check_fall.is_some()
             || check_target.is_some()
-            || check_initial.is_some()
+            || check_initial.is_some();
+        let watches = check_window.is_some()
+            || check_connections.is_some()
+            || check_share.is_some()
+            || check_retry.is_some();
+        let has_more = asks
+            || watches
             || check_on_failure.is_some()
             || !check_status.is_empty()
             || check_contains.is_some()
             || check_insecure
             || check_ca.is_some();
         let mut check = match (word, service.check.take()) {
+            // What an asking check is told by says nothing to a watching one.
+            (Some(CheckWord { probe, port }), Some(before))
+                if before.passive().is_some() != matches!(probe, Probe::Passive(_)) =>
+            {
+                Box::new(Check {
+                    port,
+                    on_failure: before.on_failure,
+                    ..Check::new(probe)
+                })
+            }
             (Some(CheckWord { probe, port }), Some(before)) => Box::new(Check {
                 probe,
                 port,
@@ -215,20 +248,42 @@ impl CheckArgs {
         let name = check.probe.name();
         let wrong = |option: &str, kinds: &str| {
             Err(Failure::Usage(format!(
-                "{option} is for checks by {kinds}, and this one is by {name}"
+                "{option} for checks by {kinds}, and this one is by {name}"
             )))
         };
+        match &mut check.probe {
+            Probe::Passive(_) if asks => {
+                return Err(Failure::Usage(
+                    "a passive check asks nobody: leave out --check-interval, --check-timeout, --check-rise, \
+                     --check-fall, --check-target and --check-initial"
+                        .to_owned(),
+                ));
+            }
+            Probe::Passive(passive) => {
+                passive.window = check_window.unwrap_or(passive.window);
+                passive.connections = check_connections.unwrap_or(passive.connections);
+                passive.share = check_share.unwrap_or(passive.share);
+                passive.retry = check_retry.unwrap_or(passive.retry);
+            }
+            _ if watches => {
+                return wrong(
+                    "--check-window, --check-connections, --check-share and --check-retry are",
+                    "passive",
+                );
+            }
+            _ => {}
+        }
         match (&mut check.probe, check_contains) {
             (_, None) => {}
             (Probe::Http(HttpProbe { contains, .. }) | Probe::Udp(UdpProbe { contains, .. }), text) => {
                 *contains = text;
             }
-            _ => return wrong("--check-contains", "http, https and udp"),
+            _ => return wrong("--check-contains is", "http, https and udp"),
         }
         match &mut check.probe {
             _ if check_status.is_empty() => {}
             Probe::Http(http) => http.status = check_status,
-            _ => return wrong("--check-status", "http and https"),
+            _ => return wrong("--check-status is", "http and https"),
         }
         match &mut check.probe {
             _ if !check_insecure && check_ca.is_none() => {}
@@ -295,7 +350,85 @@ fn on_failure() -> impl TypedValueParser<Value = OnFailure> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+    use crate::api::types::{Protocol, Scheduler, ServiceKey};
+
+    #[derive(clap::Parser)]
+    #[command(group = clap::ArgGroup::new("changes").multiple(true))]
+    struct Line {
+        #[command(flatten)]
+        check: CheckArgs,
+    }
+
+    /// What a line makes of a service's check, or why it makes nothing of it.
+    fn changed(before: Option<Check>, line: &str) -> Result<Option<Check>, String> {
+        let key = ServiceKey::new(Protocol::Tcp, [192, 0, 2, 1].into(), 80);
+        let mut service = ServiceSpec {
+            check: before.map(Box::new),
+            ..ServiceSpec::new(key, Scheduler::Rr)
+        };
+        let words = ["line"].into_iter().chain(line.split(' '));
+        let line = Line::try_parse_from(words).map_err(|error| error.to_string())?;
+        match line.check.apply_to(&mut service) {
+            Ok(()) => Ok(service.check.map(|check| *check)),
+            Err(Failure::Usage(why)) => Err(why),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_asks_and_what_watches_have_options_of_their_own() {
+        let tcp = Check {
+            interval: Span::from_millis(500),
+            timeout: Span::from_millis(500),
+            fall: 1,
+            on_failure: OnFailure::Remove,
+            ..Check::new(Probe::Tcp {})
+        };
+        // Only what holds for both stays.
+        let passive = Check {
+            on_failure: OnFailure::Remove,
+            ..Check::new(Probe::Passive(PassiveProbe {
+                share: 20,
+                ..PassiveProbe::default()
+            }))
+        };
+        let seen = changed(Some(tcp.clone()), "--check passive --check-share 20");
+        assert_eq!(seen, Ok(Some(passive.clone())));
+        let back = Check {
+            on_failure: OnFailure::Remove,
+            ..Check::new(Probe::Tcp {})
+        };
+        assert_eq!(changed(Some(passive.clone()), "--check tcp"), Ok(Some(back)));
+        for (before, line, why) in [
+            (
+                &passive,
+                "--check-fall 2",
+                "a passive check asks nobody: leave out",
+            ),
+            (&passive, "--check passive --check-initial up", "asks nobody"),
+            (
+                &passive,
+                "--check-contains x",
+                "--check-contains is for checks by http, https and udp, and this one is by passive",
+            ),
+            (
+                &tcp,
+                "--check-retry 10s",
+                "--check-retry are for checks by passive, and this one is by tcp",
+            ),
+            (
+                &tcp,
+                "--check-insecure",
+                "--check-insecure and --check-ca are for checks by https",
+            ),
+        ] {
+            let error = changed(Some(before.clone()), line).unwrap_err();
+            assert!(error.contains(why), "{line}: {error}");
+        }
+    }
 
     #[test]
     fn a_check_is_one_word() {
@@ -311,6 +444,7 @@ mod tests {
             ("tcp", Probe::Tcp {}, None),
             ("tcp:8080", Probe::Tcp {}, Some(8080)),
             ("udp", Probe::Udp(UdpProbe::default()), None),
+            ("passive", Probe::Passive(PassiveProbe::default()), None),
             ("http", http(None, "/", false), None),
             ("https", http(None, "/", true), None),
             ("http:/health?deep=1", http(None, "/health?deep=1", false), None),
@@ -353,6 +487,7 @@ mod tests {
             "dns:",
             "exec",
             "exec:true",
+            "passive:80",
         ] {
             assert!(check_word(bad).is_err(), "{bad}");
         }

@@ -11,6 +11,7 @@ mod configuration;
 mod connections;
 mod documents;
 mod drain;
+mod handshakes;
 mod import;
 mod install;
 mod mark;
@@ -124,7 +125,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
     let mut client = BlockingClient::new(target);
     match verb {
         Verb::Status(list) => status::status(&client.status()?, &list, out),
-        Verb::Service(verb) => service::run(verb, &mut client, out),
+        Verb::Service(verb) => service::run(*verb, &mut client, out),
         Verb::Server(verb) => server::run(verb, &mut client, out),
         Verb::Mark(verb) => mark::run(verb, &mut client, out),
         Verb::Connections(args) => connections::run(args, &mut client, out),
@@ -142,6 +143,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<(), Failure> {
         Verb::History(list) => configuration::history(&list, &mut client, out),
         Verb::Stats(list) => status::stats(&client.services()?, &list, out),
         Verb::Checks(list) => checks::print(&client.checks()?, &list, out),
+        Verb::Handshakes(args) => handshakes::run(&args, &mut client, out),
         Verb::Metrics => Ok(out.write_all(client.metrics()?.as_bytes())?),
         Verb::Announce { addresses, list } => announce(addresses, &list, &mut client, out),
         Verb::Doctor { all, pin_dir, list } => examine(all, &pin_dir, &list, &mut client, out),

@@ -327,7 +327,19 @@ fn copy_connection(old: &Tables, new: &Tables, listed: &Listed) -> bool {
                 .cold(listed.index)
                 .and_then(|row| table::controlling(old, row.control.load()))
                 .map_or(0, |template| control(new, &template));
-            let inserted = table::insert(new, &New { hash, flow: *flow }, *entry, control);
+            let opened = old
+                .cold(listed.index)
+                .map_or(0, |row| u64::from(Flow::opened(row)));
+            let inserted = table::insert(
+                new,
+                &New {
+                    hash,
+                    flow: *flow,
+                    opened,
+                },
+                *entry,
+                control,
+            );
             if inserted != Inserted::Done {
                 table::release(new, control);
             }

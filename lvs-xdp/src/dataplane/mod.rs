@@ -64,7 +64,7 @@ pub use self::{
     tables::{Capacity, Tables},
 };
 use crate::{
-    api::types::{InterfaceStatus, ReasonCount, Stats, Timeouts},
+    api::types::{Handshakes, InterfaceStatus, ReasonCount, Stats, Timeouts},
     crash,
 };
 
@@ -533,18 +533,46 @@ impl Dataplane {
 
     /// A destination's counters, over all CPUs.
     pub fn stats(&self, destination: u32) -> Stats {
-        let mut stats = Stats::default();
-        for [packets, bytes, connections, _] in self
+        self.counted(destination).0
+    }
+
+    /// The same, and what was seen of its TCP handshakes.
+    pub fn counted(&self, destination: u32) -> (Stats, Handshakes) {
+        let mut sums = [0_u64; COUNTER_WORDS];
+        for row in self
             .counters
             .get(&destination, 0)
             .iter()
             .flat_map(|values| values.iter())
         {
-            stats.packets += packets;
-            stats.bytes += bytes;
-            stats.connections += connections;
+            for (sum, word) in sums.iter_mut().zip(row) {
+                *sum = sum.wrapping_add(*word);
+            }
         }
-        stats
+        let [
+            packets,
+            bytes,
+            connections,
+            syns,
+            repeated,
+            acknowledged,
+            jiffies,
+            _,
+        ] = sums;
+        let stats = Stats {
+            connections,
+            packets,
+            bytes,
+        };
+        let rate = self.tables.control[0].seconds_per_jiffy.load();
+        let microseconds = (u128::from(jiffies) * u128::from(rate) * 1_000_000) >> SECONDS_SHIFT;
+        let handshakes = Handshakes {
+            syns,
+            repeated,
+            acknowledged,
+            microseconds: u64::try_from(microseconds).unwrap_or(u64::MAX),
+        };
+        (stats, handshakes)
     }
 
     /// Sets destinations' counters to zero while packets are counted. It takes as long as a grace period.

@@ -242,6 +242,10 @@ impl Maps for Tables {
     fn now(&self) -> u32 {
         self.now.load(Ordering::Relaxed)
     }
+    /// The agent opens no connections.
+    fn jiffies(&self) -> u64 {
+        0
+    }
     fn service_bucket(&self, index: u32) -> Option<&IndexBucket> {
         self.service_index.get(index as usize)
     }

@@ -33,6 +33,7 @@ impl Memory {
                 }
                 self.services.push(Service {
                     spec,
+                    handshakes: crate::api::types::Handshakes::default(),
                     stats: Stats::default(),
                     rates: Rates::default(),
                     has_fallen_back: false,

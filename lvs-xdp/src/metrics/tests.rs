@@ -2,8 +2,8 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::api::types::{
-    CheckTarget, InterfaceStatus, Protocol, Rates, ReasonCount, Scheduler, ServerSpec, ServerState,
-    ServiceSpec, Settings, Stats, TableFill, Timeouts, VipStatus,
+    CheckTarget, Handshakes, InterfaceStatus, Protocol, Rates, ReasonCount, Scheduler, ServerSpec,
+    ServerState, ServiceSpec, Settings, Stats, TableFill, Timeouts, VipStatus,
 };
 
 const SERVER: &str = "192.168.2.210";
@@ -29,6 +29,12 @@ fn server(address: &str, active: u64) -> Server {
             connections: 12,
             packets: 340,
             bytes: 5_600,
+        },
+        handshakes: Handshakes {
+            syns: 12,
+            repeated: 3,
+            acknowledged: 10,
+            microseconds: 2_000_000,
         },
         rates: Rates::default(),
     }
@@ -113,6 +119,8 @@ fn samples(text: &str) -> BTreeMap<String, u64> {
             let (name, value) = line.rsplit_once(' ').expect("a name and a value");
             assert!(name.starts_with("lvs_xdp_"), "{line}");
             assert_eq!(name.ends_with('}'), name.contains('{'), "{line}");
+            // Those of seconds have a fraction.
+            let value = value.strip_suffix(".0").unwrap_or(value);
             (name.to_owned(), value.parse().expect("a number"))
         })
         .collect()
@@ -139,6 +147,10 @@ fn a_text_has_what_was_seen() {
     assert_eq!(backend("backend_weight"), Some(3));
     assert_eq!(backend("backend_effective_weight"), Some(0));
     assert_eq!(backend("backend_incoming_bytes_total"), Some(5_600));
+    assert_eq!(backend("handshakes_syns_total"), Some(12));
+    assert_eq!(backend("handshakes_repeated_syns_total"), Some(3));
+    assert_eq!(backend("handshakes_acknowledged_total"), Some(10));
+    assert_eq!(backend("handshakes_acknowledged_seconds_total"), Some(2));
     let check =
         format!("lvs_xdp_check_up{{{labels},remote_address=\"{SERVER}\",remote_port=\"80\",probe=\"http\"}}");
     assert_eq!(of(&check), Some(0));

@@ -4,22 +4,16 @@ use std::net::IpAddr;
 
 use super::{MAX_SERVERS, Servers, ServiceEntry, check_server as check_destination, invalid};
 use crate::api::types::{
-    ApiError, Check, DnsProbe, DnsRecord, ExecProbe, HttpProbe, Probe, ServerSpec, ServiceKey, ServiceSpec,
-    Span, TlsOptions, UdpProbe,
+    ApiError, Check, DnsProbe, DnsRecord, ExecProbe, HttpProbe, PassiveProbe, Probe, Protocol, ServerSpec,
+    ServiceKey, ServiceSpec, Span, TlsOptions, UdpProbe,
 };
 
 /// Refuses a service's check, or that of one of its servers, which goes by it.
-pub(super) fn check_service(
-    service: &ServiceKey,
-    check: Option<&Check>,
-    servers: &Servers,
-) -> Result<(), ApiError> {
-    if let Some(check) = check {
-        check_one(&format!("service {service}"), service, check)?;
+pub(super) fn check_service(spec: &ServiceSpec, servers: &Servers) -> Result<(), ApiError> {
+    if let Some(check) = spec.check.as_deref() {
+        check_one(&format!("service {}", spec.key), spec, check)?;
     }
-    servers
-        .iter()
-        .try_for_each(|server| check_server(service, check, server))
+    servers.iter().try_for_each(|server| check_server(spec, server))
 }
 
 /// Refuses a quorum that nothing follows from, and a fallback that can be none.
@@ -65,13 +59,18 @@ pub(super) fn check_added(entry: &ServiceEntry, server: &ServerSpec) -> Result<(
     if fallback.is_some_and(|fallback| fallback.address == server.key.address) {
         return Err(is_both(&entry.spec.key, server.key.address));
     }
-    check_server(&entry.spec.key, entry.spec.check.as_deref(), server)
+    check_server(&entry.spec, server)
 }
 
-fn check_server(service: &ServiceKey, check: Option<&Check>, server: &ServerSpec) -> Result<(), ApiError> {
+fn check_server(service: &ServiceSpec, server: &ServerSpec) -> Result<(), ApiError> {
     let Some(own) = &server.check else { return Ok(()) };
-    let whose = format!("real server {} of service {service}", server.key);
-    match own.over(check) {
+    let whose = format!("real server {} of service {}", server.key, service.key);
+    if let Some(Probe::Passive(_)) = own.probe {
+        return Err(invalid(format!(
+            "{whose}: a passive check compares the real servers of a service: give it to the service"
+        )));
+    }
+    match own.over(service.check.as_deref()) {
         Some(check) => check_one(&whose, service, &check),
         None if own.off => Ok(()),
         None => Err(invalid(format!(
@@ -80,7 +79,10 @@ fn check_server(service: &ServiceKey, check: Option<&Check>, server: &ServerSpec
     }
 }
 
-fn check_one(whose: &str, service: &ServiceKey, check: &Check) -> Result<(), ApiError> {
+fn check_one(whose: &str, service: &ServiceSpec, check: &Check) -> Result<(), ApiError> {
+    if let Some(passive) = check.passive() {
+        return check_passive(service, check, passive).map_err(|why| invalid(format!("{whose}: {why}")));
+    }
     let Check {
         target: _,
         address,
@@ -95,7 +97,7 @@ fn check_one(whose: &str, service: &ServiceKey, check: &Check) -> Result<(), Api
         probe,
     } = check;
     let refuse = |why: String| Err(invalid(format!("{whose}: {why}")));
-    if address.is_some_and(|address| address.is_ipv6() != service.is_ipv6()) {
+    if address.is_some_and(|address| address.is_ipv6() != service.key.is_ipv6()) {
         return refuse("the check's address is of another family: use one of the service's".to_owned());
     }
     if *port == Some(0) {
@@ -143,7 +145,64 @@ fn check_one(whose: &str, service: &ServiceKey, check: &Check) -> Result<(), Api
                 "a check's command begins with the program's whole path, such as /usr/bin/true".to_owned(),
             ),
         },
+        // Looked at above, by what it has instead.
+        Probe::Passive(_) => Ok(()),
     }
+}
+
+/// Refuses a passive check where there are no handshakes to be seen, and everything that only asking has.
+fn check_passive(service: &ServiceSpec, check: &Check, passive: &PassiveProbe) -> Result<(), String> {
+    if let Some(protocol) = service
+        .key
+        .protocol()
+        .filter(|protocol| *protocol != Protocol::Tcp)
+    {
+        return Err(format!(
+            "a passive check goes by TCP handshakes, and {protocol} has none: use another check"
+        ));
+    }
+    if service.stateless {
+        return Err(
+            "a passive check goes by connections, and a stateless service keeps none: use another check"
+                .to_owned(),
+        );
+    }
+    let plain = Check {
+        on_failure: check.on_failure,
+        ..Check::new(check.probe.clone())
+    };
+    if *check != plain {
+        return Err(
+            "a passive check asks nobody: leave out its target, address, port, interval, timeout, rise, fall, jitter \
+             and initial"
+                .to_owned(),
+        );
+    }
+    let PassiveProbe {
+        window,
+        connections,
+        share,
+        retry,
+    } = *passive;
+    let (second, hour) = (Span::from_millis(1_000), Span::from_millis(3_600_000));
+    for (name, span, most) in [("window", window, hour), ("retry", retry, Span::LONGEST)] {
+        if !(second..=most).contains(&span) {
+            return Err(format!(
+                "a passive check's {name} of {span} is out of range: use a time from {second} to {most}"
+            ));
+        }
+    }
+    for (name, value, most) in [
+        ("connections", connections, PassiveProbe::MOST_CONNECTIONS),
+        ("share", share, PassiveProbe::MOST_SHARE),
+    ] {
+        if !(1..=most).contains(&value) {
+            return Err(format!(
+                "a passive check's {name} of {value} is out of range: use a number from 1 to {most}"
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn check_http(probe: &HttpProbe) -> Result<(), String> {
@@ -239,7 +298,9 @@ fn check_dns(probe: &DnsProbe) -> Result<(), String> {
 mod tests {
     use super::*;
     use crate::{
-        api::types::{Change, Protocol, Scheduler, ServerCheck, ServerKey, ServiceSpec, Statuses},
+        api::types::{
+            Change, InitialState, OnFailure, Scheduler, ServerCheck, ServerKey, ServiceSpec, Statuses,
+        },
         model::Model,
     };
 
@@ -358,6 +419,96 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn a_passive_check_is_a_tcp_services_and_has_nothing_of_the_others() {
+        let passive = |probe| Check::new(Probe::Passive(probe));
+        let plain = PassiveProbe::default();
+        let span = Span::from_millis;
+        let own = ServerCheck::default;
+        let remove = Check {
+            on_failure: OnFailure::Remove,
+            ..passive(plain)
+        };
+        assert_eq!(applied(Some(remove), own()), Ok(()));
+        for (check, part) in [
+            (
+                Check {
+                    rise: 1,
+                    ..passive(plain)
+                },
+                "asks nobody: leave out its target",
+            ),
+            (
+                Check {
+                    initial: InitialState::Up,
+                    ..passive(plain)
+                },
+                "asks nobody",
+            ),
+            (
+                passive(PassiveProbe {
+                    window: span(999),
+                    ..plain
+                }),
+                "window of 999ms is out of range: use a time from 1s to 1h",
+            ),
+            (
+                passive(PassiveProbe {
+                    retry: span(500),
+                    ..plain
+                }),
+                "retry of 500ms",
+            ),
+            (
+                passive(PassiveProbe {
+                    connections: 0,
+                    ..plain
+                }),
+                "connections of 0",
+            ),
+            (passive(PassiveProbe { share: 100, ..plain }), "from 1 to 99"),
+        ] {
+            let error = applied(Some(check), own()).unwrap_err();
+            assert!(
+                error.starts_with("service TCP") && error.contains(part),
+                "{error}"
+            );
+        }
+        let own_probe = ServerCheck {
+            probe: Some(Probe::Passive(plain)),
+            ..own()
+        };
+        let error = applied(Some(passive(plain)), own_probe).unwrap_err();
+        assert!(error.contains("give it to the service"), "{error}");
+        // One real server may be asked, or left alone, where the others are watched.
+        let asked = ServerCheck {
+            probe: Some(Probe::Tcp {}),
+            interval: Some(span(5_000)),
+            ..own()
+        };
+        let off = ServerCheck { off: true, ..own() };
+        for own in [asked, off] {
+            assert_eq!(applied(Some(passive(plain)), own), Ok(()));
+        }
+        let add = |service: ServiceSpec| {
+            let check = Some(Box::new(passive(plain)));
+            let service = ServiceSpec { check, ..service };
+            let error = Model::default()
+                .apply(&[Change::AddService { service }])
+                .unwrap_err();
+            error.message
+        };
+        let udp = ServiceKey::new(Protocol::Udp, [192, 0, 2, 1].into(), 80);
+        let error = add(ServiceSpec::new(udp, Scheduler::Rr));
+        assert!(error.contains("UDP has none"), "{error}");
+        let stateless = ServiceSpec {
+            stateless: true,
+            ..ServiceSpec::new(KEY, Scheduler::Mh)
+        };
+        let error = add(stateless);
+        assert!(error.contains("a stateless service keeps none"), "{error}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod consequences;
 mod kinds;
 mod outages;
+mod passive;
 mod thousands;
 
 use std::time::{Duration, Instant};

@@ -83,6 +83,9 @@ impl Maps for Host {
     fn now(&self) -> u32 {
         self.tables.now()
     }
+    fn jiffies(&self) -> u64 {
+        self.tables.jiffies()
+    }
     fn service_bucket(&self, index: u32) -> Option<&IndexBucket> {
         self.tables.service_bucket(index)
     }

@@ -324,6 +324,7 @@ fn a_connection_lets_its_template_go_however_it_ends() {
             let new = New {
                 hash: u64::from(entry.tag()) << 41 | u64::from(index / 8),
                 flow: Client::tcp(99).flow(),
+                opened: 0,
             };
             let entry = Entry::new(0, NEXT, State::SynRecv, maps.now(), 60);
             assert_eq!(table::insert(maps, &new, entry, 0), Inserted::Done);
@@ -341,6 +342,7 @@ fn a_connection_lets_its_template_go_however_it_ends() {
             let new = New {
                 hash: 7 << 41 | u64::from(index / 8),
                 flow: Client::tcp(99).flow(),
+                opened: 0,
             };
             let entry = Entry::new(0, NEXT, State::SynRecv, maps.now(), 60);
             assert_eq!(table::insert(maps, &new, entry, 0), Inserted::Done);

@@ -10,7 +10,7 @@ const DATA: u8 = 0;
 const COOKIE_ECHO: u8 = 10;
 const ABORT: u8 = 6;
 
-fn client(protocol: IpProto) -> Client {
+pub(super) fn client(protocol: IpProto) -> Client {
     Client {
         protocol,
         ..Client::tcp(1)

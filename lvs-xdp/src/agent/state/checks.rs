@@ -1,6 +1,9 @@
 //! Health checks: their results, and the interfaces by which they leave.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 use tracing::{info, warn};
 
@@ -11,6 +14,22 @@ impl State {
     /// Takes in the result of a health check.
     pub(in crate::agent) fn hear_check(&mut self, report: Report) {
         self.stale.extend(self.checks.hear(report));
+    }
+
+    /// Judges the real servers that are watched by what was counted of their handshakes.
+    pub(super) fn judge_watched(&mut self) {
+        let Self {
+            checks,
+            compiler,
+            dataplane,
+            stale,
+            ..
+        } = self;
+        let changed = checks.watch(Instant::now(), |service, server| {
+            let id = compiler.destination(service, server);
+            id.map(|id| dataplane.counted(id).1).unwrap_or_default()
+        });
+        stale.extend(changed);
     }
 
     /// Says which services have fallen back, and which have their real servers again.

@@ -62,6 +62,7 @@ impl State {
             Some(Resolution::NotOnLink(_)) => (ServerState::NotOnLink, None, None),
             Some(Resolution::Resolving) | None => (ServerState::Resolving, None, None),
         };
+        let (stats, handshakes) = id.map(|id| self.dataplane.counted(id)).unwrap_or_default();
         Server {
             spec: spec.clone(),
             state,
@@ -72,7 +73,8 @@ impl State {
             persistent: id.map_or(0, |id| self.compiler.templates(id)),
             effective_weight: self.compiler.effective_weight(service, &spec.key).unwrap_or(0),
             health: self.checks.known(service, &spec.key),
-            stats: id.map(|id| self.dataplane.stats(id)).unwrap_or_default(),
+            stats,
+            handshakes,
             rates: id.map(|id| self.destination_rates(id)).unwrap_or_default(),
         }
     }

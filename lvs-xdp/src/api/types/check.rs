@@ -7,7 +7,7 @@ use std::{fmt, net::IpAddr, str::FromStr, time::Duration};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{ForwardingMethod, Probe, as_text, by_name, is_default};
+use super::{ForwardingMethod, PassiveProbe, Probe, as_text, by_name, is_default};
 
 /// A time of whole milliseconds, written as humantime has it: `"500ms"`, `"2s"`, `"1m 30s"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -189,6 +189,14 @@ impl Check {
     pub const MOST_RESULTS: u32 = 100;
     /// The most of [`Check::jitter`].
     pub const MOST_JITTER: u32 = 50;
+
+    /// What a passive check is told by, which asks nobody.
+    pub fn passive(&self) -> Option<&PassiveProbe> {
+        match &self.probe {
+            Probe::Passive(passive) => Some(passive),
+            _ => None,
+        }
+    }
 
     /// A check with everything else by default.
     pub fn new(probe: Probe) -> Self {

@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{as_text, by_name, is_default, one_of};
+use super::{Span, as_text, by_name, is_default, one_of};
 
 /// Statuses of HTTP: one, such as `"200"`, or a range, such as `"200-399"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +73,8 @@ pub enum Probe {
     Dns(DnsProbe),
     /// A program on the director ends with status 0.
     Exec(ExecProbe),
+    /// Nobody is asked: clients' TCP handshakes get on as well as those with the service's other real servers.
+    Passive(PassiveProbe),
 }
 
 impl Probe {
@@ -85,6 +87,7 @@ impl Probe {
             Self::Udp(_) => "udp",
             Self::Dns(_) => "dns",
             Self::Exec(_) => "exec",
+            Self::Passive(_) => "passive",
         }
     }
 }
@@ -292,6 +295,68 @@ by_name!(
 pub struct ExecProbe {
     /// The program's path, which begins with a slash, and its arguments.
     pub command: Vec<String>,
+}
+
+/// What is seen of clients' TCP handshakes ([`Handshakes`](super::Handshakes)), by which a real server is judged after
+/// each window of time. It is down where too many of its connections are in trouble, and less than half as many of
+/// those of its fellows: the service's other real servers with this check, together. So nobody goes down for what all
+/// have in common, as a flood of SYNs; and never more than half of the real servers are out. One that is out sees no
+/// handshakes: it is tried again after a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct PassiveProbe {
+    /// The time over which handshakes are counted, 1 s to an hour.
+    #[serde(skip_serializing_if = "is_default_window")]
+    #[schema(value_type = String)]
+    pub window: Span,
+    /// So many connections have to be opened in it, to a real server and to its fellows together, for a judgement, 1 to
+    /// 1,000,000.
+    #[serde(skip_serializing_if = "is_default_connections")]
+    pub connections: u32,
+    /// The share of them in trouble that is too much if it is exceeded, in percent, 1 to 99: those that were not
+    /// acknowledged, or as many as SYNs were sent again if that is more.
+    #[serde(skip_serializing_if = "is_default_share")]
+    pub share: u32,
+    /// How long a real server is out before it gets new connections again, 1 s to a day.
+    #[serde(skip_serializing_if = "is_default_retry")]
+    #[schema(value_type = String)]
+    pub retry: Span,
+}
+
+impl PassiveProbe {
+    /// The most of [`PassiveProbe::connections`].
+    pub const MOST_CONNECTIONS: u32 = 1_000_000;
+    /// The most of [`PassiveProbe::share`].
+    pub const MOST_SHARE: u32 = 99;
+}
+
+impl Default for PassiveProbe {
+    fn default() -> Self {
+        Self {
+            window: Span::from_millis(10_000),
+            connections: 20,
+            share: 50,
+            retry: Span::from_millis(30_000),
+        }
+    }
+}
+
+fn is_default_window(window: &Span) -> bool {
+    *window == PassiveProbe::default().window
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_default_connections(connections: &u32) -> bool {
+    *connections == PassiveProbe::default().connections
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_default_share(share: &u32) -> bool {
+    *share == PassiveProbe::default().share
+}
+
+fn is_default_retry(retry: &Span) -> bool {
+    *retry == PassiveProbe::default().retry
 }
 
 fn get() -> String {

@@ -18,6 +18,71 @@ pub struct Stats {
     pub bytes: u64,
 }
 
+/// What was seen of a real server's TCP handshakes, since it was added or its counters were set to 0. With direct
+/// routing these are the clients' halves: a SYN that comes again, and no acknowledgement, tell of a real server that
+/// does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct Handshakes {
+    /// SYNs that opened a connection.
+    pub syns: u64,
+    /// SYNs that were sent again, before anything else was seen of their connections.
+    pub repeated: u64,
+    /// Connections whose client has acknowledged the real server's answer.
+    pub acknowledged: u64,
+    /// Microseconds from SYN to first acknowledgement, over all of these. The kernel's clock for them ticks every 1 to
+    /// 10 ms: of one connection that says little, the mean over many is right.
+    pub microseconds: u64,
+}
+
+impl Handshakes {
+    /// What came after `before`. Counters that have fallen were set to 0 meanwhile: then all that they have.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        let has_fallen = self.syns < before.syns
+            || self.repeated < before.repeated
+            || self.acknowledged < before.acknowledged
+            || self.microseconds < before.microseconds;
+        if has_fallen {
+            return self;
+        }
+        Self {
+            syns: self.syns - before.syns,
+            repeated: self.repeated - before.repeated,
+            acknowledged: self.acknowledged - before.acknowledged,
+            microseconds: self.microseconds - before.microseconds,
+        }
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            syns: self.syns.saturating_add(other.syns),
+            repeated: self.repeated.saturating_add(other.repeated),
+            acknowledged: self.acknowledged.saturating_add(other.acknowledged),
+            microseconds: self.microseconds.saturating_add(other.microseconds),
+        }
+    }
+
+    /// Connections in trouble: those that were not acknowledged, or as many as SYNs were sent again if that is more.
+    /// Never more than connections were opened.
+    pub fn troubled(&self) -> u64 {
+        let unacknowledged = self.syns.saturating_sub(self.acknowledged);
+        unacknowledged.max(self.repeated).min(self.syns)
+    }
+
+    /// Their share, in percent, rounded down; nothing where no connection was opened.
+    pub fn troubled_percent(&self) -> Option<u64> {
+        let percent = u128::from(self.troubled()) * 100;
+        u64::try_from(percent.checked_div(u128::from(self.syns))?).ok()
+    }
+
+    /// The mean time from SYN to first acknowledgement, in microseconds; nothing where none was acknowledged.
+    pub fn mean_microseconds(&self) -> Option<u64> {
+        self.microseconds.checked_div(self.acknowledged)
+    }
+}
+
 /// Rates as IPVS estimates them: every two seconds each moves a quarter of the way to what the last two seconds had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct Rates {
@@ -80,7 +145,10 @@ pub struct Server {
     pub health: Option<CheckState>,
     /// Its counters.
     pub stats: Stats,
-    /// Their rates.
+    /// What was seen of its TCP handshakes.
+    #[serde(default)]
+    pub handshakes: Handshakes,
+    /// The rates of its counters.
     #[serde(default)]
     pub rates: Rates,
 }

@@ -36,6 +36,7 @@ async fn try_once(job: &Job, host: &Host, tls: &mut Option<Tls>) -> Result<Strin
         Probe::Udp(probe) => udp::ask(probe, target, host, deadline).await,
         Probe::Dns(probe) => dns::ask(probe, target, host, deadline).await,
         Probe::Exec(probe) => exec::ask(probe, target, deadline).await,
+        Probe::Passive(_) => Err(Failure::Unknown("a passive check asks nobody".to_owned())),
     }
 }
 

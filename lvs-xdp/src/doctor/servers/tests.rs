@@ -3,7 +3,8 @@
 use super::*;
 use crate::{
     api::types::{
-        ForwardingMethod, InterfaceStatus, Rates, Scheduler, ServerKey, ServerSpec, ServiceSpec, Stats,
+        ForwardingMethod, Handshakes, InterfaceStatus, Rates, Scheduler, ServerKey, ServerSpec, ServiceSpec,
+        Stats,
     },
     doctor::{
         tests::{facts, status},
@@ -43,6 +44,7 @@ fn server(state: ServerState) -> Server {
         health: None,
         effective_weight: 1,
         stats: Stats::default(),
+        handshakes: Handshakes::default(),
         rates: Rates::default(),
     }
 }

@@ -74,6 +74,7 @@ fn seen(spec: ServerSpec) -> Server {
         inactive: 0,
         persistent: 0,
         effective_weight: 1,
+        handshakes: crate::api::types::Handshakes::default(),
         stats: Stats::default(),
         rates: Rates::default(),
     }

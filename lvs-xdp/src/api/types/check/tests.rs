@@ -4,7 +4,9 @@ use proptest::{collection::vec, option, prelude::*};
 use serde_json::Value;
 
 use super::*;
-use crate::api::types::{DnsProbe, DnsRecord, ExecProbe, HttpProbe, Statuses, TlsOptions, UdpProbe};
+use crate::api::types::{
+    DnsProbe, DnsRecord, ExecProbe, HttpProbe, PassiveProbe, Statuses, TlsOptions, UdpProbe,
+};
 
 #[test]
 fn spans_and_statuses_are_read_as_they_are_written() {
@@ -115,6 +117,14 @@ fn any_probe() -> impl Strategy<Value = Probe> {
         udp.prop_map(Probe::Udp),
         dns.prop_map(Probe::Dns),
         vec(text, 1..4).prop_map(|command| Probe::Exec(ExecProbe { command })),
+        (10u64..90_000_000, any::<u32>(), 1u32..100).prop_map(|(window, connections, share)| {
+            Probe::Passive(PassiveProbe {
+                window: Span::from_millis(window),
+                connections,
+                share,
+                ..PassiveProbe::default()
+            })
+        }),
     ]
 }
 
