@@ -16,6 +16,7 @@ pub mod doctor;
 pub mod import;
 pub mod ipvsadm;
 pub mod journal;
+mod line;
 pub mod metrics;
 pub mod model;
 pub mod neighbour;

@@ -21,6 +21,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::line::one_line;
+
 pub use self::{
     bounded::MAX_CHANGES,
     check::{Check, CheckTarget, Fallback, InitialState, OnFailure, ServerCheck, Span},
@@ -595,11 +597,11 @@ pub struct Fault {
 }
 
 impl ApiError {
-    /// An error with its message.
+    /// An error with its message, in one line: control characters in it are escaped.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self {
             code,
-            message: message.into(),
+            message: one_line(message),
             faults: Vec::new(),
         }
     }

@@ -23,6 +23,7 @@ use crate::{
         ApiError, Change, Configuration, ConfiguredService, MarkRule, ServerSpec, ServiceKey, ServiceSpec,
         Settings, Timeouts,
     },
+    line::one_line,
     model::Model,
 };
 
@@ -74,7 +75,7 @@ pub fn read(text: &str) -> Result<(Configuration, Model), Faults> {
             Fault {
                 line,
                 column,
-                message,
+                message: one_line(message),
             }
         });
         return Err(in_order(faults.collect()));
@@ -157,7 +158,7 @@ impl Reader<'_> {
         self.faults.push(Fault {
             line,
             column,
-            message: message.into(),
+            message: one_line(message),
         });
     }
 

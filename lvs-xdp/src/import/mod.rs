@@ -11,6 +11,7 @@ use std::{fmt, io, path::PathBuf, rc::Rc};
 use crate::{
     api::types::{ApiError, Change, Configuration},
     ipvsadm::Names,
+    line::one_line,
     model::Model,
 };
 
@@ -110,7 +111,9 @@ pub struct Context<'a> {
 pub fn import(text: &str, format: Format, context: Context<'_>) -> Result<Imported, Fault> {
     let imported = match format {
         Format::Ipvsadm => saved::import(text, context),
-        Format::Keepalived => keepalived::import(text, context)?,
+        Format::Keepalived => {
+            keepalived::import(text, context).map_err(|Fault(message)| Fault(one_line(message)))?
+        }
     };
     let is_empty = imported.configuration == Configuration::default();
     if let (true, Some(first)) = (is_empty, imported.notes.first()) {
@@ -138,7 +141,7 @@ impl Table {
     fn note(&mut self, place: &Place, message: impl Into<String>) {
         self.notes.push(Note {
             place: place.clone(),
-            message: message.into(),
+            message: one_line(message),
         });
     }
 

@@ -5,6 +5,7 @@
 //! its rules all or none, reports every bad line, and takes comments; `-S --full` saves what ipvsadm leaves out.
 
 mod args;
+mod desired;
 mod help;
 mod names;
 mod options;
@@ -25,6 +26,7 @@ use std::{
     process::ExitCode,
 };
 
+pub use desired::Desired;
 pub use names::Names;
 pub(crate) use restore::rules;
 

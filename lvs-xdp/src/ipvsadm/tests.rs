@@ -7,7 +7,9 @@ mod scenarios;
 mod services;
 
 use super::*;
-use crate::api::types::{ApiError, Fault, Rates, Server, ServerSpec, ServerState, Stats, Timeouts};
+use crate::api::types::{
+    ApiError, Fault, Handshakes, Rates, Server, ServerSpec, ServerState, Stats, Timeouts,
+};
 
 /// A director without agent, program or network: what the kernel would say to each change.
 #[derive(Default)]
@@ -33,7 +35,6 @@ impl Memory {
                 }
                 self.services.push(Service {
                     spec,
-                    handshakes: crate::api::types::Handshakes::default(),
                     stats: Stats::default(),
                     rates: Rates::default(),
                     has_fallen_back: false,
@@ -74,6 +75,7 @@ impl Memory {
                     effective_weight: 1,
                     health: None,
                     stats,
+                    handshakes: Handshakes::default(),
                     rates: Rates::default(),
                 };
                 service.servers.insert(0, server);

@@ -74,6 +74,24 @@ fn a_file_is_written_as_it_is_read() {
 }
 
 #[test]
+fn what_is_quoted_moves_no_cursor() {
+    for text in [
+        "\"a\\n\\u001b[2J\" = 1\n",
+        "[settings]\n\"a\\n\\u001b[2J\" = 1\n",
+        "[[service]]\nprotocol = \"\\u001b\"\naddress = \"192.0.2.1\"\nport = 80\n",
+        "[[service]]\nprotocol = \"tcp\"\naddress = \"192.0.2.1\"\nport = 80\n\
+         check = { probe = { type = \"http\", path = \"a\\nb\" } }\n",
+    ] {
+        let message = faults(text);
+        assert!(!message.contains(char::is_control), "{message:?}");
+        assert!(
+            message.contains(r"\n") || message.contains(r"\u{1b}"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
 fn an_empty_file_is_an_empty_table() {
     assert_eq!(read("").unwrap(), (Configuration::default(), Model::default()));
 }

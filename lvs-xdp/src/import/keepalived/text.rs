@@ -5,6 +5,7 @@
 use std::{cell::Cell, collections::HashMap, path::Path, rc::Rc};
 
 use super::super::{Context, Fault, Note, Place};
+use crate::line::one_line;
 
 /// Files inside of files, and parameters inside of parameters.
 const DEEPEST: usize = 16;
@@ -77,7 +78,7 @@ impl Lines<'_> {
     fn note(&mut self, place: &Place, message: impl Into<String>) {
         self.notes.push(Note {
             place: place.clone(),
-            message: message.into(),
+            message: one_line(message),
         });
     }
 

@@ -1,5 +1,7 @@
 //! Rules from standard input.
 
+use std::net::IpAddr;
+
 use super::*;
 
 fn restore(director: &mut dyn Director, rules: &str) -> Step {
@@ -80,6 +82,11 @@ fn every_bad_line_is_named_and_none_is_applied() {
     assert!(lines[5].starts_with("line 7: Try ") && lines[6] == "line 8: No such service");
     assert_eq!((step.status, lines.len()), (255, 7));
     assert_eq!(restore(&mut director, "-A -t x\n").status, 2);
+    // By itself this one ends with an empty line.
+    let step = restore(&mut director, "-A -6 -f 7\n-A -t 10.0.0.7:80 --o\u{1b}[2Jo\n");
+    assert_eq!(step.stderr.lines().count(), 2, "{}", step.stderr);
+    assert!(step.stderr.starts_with("line 1: -6 used before -f\n"));
+    assert!(!step.stderr.contains('\u{1b}'), "{}", step.stderr);
     assert_eq!(stdout_of(&mut director, "-S -n"), before);
 }
 
@@ -105,7 +112,7 @@ fn restoring_replaces_in_one_step() {
             self.0.services()
         }
         fn service(&mut self, _key: ServiceKey) -> Result<Service, ClientError> {
-            panic!("what there was does not matter")
+            panic!("the whole table is asked for at once")
         }
         fn timeouts(&mut self) -> Result<Timeouts, ClientError> {
             self.0.timeouts()
@@ -140,6 +147,107 @@ fn restoring_replaces_in_one_step() {
     assert_eq!(stdout_of(&mut director, "-S -n"), rules);
     good(&replace(&mut director, ""));
     assert_eq!(stdout_of(&mut director, "-S -n"), "");
+}
+
+/// A table with what ipvsadm has no words for.
+fn with_checks() -> Desired {
+    let text = r#"
+        [[service]]
+        protocol = "tcp"
+        address = "10.0.0.1"
+        port = 80
+        check = { probe = { type = "tcp" } }
+        quorum = 2
+        fallback = { address = "10.0.0.9" }
+        [[service.server]]
+        address = "10.0.0.2"
+        check = { fall = 1 }
+        [[service.server]]
+        address = "10.0.0.3"
+        [[service]]
+        mark = 7
+        check = { address = "10.0.0.1", port = 80, probe = { type = "tcp" } }
+    "#;
+    Desired(crate::config::read(text).unwrap().1)
+}
+
+#[test]
+fn what_is_restored_keeps_its_checks() {
+    let mut director = with_checks();
+    let before = director.0.clone();
+    let saved = stdout_of(&mut director, "-S -n --full");
+    good(&replace(&mut director, &saved));
+    assert_eq!(director.0, before);
+    // What is new has none, and what the rules say is taken.
+    good(&replace(
+        &mut director,
+        "-A -t 10.0.0.1:80 -s rr\n-a -t 10.0.0.1:80 -r 10.0.0.2 -w 5\n-a -t 10.0.0.1:80 -r 10.0.0.4\n-A -t 10.0.0.5:80\n",
+    ));
+    let services: Vec<_> = director.0.services().values().collect();
+    let (kept, new) = (services[0], services[1]);
+    let known = &before.services()[&kept.spec.key];
+    assert_eq!(
+        kept.spec,
+        ServiceSpec {
+            scheduler: Scheduler::Rr,
+            ..known.spec.clone()
+        }
+    );
+    let checks: Vec<_> = kept.servers.iter().map(|server| server.check.is_some()).collect();
+    assert_eq!((checks, new.spec.check.is_some()), (vec![false, true], false));
+    assert_eq!(services.len(), 2);
+}
+
+#[test]
+fn rules_that_delete_by_name_take_checks_along() {
+    for (rules, service, server) in [
+        ("-e -t 10.0.0.1:80 -r 10.0.0.2 -w 9\n", true, true),
+        (
+            "-d -t 10.0.0.1:80 -r 10.0.0.2\n-a -t 10.0.0.1:80 -r 10.0.0.2\n",
+            true,
+            false,
+        ),
+        (
+            "-D -t 10.0.0.1:80\n-A -t 10.0.0.1:80\n-a -t 10.0.0.1:80 -r 10.0.0.2\n",
+            false,
+            false,
+        ),
+        (
+            "-D -t 10.0.0.1:80\n-C\n-A -t 10.0.0.1:80\n-a -t 10.0.0.1:80 -r 10.0.0.2\n",
+            false,
+            false,
+        ),
+        (
+            "-C\n-A -t 10.0.0.1:80\n-a -t 10.0.0.1:80 -r 10.0.0.2\n",
+            true,
+            true,
+        ),
+    ] {
+        let mut director = with_checks();
+        good(&restore(&mut director, rules));
+        let entry = director.0.services().values().next().unwrap();
+        let of_server = entry
+            .servers
+            .iter()
+            .find(|server| server.key.address == IpAddr::from([10, 0, 0, 2]));
+        let has = (entry.spec.check.is_some(), of_server.unwrap().check.is_some());
+        assert_eq!(has, (service, server), "{rules}");
+    }
+}
+
+#[test]
+fn a_question_about_no_service_is_known_before_anything_is_changed() {
+    for question in ["-L -n -t 10.0.0.8:80", "-Z -t 10.0.0.8:80", "-Z -t 10.0.0.1:80"] {
+        let mut director = with_web();
+        let rules = format!("{question}\n-A -t 10.0.0.9:80\n-D -t 10.0.0.1:80\n");
+        let step = restore(&mut director, &rules);
+        assert_eq!(
+            (step.stdout.as_str(), step.stderr.as_str()),
+            ("", "line 1: No such service\n")
+        );
+        assert_ne!(step.status, 0);
+        assert_eq!(director.services.len(), 1, "{question}");
+    }
 }
 
 #[test]

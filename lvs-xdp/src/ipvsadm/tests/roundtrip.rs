@@ -18,68 +18,6 @@ use crate::{
     model::{MAX_SLOW_START, MAX_THRESHOLD, MAX_TIMEOUT, MAX_WEIGHT, Model},
 };
 
-/// The agent's own model as a director.
-#[derive(Default)]
-struct Desired(Model);
-
-impl Director for Desired {
-    fn services(&mut self) -> Result<Vec<Service>, ClientError> {
-        let services = self.0.services().values().map(|entry| Service {
-            has_fallen_back: false,
-            spec: entry.spec.clone(),
-            stats: Stats::default(),
-            rates: Rates::default(),
-            servers: entry.servers.iter().cloned().map(seen).collect(),
-        });
-        Ok(services.collect())
-    }
-
-    fn service(&mut self, key: ServiceKey) -> Result<Service, ClientError> {
-        let found = self
-            .services()?
-            .into_iter()
-            .find(|service| service.spec.key == key);
-        found.ok_or_else(|| ApiError::new(ErrorCode::NoSuchService, "there is none").into())
-    }
-
-    fn timeouts(&mut self) -> Result<Timeouts, ClientError> {
-        Ok(self.0.timeouts())
-    }
-
-    fn connections(&mut self, _take: &mut dyn FnMut(Connection)) -> Result<(), ClientError> {
-        Ok(())
-    }
-
-    fn zero(&mut self, _service: Option<ServiceKey>) -> Result<(), ClientError> {
-        Ok(())
-    }
-
-    fn change(&mut self, changes: Vec<Change>) -> Result<(), ClientError> {
-        Ok(self.0.apply(&changes)?)
-    }
-
-    fn check(&mut self, changes: Vec<Change>) -> Result<(), ClientError> {
-        Ok(self.0.clone().apply(&changes)?)
-    }
-}
-
-fn seen(spec: ServerSpec) -> Server {
-    Server {
-        health: None,
-        spec,
-        state: ServerState::Ready,
-        mac: None,
-        interface: None,
-        active: 0,
-        inactive: 0,
-        persistent: 0,
-        effective_weight: 1,
-        handshakes: crate::api::types::Handshakes::default(),
-        stats: Stats::default(),
-        rates: Rates::default(),
-    }
-}
-
 fn any_v4() -> impl Strategy<Value = IpAddr> {
     any::<u32>().prop_map(|bits| Ipv4Addr::from_bits(bits).into())
 }
