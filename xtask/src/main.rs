@@ -23,7 +23,7 @@ use clap::{Args, Parser, Subcommand, builder::PossibleValuesParser};
 
 use crate::{
     bench_args::BenchArgs,
-    fuzz::Task,
+    fuzz::{Target, Task},
     setup::{Needs, setup},
     workspace::{Profile, Workspace},
 };
@@ -62,11 +62,12 @@ enum Command {
     Run(RunArgs),
     /// Build and run all tests; needs root
     Test(TestArgs),
-    /// Make up frames and tables, and look for those about which the decision goes wrong
+    /// Make up what comes from outside, and look for what goes wrong with it
     ///
-    /// Frames are decided about and written on the host, by the same code as in the kernel. The search starts
-    /// from the inputs in fuzz/corpus, and leaves one that fails in fuzz/found. `cargo xtask test` does it for a
-    /// minute.
+    /// Frames are decided about and written on the host, by the same code as in the kernel; texts are read as the
+    /// agent and the command line read them, up to the table that they make. The search starts from the inputs in
+    /// fuzz/corpus, and leaves one that fails in fuzz/found. `cargo xtask test` does it with frames for a minute,
+    /// and tries all of fuzz/corpus.
     Fuzz(FuzzArgs),
     /// Load the program and run the reference case on the running kernel and on Debian's; needs root
     ///
@@ -124,11 +125,14 @@ struct TestArgs {
 
 #[derive(Args)]
 struct FuzzArgs {
-    /// How long to search
+    /// What to make up; without it each, one after the other
+    #[arg(value_enum)]
+    target: Option<Target>,
+    /// How long to search, in seconds
     #[arg(long, value_name = "N", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
     /// Try this input again, and do nothing else
-    #[arg(long, value_name = "FILE", conflicts_with = "seconds")]
+    #[arg(long, value_name = "FILE", requires = "target", conflicts_with = "seconds")]
     input: Option<PathBuf>,
     /// Put what searches have found into fuzz/corpus, without what the rest of it reaches as well
     #[arg(long, conflicts_with_all = ["seconds", "input"])]
@@ -167,6 +171,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             test::run(&workspace, filter.as_deref(), &test_options)
         }
         Command::Fuzz(FuzzArgs {
+            target,
             seconds,
             input,
             minimise,
@@ -176,7 +181,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
                 None if minimise => Task::Minimise,
                 None => Task::Search { seconds },
             };
-            fuzz::run(&workspace, &task)
+            fuzz::run(&workspace, target, &task)
         }
         Command::Kernels { version } => kernels::run(&workspace, version.as_deref()),
         // Its words go on to the benchmark as they are.

@@ -9,7 +9,7 @@ use crate::{
     bench::FLOORS,
     command,
     ebpf::DIRECTOR,
-    fuzz::{self, Task},
+    fuzz::{self, Target, Task},
     run::BINARY_VARIABLE,
     setup::{Needs, machine, setup},
     workspace::{Profile, Workspace, require_root},
@@ -48,7 +48,7 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, options: &[String
     let search = Task::Search {
         seconds: fuzz::TEST_SECONDS,
     };
-    let fuzzed = fuzz::run(workspace, &search)?;
+    let fuzzed = fuzz::run(workspace, Some(Target::Decide), &search)?;
     Ok(if status.success() {
         fuzzed
     } else {
