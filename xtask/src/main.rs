@@ -13,6 +13,7 @@ mod kernels;
 mod lint;
 mod run;
 mod setup;
+mod soak;
 mod test;
 mod workspace;
 
@@ -25,6 +26,7 @@ use crate::{
     bench_args::BenchArgs,
     fuzz::{Target, Task},
     setup::{Needs, setup},
+    soak::SoakArgs,
     workspace::{Profile, Workspace},
 };
 
@@ -69,6 +71,12 @@ enum Command {
     /// fuzz/corpus, and leaves one that fails in fuzz/found. `cargo xtask test` does it with frames for a minute,
     /// and tries all of fuzz/corpus.
     Fuzz(FuzzArgs),
+    /// Let things happen to a director by chance, and compare it with a model after each; needs root
+    ///
+    /// In a lab of its own: changes, whole configurations, rollbacks, agents that are killed, also in an apply, cables,
+    /// cards, floods of SYNs, under the eyes of clients. The operations follow from the seed; one that fails is named
+    /// with it. `cargo xtask test` plays 150 of a fixed one.
+    Soak(SoakArgs),
     /// Load the program and run the reference case on the running kernel and on Debian's; needs root
     ///
     /// Debian's kernels are fetched into the target directory and booted in a virtual machine with an emulated
@@ -183,6 +191,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             };
             fuzz::run(&workspace, target, &task)
         }
+        Command::Soak(args) => soak::run(&workspace, &args),
         Command::Kernels { version } => kernels::run(&workspace, version.as_deref()),
         // Its words go on to the benchmark as they are.
         Command::Bench(args) => bench::run(&workspace, &args),
