@@ -31,6 +31,8 @@ pub(crate) struct Case {
     pub(crate) tested: Tested,
     /// Packets of the stream that come before all rounds.
     pub(crate) before: u32,
+    /// Whether the half-open connections are taken out after each round, so that the next one finds the same room.
+    pub(crate) makes_room: bool,
 }
 
 /// Where a stream goes on: the number of its last flow.
@@ -198,6 +200,13 @@ impl Stage {
         Ok(time)
     }
 
+    fn make_room(&self, tested: &Tested) {
+        if let Tested::Director(number, _) = tested {
+            let tables = self.directors[*number].0.dataplane.tables();
+            tables.flush(|connection| connection.entry.state().is_half_open());
+        }
+    }
+
     fn counted(&self, tested: &Tested) -> u64 {
         match tested {
             Tested::Floor(_) => 0,
@@ -235,6 +244,9 @@ impl Stage {
                 }
                 let nothing = time(&Tested::Floor(NOTHING), &mut 0, PACKETS)?;
                 let program = time(&case.tested, position, PACKETS)?;
+                if case.makes_room {
+                    self.make_room(&case.tested);
+                }
                 if round > 0 {
                     times.push((nothing, program));
                 }
@@ -285,6 +297,7 @@ mod tests {
             template: Template::udp(),
             tested: Tested::Floor(NOTHING),
             before: 0,
+            makes_room: false,
         };
         let nanoseconds = Duration::from_nanos;
         // A machine that was busy in one round costs both programs.

@@ -167,6 +167,7 @@ fn known(
             template: next.clone(),
             tested: Tested::Director(number, Reason::Connection),
             before: 0,
+            makes_room: false,
         });
     }
     Ok(number)
@@ -189,6 +190,7 @@ fn floors(stage: &mut Stage, names: &[&'static str], flows: &[u64]) -> Result<()
                 template: Template::tcp(PORT, tcp::ACK),
                 tested: Tested::Floor(row),
                 before: 0,
+                makes_room: false,
             });
         }
     }
@@ -263,6 +265,7 @@ fn common(wanted: &Wanted<'_>, sizes: &mut Sizes) -> Result<Option<Stage>> {
                 template,
                 tested: Tested::Director(number, reason),
                 before: 0,
+                makes_room: false,
             });
         }
     };
@@ -362,6 +365,7 @@ fn skewed(stage: &mut Stage, wanted: &Wanted<'_>, director: usize) {
                 template: Template::tcp(PORT, tcp::ACK).skewed(),
                 tested,
                 before: 0,
+                makes_room: false,
             });
         }
     }
@@ -388,6 +392,7 @@ fn stateless(stage: &mut Stage, wanted: &Wanted<'_>) -> Result<()> {
                 template: Template::tcp(PORT, tcp::ACK),
                 tested: Tested::Director(number, Reason::Stateless),
                 before: 0,
+                makes_room: false,
             });
         }
     }
@@ -432,9 +437,11 @@ fn new_connections(stage: &mut Stage, wanted: &Wanted<'_>) -> Result<()> {
                 tested: Tested::Director(director, reason),
                 // The first one fills the table for all.
                 before: if number == 0 { 2 * CONNECTIONS } else { 0 },
+                makes_room: false,
             });
         }
     }
+    new_connections_with_room(stage, wanted)?;
     let row = "SYN flood";
     if wanted.has(row) {
         let flooded = Group {
@@ -455,6 +462,51 @@ fn new_connections(stage: &mut Stage, wanted: &Wanted<'_>) -> Result<()> {
             template,
             tested,
             before: CONNECTIONS,
+            makes_room: false,
+        });
+    }
+    Ok(())
+}
+
+/// The same where half of the table is taken by known connections: as many as it is meant for.
+fn new_connections_with_room(stage: &mut Stage, wanted: &Wanted<'_>) -> Result<()> {
+    let rows = [
+        ("new connection, rr, half full", Scheduler::Rr),
+        ("new connection, mh, half full", Scheduler::Mh),
+    ];
+    let rows = Vec::from_iter((1..).zip(rows).filter(|(_, row)| wanted.has(row.0)));
+    let first = |number: u32| 0x1_0000 * number;
+    let opened = rows.iter().map(|&(number, (_, scheduler))| Group {
+        first: first(number),
+        services: 1,
+        scheduler,
+        ..Group::default()
+    });
+    let groups = Vec::from_iter([Group::default()].into_iter().chain(opened));
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let number = stage.add(director(CONNECTIONS, &groups)?)?;
+    let [syn, ack] = [tcp::SYN, tcp::ACK].map(|flags| Template::tcp(PORT, flags));
+    open(
+        stage,
+        number,
+        [&syn, &ack],
+        u64::from(CONNECTIONS / 2),
+        u64::from(SERVICES),
+    )?;
+    for (group, (row, _)) in rows {
+        stage.measure(Case {
+            row,
+            flows: NEW_FLOWS,
+            services: 1,
+            template: Template {
+                virtual_address: syn.virtual_address + first(group),
+                ..syn.clone()
+            },
+            tested: Tested::Director(number, Reason::NewConnection),
+            before: 0,
+            makes_room: true,
         });
     }
     Ok(())
@@ -512,6 +564,7 @@ fn many_services(wanted: &Wanted<'_>, _: &mut Sizes) -> Result<Option<Stage>> {
                     Tested::Director(number, Reason::Connection)
                 },
                 before: 0,
+                makes_room: false,
             });
         }
     }
