@@ -13,6 +13,7 @@
 //! kernel lets the director and the sink have their turn after each batch.
 
 use std::{
+    sync::Arc,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -53,7 +54,9 @@ pub(crate) struct Cable {
     /// The generator's end.
     if_index: u32,
     /// The director's namespace.
-    pub(crate) netns: Netns,
+    pub(crate) netns: Arc<Netns>,
+    /// The director's end.
+    end: &'static str,
 }
 
 /// What a run has shown.
@@ -64,6 +67,23 @@ pub(crate) struct Seen {
     pub(crate) back: u64,
     /// ns from packet to packet.
     pub(crate) each: f64,
+}
+
+impl Seen {
+    /// Whether as good as all of the first packets came back. Of a connection whose first one was lost no packet does.
+    ///
+    /// # Errors
+    ///
+    /// When more than one of a thousand was lost.
+    pub(crate) fn ensure_opened(&self, row: &str) -> Result<()> {
+        ensure!(
+            self.back * 1000 >= self.sent * 999,
+            "`{row}`: of {} first packets, {} came back",
+            self.sent,
+            self.back
+        );
+        Ok(())
+    }
 }
 
 // SAFETY: all of its fields are words.
@@ -102,16 +122,24 @@ impl Generator {
     ///
     /// When a command fails, or the sink is refused.
     pub(crate) fn cable(&mut self, label: &str) -> Result<Cable> {
-        let netns = Netns::new(label)?;
+        self.cable_to(Arc::new(Netns::new(label)?), END)
+    }
+
+    /// Lays a cable to a director in this namespace, to an end of this name.
+    ///
+    /// # Errors
+    ///
+    /// When a command fails, or the sink is refused.
+    pub(crate) fn cable_to(&mut self, netns: Arc<Netns>, end: &'static str) -> Result<Cable> {
         let near = format!("cable{}", self.cables);
         self.cables += 1;
         let [director, client] = [DIRECTOR_MAC, CLIENT_MAC].map(mac_text);
         // No queue in front of the cable, as in front of a network card with none waiting.
         self.netns.ip(&format!(
-            "link add {near} address {client} type veth peer name {END} address {director} netns {}",
+            "link add {near} address {client} type veth peer name {end} address {director} netns {}",
             netns.name()
         ))?;
-        for (netns, end) in [(&self.netns, near.as_str()), (&netns, END)] {
+        for (netns, end) in [(&self.netns, near.as_str()), (&*netns, end)] {
             // Neither end asks for anything, and what leaves is what a wire would have.
             netns.sysctl(&format!("net.ipv6.conf.{end}.disable_ipv6"), "1")?;
             netns.run("ethtool", ["-K", end, "tx", "off", "tso", "off"])?;
@@ -124,7 +152,7 @@ impl Generator {
                 .with_context(|| format!("cannot attach the sink to {near}"))?;
             interface_index(&near)
         })??;
-        Ok(Cable { if_index, netns })
+        Ok(Cable { if_index, netns, end })
     }
 
     /// Attaches a floor to a director's end, in native mode.
@@ -135,7 +163,7 @@ impl Generator {
     pub(crate) fn attach(&mut self, name: &str, cable: &Cable) -> Result<()> {
         let floors = &mut self.floors;
         cable.netns.enter(|| -> Result<()> {
-            floors.xdp(name)?.attach(END, XdpMode::Driver)?;
+            floors.xdp(name)?.attach(cable.end, XdpMode::Driver)?;
             Ok(())
         })?
     }
@@ -197,35 +225,42 @@ impl Generator {
     }
 }
 
-/// Puts lvs-xdp on a director's end, with [`SERVICES`] services and room for so many connections.
+/// Puts lvs-xdp on the ends of cables to one namespace, with [`SERVICES`] services for each of them, whose real servers
+/// are behind it, and with room for so many connections.
 ///
 /// # Errors
 ///
 /// When it cannot be loaded or attached.
-pub(crate) fn direct(cable: &Cable, mode: Mode, connections: u32) -> Result<Director> {
-    let destinations = SERVICES * SERVERS_EACH;
+pub(crate) fn direct(cables: &[&Cable], mode: Mode, connections: u32) -> Result<Director> {
+    let ends = u32::try_from(cables.len())?;
     let mut director = Director::with_capacity(Capacity {
         connections,
-        services: SERVICES,
-        destinations: (destinations + 64).next_power_of_two(),
+        services: ends * SERVICES,
+        destinations: (ends * SERVICES * SERVERS_EACH + 64).next_power_of_two(),
     })?;
-    let if_index = cable.netns.enter(|| interface_index(END))??;
-    director.dataplane.set_macs(if_index, &[DIRECTOR_MAC]);
-    for number in 0..SERVERS {
-        director.resolve_by(server(number), if_index);
-    }
     let mut changes = Vec::new();
-    for service in 0..SERVICES {
-        let key = service_key(Protocol::Tcp, virtual_address(service, false), PORT);
-        changes.push(add_service(key, Scheduler::Rr, &[]));
-        changes.extend(servers_of(service).map(|number| add_server(key, server(number), 1)));
+    for (number, cable) in (0..).zip(cables) {
+        let if_index = cable.netns.enter(|| interface_index(cable.end))??;
+        director.dataplane.set_macs(if_index, &[DIRECTOR_MAC]);
+        let first = number * SERVERS;
+        for server_number in first..first + SERVERS {
+            director.resolve_by(server(server_number), if_index);
+        }
+        for service in 0..SERVICES {
+            let address = virtual_address(number * SERVICES + service, false);
+            let key = service_key(Protocol::Tcp, address, PORT);
+            changes.push(add_service(key, Scheduler::Rr, &[]));
+            changes.extend(servers_of(service).map(|number| add_server(key, server(first + number), 1)));
+        }
     }
     director.change(&changes)?;
-    if mode == Mode::Generic {
-        take_in_turns(cable)?;
+    for cable in cables {
+        if mode == Mode::Generic {
+            take_in_turns(cable)?;
+        }
+        let dataplane = &mut director.dataplane;
+        cable.netns.enter(|| dataplane.attach(cable.end, Some(mode)))??;
     }
-    let dataplane = &mut director.dataplane;
-    cable.netns.enter(|| dataplane.attach(END, Some(mode)))??;
     Ok(director)
 }
 
@@ -241,6 +276,6 @@ pub(crate) fn servers_of(service: u32) -> impl Iterator<Item = u32> {
 ///
 /// When the kernel refuses.
 pub(crate) fn take_in_turns(cable: &Cable) -> Result<()> {
-    cable.netns.run("ethtool", ["-K", END, "gro", "on"])?;
+    cable.netns.run("ethtool", ["-K", cable.end, "gro", "on"])?;
     Ok(())
 }

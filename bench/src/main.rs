@@ -4,6 +4,7 @@ mod args;
 mod cable;
 mod clients;
 mod control;
+mod cores;
 mod floors;
 mod frames;
 mod ipvs;
@@ -37,8 +38,13 @@ struct Cli {
 
 /// Keeps this thread on the CPU that it is on: tables stay in that one's caches.
 fn stay() -> Result<()> {
+    stay_on(sched_getcpu()?)
+}
+
+/// Keeps this thread on a CPU.
+fn stay_on(cpu: usize) -> Result<()> {
     let mut cpus = CpuSet::new();
-    cpus.set(sched_getcpu()?)?;
+    cpus.set(cpu)?;
     sched_setaffinity(Pid::from_raw(0), &cpus).context("cannot stay on one CPU")
 }
 
@@ -64,12 +70,17 @@ fn main() -> Result<()> {
         print!("{}", ipvs::text(&counted));
         ipvs::document(&counted)?
     } else if args.wire {
+        // Before this thread stays on one of them.
+        let cores = cores::run(args.rounds)?;
         stay()?;
         let figures = wire::run(args.rounds)?;
         println!("{}", wire::text(&figures, args.rounds));
+        if !cores.is_empty() {
+            println!("{}", cores::text(&cores, args.rounds));
+        }
         let clients = clients::run()?;
         print!("{}", clients::text(&clients));
-        wire::document(&figures, &clients, args.rounds)?
+        wire::document(&figures, &cores, &clients, args.rounds)?
     } else {
         stay()?;
         let measured = packets::run(&args)?;
