@@ -27,6 +27,7 @@ use crate::{
     agent::{Agent, AgentConfig, XdpMode, find_binary},
     family::Family,
     netns::Netns,
+    port::fresh,
     process::run,
     stale,
     topology::Topology,
@@ -294,6 +295,7 @@ impl Lab {
     /// When there is no answer within 10 s or its status is not 2xx; the error carries the end of the agent's log.
     pub fn fetch(&self, path: &str) -> Result<String> {
         let mut command = self.curl();
+        command.args(["--local-port", &fresh().to_string()]);
         command.arg(self.url(path));
         self.explained(run(command))
     }

@@ -22,6 +22,7 @@ pub mod load;
 pub mod maglev;
 pub mod netns;
 pub mod packet;
+pub mod port;
 pub mod process;
 pub mod report;
 mod stale;

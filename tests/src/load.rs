@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::netns::Netns;
+use crate::{netns::Netns, port::fresh_source};
 
 /// What to request, and how.
 #[derive(Debug, Clone)]
@@ -33,7 +33,7 @@ pub struct Load {
     /// Open `concurrency` connections before a first request is sent, so that all of them are open
     /// at the same time; `requests` must be a multiple of it.
     pub together: bool,
-    /// The address and port each request comes from, by its number; those without one are the kernel's choice.
+    /// The address and port each request comes from, by its number; those without one have a [fresh port](crate::port).
     /// An address must be the client's own or belong to a local route of it.
     pub sources: Vec<SocketAddr>,
     /// How long each of connecting, and waiting for more of the answer, may take.
@@ -168,14 +168,14 @@ impl Load {
             Type::STREAM,
             Some(Protocol::TCP),
         )?;
-        if let Some(&wanted) = self.sources.get(number) {
-            *source = Some(wanted);
-            // A port may be used again while an earlier connection from it is in TIME_WAIT.
-            socket.set_reuse_address(true)?;
-            socket
-                .bind(&SockAddr::from(wanted))
-                .with_context(|| format!("binding to {wanted}"))?;
-        }
+        let wanted = self.sources.get(number).copied();
+        *source = wanted;
+        let wanted = wanted.unwrap_or_else(|| fresh_source(self.target.ip()));
+        // A port may be used again while an earlier connection from it is in TIME_WAIT.
+        socket.set_reuse_address(true)?;
+        socket
+            .bind(&SockAddr::from(wanted))
+            .with_context(|| format!("binding to {wanted}"))?;
         let connected = socket.connect_timeout(&self.target.into(), self.timeout);
         *source = socket.local_addr()?.as_socket().or(*source);
         connected.with_context(|| format!("connecting to {}", self.target))?;
