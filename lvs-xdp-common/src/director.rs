@@ -346,7 +346,7 @@ impl Found {
     }
 }
 
-/// The service that takes a packet of this address and identity, packed as [`Found`]: that of its mark (0: it has
+/// The service that takes a packet of this address and identity, packed as `Found`: that of its mark (0: it has
 /// none), its own, an FTP service, one for all ports; the first of these that is live, else one that was deleted.
 #[inline(always)]
 pub fn other_service<M: Maps>(maps: &M, high: u64, low: u64, identity: u64, mark: u32) -> u64 {
@@ -514,7 +514,7 @@ impl Begun {
 }
 
 /// Decides about a packet of a flow that has no entry: what becomes of it, and where it goes, packed as
-/// [`Begun`].
+/// `Begun`.
 #[inline(always)]
 pub fn begin<M: Maps>(maps: &M, new: &New, signal: u32) -> u64 {
     let flow = &new.flow;

@@ -122,7 +122,7 @@ pub(crate) fn ethernet<F: Frame + ?Sized>(frame: &F) -> Option<(&Ethernet, Ether
 }
 
 /// Reads the headers of a TCP, UDP or SCTP packet, not a fragment, over IPv4, or over IPv6 without extension
-/// headers, behind at most [`MAX_TAGS`] tags.
+/// headers, behind at most two tags.
 ///
 /// # Errors
 ///

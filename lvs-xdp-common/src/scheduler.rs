@@ -184,7 +184,7 @@ pub const fn after_change(current: u32, di: u32, mw: u32) -> u32 {
 const CHOSEN: u16 = 1;
 
 /// The cursor after the next turn: at the destination whose turn it is, or, with another generation than
-/// [`CHOSEN`], where the search for one has ended.
+/// `CHOSEN`, where the search for one has ended.
 ///
 /// rr: the next usable one after the cursor, round the list once. wrr: the next one after the cursor whose
 /// weight reaches the current weight; at the list's end the current weight falls by `di`, and below 1 starts

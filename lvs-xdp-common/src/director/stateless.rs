@@ -76,7 +76,7 @@ pub(super) fn send<F: Frame + ?Sized, M: Maps>(
 }
 
 /// Decides about a packet of a stateless service: what becomes of it, and where it goes by its client's hash alone,
-/// packed as [`Begun`]. 0 where the service is none of these.
+/// packed as `Begun`. 0 where the service is none of these.
 #[inline(always)]
 pub fn stateless<M: Maps>(maps: &M, new: &New, signal: u32) -> u64 {
     let found = decide(maps, &new.flow, signal, scheduler::by_hash);

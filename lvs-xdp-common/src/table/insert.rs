@@ -15,7 +15,7 @@ const PATIENCE: u32 = 8;
 /// With this many live entries in the primary bucket a new one goes to the emptier of the two.
 const CROWDED: u64 = 6;
 
-/// A flow to be entered, of which [`find`] has found no live entry. Whole words, without padding.
+/// A flow to be entered, of which [`find`](super::find) has found no live entry. Whole words, without padding.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct New {
@@ -169,7 +169,7 @@ fn offer<M: Maps>(maps: &M, bucket: u32, tag: u32, now: u32) -> Survey {
     Survey(live << LIVE_SHIFT | best)
 }
 
-/// The best place for a flow of this tag in a pair of buckets, as [`Survey`] reads it.
+/// The best place for a flow of this tag in a pair of buckets, as `Survey` reads it.
 #[inline(always)]
 pub fn survey<M: Maps>(maps: &M, primary: u32, partner: u32, tag: u32, now: u32) -> u64 {
     let first = offer(maps, primary, tag, now);
