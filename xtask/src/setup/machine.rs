@@ -76,7 +76,7 @@ pub(super) fn ensure(workspace: &Workspace, series: &[Series]) -> Result<()> {
     Ok(())
 }
 
-/// What [`ensure`] would find, with the kernels of the tests.
+/// What [`ensure()`] would find, with the kernels of the tests.
 pub(super) fn report(workspace: &Workspace) -> impl Iterator<Item = Row> {
     let directory = directory(workspace);
     let virtme = Row {
