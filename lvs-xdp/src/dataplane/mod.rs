@@ -2,13 +2,15 @@
 //!
 //! [`Dataplane::open`] loads the program, adopting maps and links that an earlier agent has pinned,
 //! and [`Dataplane::attach`] puts it on an interface. From then on forwarding needs no agent.
-//! In reading order: [`tables`] (the maps in memory), `pins`, [`compile`] (from the desired state to
+//! In reading order: [`tables`] (the maps in memory), `pins`, `interfaces`, `counters`, [`compile`] (from the desired state to
 //! [`rows`], in extents of `extents`), `peers`, [`sweep`] (expiry, lists of connections), `migrate` (to tables of
 //! another size), [`steering`] (the way of health checks).
 
 mod clock;
 pub mod compile;
+mod counters;
 mod extents;
+mod interfaces;
 mod marks;
 mod migrate;
 mod object;
@@ -25,7 +27,6 @@ use std::{
     collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
-    str::FromStr,
     sync::Arc,
     time::Duration,
 };
@@ -33,17 +34,15 @@ use std::{
 use anyhow::{Context as _, bail};
 use aya::{
     Ebpf,
-    maps::{MapData, PerCpuArray, PerCpuValues, xdp::DevMapHash},
+    maps::{MapData, PerCpuArray, xdp::DevMapHash},
     programs::{
-        ProgramError, TestRun as _, TestRunOptions, Xdp, XdpMode,
-        links::{FdLink, LinkError, PinnedLink},
+        TestRun as _, TestRunOptions, Xdp,
+        links::{FdLink, PinnedLink},
     },
 };
 use lvs_xdp_common::{
-    abi::{ABI_VERSION, COUNTER_WORDS, INTERFACE_ROWS, SECONDS_SHIFT, name},
+    abi::{ABI_VERSION, COUNTER_WORDS, SECONDS_SHIFT, name},
     connection::{State, TIMEOUTS, timeout_index},
-    packet::Mac,
-    reason::Reason,
 };
 use nix::net::if_::if_indextoname;
 
@@ -55,48 +54,16 @@ use self::{
     compile::Compiler,
     marks::Marks,
     migrate::Plan,
-    object::{OBJECT, director, is_busy, is_unlinked, load, load_program, refused, why},
+    object::{OBJECT, director, is_unlinked, load, load_program},
     pins::{LinkPin, Pins, open_map},
 };
 pub use self::{
+    interfaces::{Attached, Mode, interface_index, mac_text},
     object::{object_file, require_bpf},
     pins::is_linked,
     tables::{Capacity, Tables},
 };
-use crate::{
-    api::types::{Handshakes, InterfaceStatus, ReasonCount, Stats, Timeouts},
-    crash,
-};
-
-/// Where in the network driver's path the program runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// In the driver, before the kernel has made anything of the frame.
-    Native,
-    /// In the kernel's generic path: works with every driver, slower.
-    Generic,
-}
-
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Native => "native",
-            Self::Generic => "generic",
-        })
-    }
-}
-
-impl FromStr for Mode {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        match text {
-            "native" => Ok(Self::Native),
-            "generic" => Ok(Self::Generic),
-            _ => Err(()),
-        }
-    }
-}
+use crate::{api::types::Timeouts, crash};
 
 /// What [`Dataplane::open`] needs to know.
 #[derive(Debug, Clone)]
@@ -107,19 +74,6 @@ pub struct Options {
     pub capacity: Capacity,
     /// Log every packet for a service.
     pub log_packets: bool,
-}
-
-/// An interface with the program on it.
-#[derive(Debug, Clone)]
-pub struct Attached {
-    /// The interface.
-    pub if_index: u32,
-    /// Its name when it was attached.
-    pub name: String,
-    /// The mode.
-    pub mode: Mode,
-    /// Why it is generic, where native was tried and refused.
-    pub reason: Option<String>,
 }
 
 /// The loaded program with its maps.
@@ -293,104 +247,6 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Attaches the program to an interface; does nothing where it is attached already.
-    ///
-    /// # Errors
-    ///
-    /// The interface has another XDP program, or the mode that was asked for is refused.
-    pub fn attach(&mut self, interface: &str, wanted: Option<Mode>) -> anyhow::Result<Attached> {
-        let if_index = nix::net::if_::if_nametoindex(interface).map_err(|_| {
-            anyhow::anyhow!("there is no interface `{interface}`: `ip link` lists those that there are")
-        })?;
-        if let Some(attached) = self.attached.get(&if_index) {
-            if wanted.is_some_and(|mode| mode != attached.mode) {
-                bail!(
-                    "the program is attached to {interface} in {} mode: run `lvs-xdp unload` before changing the mode",
-                    attached.mode
-                );
-            }
-            return Ok(attached.clone());
-        }
-        let (mode, reason) = match wanted {
-            Some(mode) => {
-                self.try_attach(if_index, mode)
-                    .map_err(|error| refused(interface, mode, &error))?;
-                (mode, None)
-            }
-            None => match self.try_attach(if_index, Mode::Native) {
-                Ok(()) => (Mode::Native, None),
-                Err(error) if is_busy(&error) => return Err(refused(interface, Mode::Native, &error)),
-                Err(error) => {
-                    self.try_attach(if_index, Mode::Generic)
-                        .map_err(|error| refused(interface, Mode::Generic, &error))?;
-                    (Mode::Generic, Some(why(&error)))
-                }
-            },
-        };
-        let attached = Attached {
-            if_index,
-            name: interface.to_owned(),
-            mode,
-            reason,
-        };
-        self.attached.insert(if_index, attached.clone());
-        self.allow_redirect(if_index)?;
-        Ok(attached)
-    }
-
-    fn try_attach(&mut self, if_index: u32, mode: Mode) -> Result<(), ProgramError> {
-        let path = self.pins.link(if_index, mode);
-        let program = director(&mut self.ebpf).map_err(|_| ProgramError::NotLoaded)?;
-        let id = program.attach_to_if_index(
-            if_index,
-            match mode {
-                Mode::Native => XdpMode::Driver,
-                Mode::Generic => XdpMode::Skb,
-            },
-        )?;
-        let link: FdLink = program
-            .take_link(id)?
-            .try_into()
-            .map_err(|_: LinkError| ProgramError::UnexpectedProgramType)?;
-        link.pin(path).map_err(|error| match error {
-            aya::pin::PinError::SyscallError(error) => ProgramError::SyscallError(error),
-            _ => ProgramError::UnexpectedProgramType,
-        })?;
-        Ok(())
-    }
-
-    /// Lets frames be redirected out of an interface.
-    pub fn allow_redirect(&mut self, if_index: u32) -> anyhow::Result<()> {
-        self.redirect
-            .insert(if_index, if_index, None, 0)
-            .context("cannot enter an interface for redirection")
-    }
-
-    /// The interfaces that the program is attached to.
-    pub fn attached(&self) -> impl Iterator<Item = &Attached> {
-        self.attached.values()
-    }
-
-    /// Whether the program is attached to an interface.
-    pub fn is_attached(&self, if_index: u32) -> bool {
-        self.attached.contains_key(&if_index)
-    }
-
-    /// Forgets an interface that is gone, where the program was attached to it.
-    pub fn detached(&mut self, if_index: u32) -> Option<Attached> {
-        let attached = self.attached.remove(&if_index)?;
-        // The link holds nothing any more, and another interface may get this index.
-        let _ = std::fs::remove_file(self.pins.link(if_index, attached.mode));
-        Some(attached)
-    }
-
-    /// Notes the name that an interface has now; the one that it had, where that is another one and the program
-    /// is attached to it.
-    pub fn renamed(&mut self, if_index: u32, name: &str) -> Option<String> {
-        let attached = self.attached.get_mut(&if_index)?;
-        (attached.name != name).then(|| std::mem::replace(&mut attached.name, name.to_owned()))
-    }
-
     /// The records that the program logs, to be read when they are ready.
     ///
     /// # Errors
@@ -398,32 +254,6 @@ impl Dataplane {
     /// Where it was taken before.
     pub fn logger(&mut self) -> anyhow::Result<aya_log::EbpfLogger<&'static dyn log::Log>> {
         aya_log::EbpfLogger::init(&mut self.ebpf).context("the program has no log")
-    }
-
-    /// What the status says of them.
-    pub fn interfaces(&self) -> Vec<InterfaceStatus> {
-        self.attached()
-            .map(|attached| InterfaceStatus {
-                name: attached.name.clone(),
-                index: attached.if_index,
-                mode: attached.mode.to_string(),
-                reason: attached.reason.clone(),
-            })
-            .collect()
-    }
-
-    /// Notes the MAC addresses under which the director takes frames of an interface.
-    pub fn set_macs(&self, if_index: u32, macs: &[[u8; 6]]) {
-        let row = &self.tables.interfaces[(if_index % INTERFACE_ROWS) as usize];
-        // Unknown while it changes: then every frame is taken.
-        row.if_index.store(0);
-        let mut macs = macs.iter();
-        for word in &row.macs {
-            word.store(macs.next().map_or(0, |mac| Mac::from_octets(*mac).0));
-        }
-        if macs.next().is_none() {
-            row.if_index.store(u64::from(if_index));
-        }
     }
 
     /// Sets the time-outs of connections that can be set.
@@ -531,112 +361,6 @@ impl Dataplane {
         Ok((first, hz))
     }
 
-    /// A destination's counters, over all CPUs.
-    pub fn stats(&self, destination: u32) -> Stats {
-        self.counted(destination).0
-    }
-
-    /// The same, and what was seen of its TCP handshakes.
-    pub fn counted(&self, destination: u32) -> (Stats, Handshakes) {
-        let mut sums = [0_u64; COUNTER_WORDS];
-        for row in self
-            .counters
-            .get(&destination, 0)
-            .iter()
-            .flat_map(|values| values.iter())
-        {
-            for (sum, word) in sums.iter_mut().zip(row) {
-                *sum = sum.wrapping_add(*word);
-            }
-        }
-        let [
-            packets,
-            bytes,
-            connections,
-            syns,
-            repeated,
-            acknowledged,
-            jiffies,
-            _,
-        ] = sums;
-        let stats = Stats {
-            connections,
-            packets,
-            bytes,
-        };
-        let rate = self.tables.control[0].seconds_per_jiffy.load();
-        let microseconds = (u128::from(jiffies) * u128::from(rate) * 1_000_000) >> SECONDS_SHIFT;
-        let handshakes = Handshakes {
-            syns,
-            repeated,
-            acknowledged,
-            microseconds: u64::try_from(microseconds).unwrap_or(u64::MAX),
-        };
-        (stats, handshakes)
-    }
-
-    /// Sets destinations' counters to zero while packets are counted. It takes as long as a grace period.
-    ///
-    /// A CPU that has read its counter before it was set, and writes it after, undoes that. So what a CPU has after
-    /// the grace period is compared with what it had, and where it has not begun anew it is set again, to what came
-    /// meanwhile.
-    ///
-    /// # Errors
-    ///
-    /// Where the map cannot be read or written.
-    pub fn zero_stats(&mut self, destinations: &[u32]) -> anyhow::Result<()> {
-        let mut before = Vec::with_capacity(destinations.len());
-        for &id in destinations {
-            before.push(self.counters.get(&id, 0)?);
-            self.clear_stats(id)?;
-        }
-        grace().context("cannot wait for the packets that are being counted")?;
-        for (&id, before) in destinations.iter().zip(before) {
-            let mut now = self.counters.get(&id, 0)?.to_vec();
-            let mut is_undone = false;
-            for (now, before) in now.iter_mut().zip(before.iter()) {
-                // Packets: whatever is counted, they are.
-                if before[0] > 0 && now[0] >= before[0] {
-                    for (now, before) in now.iter_mut().zip(before) {
-                        *now = now.saturating_sub(*before);
-                    }
-                    is_undone = true;
-                }
-            }
-            if is_undone {
-                self.counters.set(id, PerCpuValues::try_from(now)?, 0)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Sets a destination's counters to zero: for an id that no list and no entry names.
-    fn clear_stats(&mut self, destination: u32) -> anyhow::Result<()> {
-        let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
-        let zero = PerCpuValues::try_from(vec![[0; COUNTER_WORDS]; cpus])?;
-        Ok(self.counters.set(destination, zero, 0)?)
-    }
-
-    /// What became of packets, over all CPUs.
-    pub fn reasons(&self) -> Vec<ReasonCount> {
-        Reason::ALL
-            .iter()
-            .map(|&reason| ReasonCount {
-                name: reason.name().to_owned(),
-                verdict: reason.outcome().name().to_owned(),
-                help: reason.help().to_owned(),
-                packets: self.packets_of(reason),
-            })
-            .collect()
-    }
-
-    /// Packets of one reason, over all CPUs.
-    pub fn packets_of(&self, reason: Reason) -> u64 {
-        self.reasons
-            .get(&(reason as u32), 0)
-            .map_or(0, |values| values.iter().sum())
-    }
-
     /// Takes the program off all interfaces and removes every pin.
     pub fn unload(&self) -> anyhow::Result<()> {
         self.pins.remove_all()
@@ -653,21 +377,6 @@ pub fn require_root() -> anyhow::Result<()> {
         bail!("loading an XDP program needs root: run the agent as root");
     }
     Ok(())
-}
-
-/// The index of an interface.
-///
-/// # Errors
-///
-/// Where there is no such interface.
-pub fn interface_index(name: &str) -> anyhow::Result<u32> {
-    nix::net::if_::if_nametoindex(name)
-        .map_err(|_| anyhow::anyhow!("there is no interface `{name}`: `ip link` lists those that there are"))
-}
-
-/// A MAC address as people write it.
-pub fn mac_text(mac: [u8; 6]) -> String {
-    mac.map(|octet| format!("{octet:02x}")).join(":")
 }
 
 /// Removes the program and its pins where no agent runs.
