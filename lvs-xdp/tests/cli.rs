@@ -116,7 +116,7 @@ impl FakeAgent {
         let (socket, state) = (directory.path().join("agent.sock"), Arc::clone(&heard));
         let router = Router::new()
             .route("/v1/status", get(async || Json(status())))
-            .route("/v1/services", get(async || Json(services())))
+            .route("/v1/services", get(list_services))
             .route("/v1/connections", get(list).delete(flush))
             .route("/v1/announce", post(announce))
             .route("/v1/unload", post(async || Json(json!({}))))
@@ -189,6 +189,17 @@ async fn change(State(heard): State<Arc<Heard>>, Json(body): Json<Value>) -> (St
             StatusCode::INTERNAL_SERVER_ERROR,
             Json(json!({ "code": "internal", "message": "the disk is full; see the agent's log" })),
         ),
+    }
+}
+
+/// All services, or the one that is asked for; there is one.
+async fn list_services(RawQuery(query): RawQuery) -> (StatusCode, Json<Value>) {
+    match query.as_deref() {
+        None | Some("service=tcp%2F192.168.2.100%3A80") => (StatusCode::OK, Json(services())),
+        Some(other) => {
+            let refusal = json!({ "code": "no-such-service", "message": format!("there is no {other}") });
+            (StatusCode::NOT_FOUND, Json(refusal))
+        }
     }
 }
 

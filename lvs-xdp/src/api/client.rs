@@ -21,8 +21,8 @@ use super::{
     filter::{ConnectionFilter, ServiceFilter, ServiceName},
     target::Target,
     types::{
-        Announcement, ApiError, Change, Changes, CheckStatus, Configuration, Connection, Flushed, MarkRule,
-        Plan, Rollback, Service, ServiceKey, Status, Version, Zero,
+        Announcement, ApiError, Change, Changes, CheckStatus, Configuration, Connection, ErrorCode, Flushed,
+        MarkRule, Plan, Rollback, Service, ServiceKey, Status, Version, Zero,
     },
 };
 
@@ -72,6 +72,18 @@ pub enum ClientError {
     /// This process could not be made ready to talk to anybody.
     #[error("cannot start the client: {0}")]
     Runtime(#[source] io::Error),
+}
+
+/// What was asked of a service, or nothing where there is no such service.
+///
+/// # Errors
+///
+/// All others than that.
+pub fn if_there<T>(answer: Result<T, ClientError>) -> Result<Option<T>, ClientError> {
+    match answer {
+        Err(ClientError::Refused(error)) if error.code == ErrorCode::NoSuchService => Ok(None),
+        answer => answer.map(Some),
+    }
 }
 
 /// The form of a list of connections.

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::Failure;
 use crate::api::{
-    client::BlockingClient,
+    client::{BlockingClient, if_there},
     types::{Change, Drain, Server, ServerKey, ServiceKey},
 };
 
@@ -45,11 +45,8 @@ pub(super) fn run(
         drain: Drain { deadline },
     }])?;
     loop {
-        let services = client.services()?.into_iter();
-        let of_service = services.filter(|other| other.spec.key == service);
-        let server = of_service
-            .flat_map(|service| service.servers)
-            .find(|server| server.spec.key == key);
+        let servers = if_there(client.service(service))?.map_or_else(Vec::new, |service| service.servers);
+        let server = servers.into_iter().find(|server| server.spec.key == key);
         if server.as_ref().is_some_and(|server| server.spec.drain.is_none()) {
             return Err(Failure::Refused(format!(
                 "{key} is not being drained any more: somebody has edited it, or added it again"

@@ -23,11 +23,11 @@ use crate::api::{
 pub(super) fn run(verb: ServerVerb, client: &mut BlockingClient, out: &mut dyn Write) -> Result<(), Failure> {
     let change = match verb {
         ServerVerb::List { kind, name, list } => {
-            let mut services = client.services()?;
             // The definition of the arguments lets neither come alone.
-            if let (Some(kind), Some(name)) = (kind, name) {
-                services = vec![find(services, ServiceArgs { kind, name }.key()?)?];
-            }
+            let services = match (kind, name) {
+                (Some(kind), Some(name)) => vec![find(client, ServiceArgs { kind, name }.key()?)?],
+                _ => client.services()?,
+            };
             return print(&services, list.json, out);
         }
         ServerVerb::Add {
@@ -69,7 +69,7 @@ pub(super) fn run(verb: ServerVerb, client: &mut BlockingClient, out: &mut dyn W
         } => {
             let service = service.key()?;
             let key = key(server, service)?;
-            let found = find(client.services()?, service)?.servers.into_iter();
+            let found = find(client, service)?.servers.into_iter();
             let mut server = found
                 .map(|server| server.spec)
                 .find(|spec| spec.key == key)

@@ -34,7 +34,7 @@ use args::{ListRequest, Request, ServiceRequest};
 
 use crate::{
     api::{
-        client::{BlockingClient, ClientError},
+        client::{BlockingClient, ClientError, if_there},
         target::ClientOptions,
         types::{Change, Connection, ErrorCode, Scheduler, Service, ServiceKey, ServiceSpec, Timeouts},
     },
@@ -364,11 +364,7 @@ fn with_request(mut spec: ServiceSpec, request: ServiceRequest) -> Result<Servic
 }
 
 fn find(director: &mut dyn Director, key: ServiceKey) -> Result<Option<Service>, Failure> {
-    match director.service(key) {
-        Ok(service) => Ok(Some(service)),
-        Err(ClientError::Refused(error)) if error.code == ErrorCode::NoSuchService => Ok(None),
-        Err(error) => Err(unanswered(error)),
-    }
+    if_there(director.service(key)).map_err(unanswered)
 }
 
 /// An edited server keeps its health check, which ipvsadm has no words for.
