@@ -392,3 +392,26 @@ pub(super) fn mount_if_missing(root: &Path) -> anyhow::Result<()> {
         )
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documents_name_the_layout_that_there_is() {
+        const DIRECTORY: &str = "/sys/fs/bpf/lvs-xdp/v";
+        for document in [
+            include_str!("../../../README.md"),
+            include_str!("../../../ARCHITECTURE.md"),
+        ] {
+            let versions = document.split(DIRECTORY).skip(1);
+            let versions = Vec::from_iter(versions.map(|rest| rest.split('/').next()));
+            assert!(!versions.is_empty());
+            let now = ABI_VERSION.to_string();
+            assert!(
+                versions.iter().all(|version| *version == Some(now.as_str())),
+                "layout {now}, and the documents say {versions:?}"
+            );
+        }
+    }
+}
