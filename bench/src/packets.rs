@@ -441,6 +441,18 @@ fn new_connections(stage: &mut Stage, wanted: &Wanted<'_>) -> Result<()> {
             });
         }
     }
+    let row = "usual, new connection";
+    if wanted.has(row) {
+        stage.measure(Case {
+            row,
+            flows: NEW_FLOWS,
+            services: u64::from(SERVICES),
+            template: Template::tcp(PORT, tcp::SYN),
+            tested: Tested::Floor("usual"),
+            before: 2 * CONNECTIONS,
+            makes_room: false,
+        });
+    }
     new_connections_with_room(stage, wanted)?;
     let row = "SYN flood";
     if wanted.has(row) {
